@@ -1,0 +1,414 @@
+"""params.yaml as frozen, checked sections: one a stage, plus what several stages share.
+
+Every number of a run lives in params.yaml. Unknown keys, wrong types and values out of range are a
+`ConfigError` that names the file and the key's path. A stage is handed its own section only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from oxa.errors import ConfigError
+
+PAPER_SUFFIX = (
+    "\nLet's reason step by step. Enclose the reasoning process within <think>...</think>, then summarize it "
+    "and present the final answer within \\boxed{} — for example: <think>reasoning process here</think> "
+    "\\boxed{answer here}."
+)
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$")]
+Verdict = Literal["correct", "incorrect", "unparsable", "timeout", "bad_gold"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Prompt(Section):
+    """What every stage shows the model in front of a response."""
+
+    suffix: str = PAPER_SUFFIX
+    """Text appended to every problem (METHOD: the paper's instruction; empty for the small world)."""
+
+
+class Mapping(Section):
+    """Names a source's columns. A built-in mapping is given by its name instead."""
+
+    question: str
+    """Column with the problem's text."""
+    answer: str | None = None
+    """Column with the gold answer, or a list of accepted ones. None: the source carries no gold answer."""
+    responses: str | None = None
+    """Column with one response (text) or a list of them. None: the source carries no responses."""
+    tier: str | None = None
+    """Column with the difficulty, if any; metrics are then also given by tier."""
+    think: tuple[str, str] = ("<think>", "</think>")
+    """How the source opens and closes reasoning; rewritten to <think> and </think>."""
+
+
+class Source(Section):
+    """One file, hub dataset or generated set."""
+
+    source: str
+    """`world`; `hf:owner/name[:config][:split]`; or a .jsonl, .json or .parquet path under `sources.folder`."""
+    mapping: Literal["acereason", "openr1", "messages", "gsm8k", "math"] | Mapping | None = None
+    """A built-in mapping's name or the columns; none is needed for `world`."""
+    local: str | None = None
+    """File under `sources.folder` that is read in place of the hub's dataset when it is there."""
+    revision: str | None = None
+    """Commit of the hub dataset; without it the newest is taken, and two runs may differ."""
+    part: Annotated[str, Field(pattern=r"^\d+/\d+$")] | None = None
+    """`i/n`: only problems whose hash falls into part i (from 0) of n; disjoint parts share no problem."""
+    limit: Count | None = None
+    """Keep this many problems, chosen by hash (the same ones whatever the file's order)."""
+
+    @model_validator(mode="after")
+    def _has_mapping(self) -> Source:
+        if self.source != "world" and self.mapping is None:
+            raise ValueError(f"source {self.source!r} needs a `mapping`")
+        if self.part is not None:
+            index, count = map(int, self.part.split("/"))
+            if index >= count:
+                raise ValueError(f"part {self.part!r} must be i/n with i below n")
+        return self
+
+
+class Sources(Section):
+    """Where local data lies."""
+
+    folder: str = "sources"
+    """File or folder that holds every local source; DVC watches it for changes."""
+
+
+class World(Section):
+    """The small world's sizes (oxa/world.py)."""
+
+    seed: Seed = 0
+    """Seed of everything generated: problems, wordings, the teacher's choices, the corpus."""
+    num_train: Count = 1500
+    """Training problems."""
+    num_benchmark: Count = 200
+    """Problems of the benchmark `world`, over all tiers."""
+    num_teacher: Count = 4
+    """Teacher responses a training problem."""
+
+
+class FromScratch(Section):
+    """A tiny student pretrained here, on a corpus that is named below."""
+
+    kind: Literal["from_scratch"]
+    hidden_size: Count = 128
+    num_layers: Count = 4
+    num_heads: Count = 4
+    num_kv_heads: Count = 2
+    intermediate_size: Count = 384
+    max_position_embeddings: Count = 512
+    """Longest sequence, tokens."""
+    rope_theta: Positive = 100.0
+    tokenizer: Literal["words", "bpe"] = "words"
+    """`words`: whole words and single digits; `bpe`: byte-level BPE trained on the corpus."""
+    vocab_size: Count = 2048
+    """Upper bound of the BPE vocabulary; `words` takes what the corpus holds."""
+    corpus: list[Source]
+    """What the student is pretrained on."""
+    steps: Count = 1800
+    """Optimiser steps."""
+    batch_tokens: Count = 1280
+    """Tokens a step."""
+    learning_rate: Positive = 3e-3
+    warmup: Count = 100
+    """Steps of linear warm-up; cosine decay to a tenth of the learning rate follows."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    seed: Seed = 0
+    """Seed of the initial weights and of the order of documents."""
+    checkpoint_every: Count = 300
+    """Steps between checkpoints to resume from."""
+
+
+class Checkpoint(Section):
+    """A published student, taken over as it is but for the edits below."""
+
+    kind: Literal["checkpoint"]
+    model: str
+    """Hub id, or a local folder."""
+    revision: str | None = None
+    """Commit of the hub model; without it the newest is taken."""
+    rope_theta: Positive | None = None
+    """New rotary base (the paper: 1.0e6); none keeps the model's own."""
+    max_position_embeddings: Count | None = None
+    """New context length, tokens (the paper: 40000)."""
+    drop_system_prompt: bool = False
+    """Take the default system prompt out of the chat template (the paper does)."""
+
+
+class Decontamination(Section):
+    """A training problem is dropped when it shares too many word n-grams with a benchmark problem."""
+
+    ngram: Count = 10
+    """Words an n-gram; a shorter problem counts as one n-gram."""
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the training problem's n-grams found in one benchmark problem, from which on it is dropped."""
+
+
+class Ingest(Section):
+    """Teacher data and benchmarks become `problems` and teacher `responses`."""
+
+    teacher: list[Source] = Field(min_length=1)
+    benchmarks: dict[Name, Source]
+    decontamination: Decontamination = Decontamination()
+    max_chars: Count = 200_000
+    """A longer response is dropped (reason `too_long`), characters."""
+
+
+class Generate(Section):
+    """How text is generated, by the `sample` and `evaluate` stages alike."""
+
+    engine: Literal["torch"] = "torch"
+    batch_size: Count = 256
+    """Responses generated together."""
+
+
+class Sampling(Section):
+    """Settings of one draw."""
+
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_tokens: Count
+    """Longest response, tokens; one that reaches it has finish_reason `length`."""
+    seed: Seed = 0
+
+
+class Sample(Sampling):
+    """Self-samples: what the student itself answers to the training problems."""
+
+    model: str | None = None
+    """Checkpoint folder or hub id that samples; none: the base itself."""
+    num_samples: Count = 4
+    """Responses a training problem."""
+
+
+class Verify(Section):
+    """Answers are graded by math-verify in worker processes."""
+
+    timeout: Positive = 10.0
+    """Longest time for one answer, seconds; then its worker is killed and the verdict is `timeout`."""
+    workers: Count | None = None
+    """Worker processes; none: one a core."""
+    require_think: bool = True
+    """An answer counts only behind a </think>. False for sources without reasoning tags."""
+
+
+class Score(Section):
+    """Perplexity under the base."""
+
+    condition_on_prompt: bool = True
+    """Score ln p(response | prompt); false scores the response alone, as the released code does."""
+    max_length: Count = 32_768
+    """Longest sequence, tokens; what lies beyond is not scored and the row is flagged `truncated`."""
+    batch_tokens: Count = 8192
+    """Tokens of one forward pass, padding included."""
+    chunk: Count = 2048
+    """Positions whose logits exist at the same time."""
+    self_verdicts: list[Verdict] = ["incorrect"]
+    """Verdicts of self-samples that are scored."""
+
+
+class SelectionShared(Section):
+    """What all arms select by (METHOD §3)."""
+
+    num_ce: Count
+    """CE sequences of every arm (the paper: 50,000)."""
+    per_problem: Count = 1
+    """CE sequences from one problem, at most."""
+    mean: Positive = 2.5
+    """Mean μ of the Gaussian over ppl."""
+    std: Positive = 0.25
+    """Standard deviation σ of the Gaussian over ppl."""
+    ppl_min: Annotated[float, Field(ge=1)] = 1.0
+    ppl_max: Positive = 5.0
+    bin_width: Positive = 0.05
+    within_bin: Literal["longest", "random"] = "longest"
+    """Which responses of a bin go first; `longest` is the paper's rule."""
+    max_shortage: Share = 0.1
+    """Share of num_ce that the Gaussian's empty bins may leave unfilled before the stage fails."""
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _range(self) -> SelectionShared:
+        if self.ppl_max <= self.ppl_min:
+            raise ValueError("ppl_max must be above ppl_min")
+        return self
+
+
+class UnlikelihoodSet(Section):
+    """Which incorrect self-samples an arm suppresses."""
+
+    num: Count
+    """UL sequences (the paper: as many as CE)."""
+    min_ppl: Annotated[float, Field(ge=1)] = 1.2
+    """Floor: what is more likely than this is a degenerate loop."""
+    per_problem: Count = 1
+    verdicts: list[Verdict] = ["incorrect"]
+    """Verdicts taken as evidence of a wrong pattern."""
+    allow_length: bool = False
+    """Take responses that were cut by length, too."""
+
+
+class SelectionArm(Section):
+    ce: Literal["random", "lowest", "gaussian"]
+    """Rule of the CE set."""
+    ul: UnlikelihoodSet | None = None
+    """The UL set; none for arms without unlikelihood."""
+
+
+class Selection(Section):
+    shared: SelectionShared
+    arms: dict[Name, SelectionArm]
+
+
+class TrainShared(Section):
+    """What all arms train with."""
+
+    learning_rate: Positive = 5e-5
+    epochs: Positive = 6.0
+    """Passes over the CE set."""
+    warmup_ratio: Share = 0.03
+    """Share of the steps with rising learning rate; cosine decay follows."""
+    adam_beta1: Share = 0.9
+    adam_beta2: Share = 0.95
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    max_grad_norm: Positive = 1.0
+    num_ce: Count = 128
+    """CE sequences an optimiser step."""
+    micro_batch_size: Count = 1
+    """Sequences of one forward pass on one device; accumulation follows from it."""
+    normalization: Literal["sequence", "token"] = "sequence"
+    """`sequence`: each sequence weighs the same; `token`: each token does."""
+    max_length: Count = 32_768
+    """Longer sequences are dropped and counted, tokens."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights and of the arithmetic; bfloat16 needs hardware that has it."""
+    gradient_checkpointing: bool = False
+    checkpoint_every: Count = 50
+    """Optimiser steps between checkpoints to resume from."""
+    log_every: Count = 1
+    """Optimiser steps between logged metrics."""
+
+
+class TrainArm(Section):
+    num_ul: Annotated[int, Field(ge=0)] = 0
+    """UL sequences an optimiser step, beside the num_ce."""
+    ul_weight: Annotated[float, Field(ge=0)] = 1e-4
+    """λ: weight of the unlikelihood term."""
+
+
+class Train(Section):
+    shared: TrainShared
+    arms: dict[Name, TrainArm]
+
+
+class Evaluate(Sampling):
+    """Every checkpoint on every benchmark."""
+
+    num_samples: Count = 8
+    """Responses a problem (n of pass@k)."""
+    num_samples_by_benchmark: dict[Name, Count] = {}
+    """Benchmarks with another number (the paper: Minerva 64, others 128)."""
+
+
+class Report(Section):
+    """Summary, table and plots."""
+
+    baseline: Name = "sft"
+    """Arm that the others are compared with."""
+    resamples: Count = 2000
+    """Bootstrap resamples of an interval."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    seed: Seed = 0
+
+
+class Params(Section):
+    """A whole params.yaml."""
+
+    arms: list[Name] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
+    prompt: Prompt = Prompt()
+    sources: Sources = Sources()
+    world: World = World()
+    base: Annotated[FromScratch | Checkpoint, Field(discriminator="kind")]
+    ingest: Ingest
+    generate: Generate = Generate()
+    sample: Sample
+    verify: Verify = Verify()
+    score: Score = Score()
+    selection: Selection
+    train: Train
+    evaluate: Evaluate
+    report: Report = Report()
+
+    @model_validator(mode="after")
+    def _arms_agree(self) -> Params:
+        for arm in self.arms:
+            if arm not in self.selection.arms:
+                raise ValueError(f"arm {arm!r} has no entry in selection.arms")
+            if arm not in self.train.arms:
+                raise ValueError(f"arm {arm!r} has no entry in train.arms")
+            has_set, per_step = self.selection.arms[arm].ul is not None, self.train.arms[arm].num_ul
+            if has_set != (per_step > 0):
+                raise ValueError(
+                    f"arm {arm!r}: selection.arms.{arm}.ul and train.arms.{arm}.num_ul must both be set or both "
+                    "be absent"
+                )
+        for name in ("arms", "seeds"):
+            if len(set(getattr(self, name))) != len(getattr(self, name)):
+                raise ValueError(f"{name} holds an entry twice")
+        if self.report.baseline not in self.arms:
+            raise ValueError(f"report.baseline {self.report.baseline!r} is not one of the arms {self.arms}")
+        return self
+
+
+def load(path: Path) -> Params:
+    """Reads and checks a params file.
+
+    Raises ConfigError, one line a fault, each with the key's path, what was found and what was expected.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; run in the project's folder or name one with --params") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected sections such as `base:` and `train:`, found {type(raw).__name__}")
+    return check(raw, str(path))
+
+
+def check(raw: dict[str, Any], where: str) -> Params:
+    """The same for a parsed file; `where` names it in errors."""
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentence(where, fault) for fault in error.errors())) from None
+
+
+def _sentence(where: str, fault: Any) -> str:
+    # pydantic puts the union's tag into the location; a person looks for the key in the file
+    path = [str(p) for p in fault["loc"] if p not in ("from_scratch", "checkpoint", "Mapping") and "[" not in str(p)]
+    key = ".".join(path) or "the file"
+    if fault["type"] == "extra_forbidden":
+        return f"{where}: {key}: unknown key; check its spelling against the sections in oxa/config.py"
+    if fault["type"] == "missing":
+        return f"{where}: {key}: missing; give it a value"
+    message = fault["msg"].removeprefix("Value error, ")
+    found = fault["input"]
+    shown = "" if isinstance(found, dict) or message.startswith(("arm ", "source ")) else f", found {found!r}"
+    return f"{where}: {key}: {message[0].lower()}{message[1:]}{shown}"

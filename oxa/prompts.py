@@ -1,0 +1,40 @@
+"""The text around a response: the user turn, the chat template, and where reasoning ends.
+
+One definition for sampling, scoring, training and evaluation, so that all see the same tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+THINK, END_THINK = "<think>", "</think>"
+
+
+def user_turn(question: str, suffix: str) -> str:
+    """The user's message: the problem and the instruction."""
+    return question + suffix
+
+
+def prompt_ids(tokenizer: Any, user: str) -> list[int]:
+    """Token ids up to where the response begins: the rendered user turn with the generation prompt."""
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True
+    )
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def response_ids(tokenizer: Any, text: str, *, end: bool) -> list[int]:
+    """Token ids of a response, verbatim; with `end`, the end-of-sequence token that closes it.
+
+    Prompt and response are tokenised apart, so that sampling, scoring and training agree on the boundary.
+    """
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return [*ids, tokenizer.eos_token_id] if end else ids
+
+
+def answer_part(text: str, *, require_think: bool = True) -> str | None:
+    """What follows the last </think>; without one, None, or the whole text if `require_think` is off."""
+    _, tag, tail = text.rpartition(END_THINK)
+    if tag:
+        return tail
+    return None if require_think else text

@@ -1,0 +1,178 @@
+"""The tables between stages: their Arrow schemas, and reading and writing that checks them.
+
+Parquet, long format, one row a thing, joined by id. Files appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from oxa.errors import DataError
+
+PROBLEMS = pa.schema(
+    [
+        ("problem_id", pa.string()),
+        ("source", pa.string()),
+        ("question", pa.string()),
+        ("answers", pa.list_(pa.string())),  # accepted gold answers: one is enough
+        ("tier", pa.string()),  # difficulty where the source tells, else ""
+        ("split", pa.string()),  # "train" or the benchmark's name
+    ]
+)
+RESPONSES = pa.schema(
+    [
+        ("response_id", pa.string()),
+        ("problem_id", pa.string()),
+        ("origin", pa.string()),  # teacher, self
+        ("model", pa.string()),
+        ("sample_index", pa.int32()),
+        ("seed", pa.int64()),  # -1 where nothing was drawn
+        ("text", pa.string()),  # verbatim
+        ("num_tokens", pa.int32()),  # of the model that wrote it; -1 where unknown
+        ("finish_reason", pa.string()),  # stop, length
+        ("mean_entropy", pa.float32()),  # nats a token under the sampler; NaN where unknown
+    ]
+)
+VERDICTS = pa.schema([("response_id", pa.string()), ("verdict", pa.string()), ("predicted", pa.string())])
+SCORES = pa.schema(
+    [
+        ("response_id", pa.string()),
+        ("scorer", pa.string()),
+        ("mean_nll", pa.float64()),  # nats a token
+        ("ppl", pa.float64()),
+        ("num_tokens", pa.int32()),
+        ("truncated", pa.bool_()),
+        ("mean_entropy", pa.float64()),  # nats a token
+    ]
+)
+TRAIN = pa.schema(
+    [
+        ("response_id", pa.string()),
+        ("problem_id", pa.string()),
+        ("prompt", pa.string()),  # the user turn: question and suffix, before the chat template
+        ("completion", pa.string()),
+        ("objective", pa.string()),  # ce, ul
+        ("ppl", pa.float64()),
+        ("num_tokens", pa.int32()),  # of the completion under the scorer
+    ]
+)
+GENERATIONS = pa.schema(
+    [
+        ("benchmark", pa.string()),
+        ("problem_id", pa.string()),
+        ("tier", pa.string()),
+        ("sample_index", pa.int32()),
+        ("text", pa.string()),
+        ("num_tokens", pa.int32()),
+        ("finish_reason", pa.string()),
+        ("verdict", pa.string()),
+        ("predicted", pa.string()),
+        ("mean_entropy", pa.float32()),
+    ]
+)
+REJECTS = pa.schema(
+    [
+        ("source", pa.string()),
+        ("row", pa.int64()),  # from 0, in the source
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("text", pa.string()),  # what was dropped
+    ]
+)
+CONTAMINATION = pa.schema(
+    [
+        ("problem_id", pa.string()),
+        ("question", pa.string()),
+        ("benchmark", pa.string()),
+        ("benchmark_problem_id", pa.string()),
+        ("benchmark_question", pa.string()),
+        ("share", pa.float64()),
+    ]
+)
+
+
+def problem_id(question: str) -> str:
+    """Stable id: hash of the question with Unicode, case and white space normalised."""
+    normal = re.sub(r"\s+", " ", unicodedata.normalize("NFKC", question)).strip().casefold()
+    return hashlib.sha256(normal.encode()).hexdigest()[:16]
+
+
+def response_id(problem: str, origin: str, model: str, key: str) -> str:
+    """Stable id of a response; `key` tells the problem's responses apart (its text, or "seed/sample_index")."""
+    return hashlib.sha256("\0".join((problem, origin, model, key)).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yields a path beside `path` to write to; it takes the name `path` only if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write(path: Path, rows: pa.Table | list[dict[str, Any]] | dict[str, Any], schema: pa.Schema) -> None:
+    """Writes a table (rows, or columns by name) with exactly this schema, atomically."""
+    if isinstance(rows, list):
+        table = pa.Table.from_pylist(rows, schema=schema)
+    elif isinstance(rows, dict):
+        table = pa.table(rows, schema=schema)
+    else:
+        table = rows.select(schema.names).cast(schema)
+    with atomic(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """Reads a table (memory-mapped, only `columns` if given).
+
+    Raises DataError where the file is missing, is not Parquet or has other columns.
+    """
+    try:
+        found = pq.read_schema(path)
+        names = set(columns or schema.names)
+        for field in schema:
+            if field.name in names and field.name not in found.names:
+                raise DataError(f"{path}: no column {field.name!r}; found {found.names}; make it again with dvc repro")
+        table = pq.read_table(path, columns=columns or schema.names, memory_map=True)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; `dvc repro` makes it") from None
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+    return table.cast(pa.schema([schema.field(name) for name in table.column_names]))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON, keys in order, atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON; DataError where it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; `dvc repro` makes it") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from None
+
+
+class Log(Protocol):
+    """Takes a stage's metrics while it runs: log(step, name=value, ...)."""
+
+    def __call__(self, step: int, **values: float) -> None: ...

@@ -99,20 +99,29 @@ class World(Section):
     """Problems of the benchmark `world`, over all tiers."""
     num_teacher: Count = 4
     """Teacher responses a training problem."""
+    strategy_documents: Count = 22_000
+    """Documents of the corpus in which the rare strategies are learnt; after them the habit sets in."""
 
 
 class FromScratch(Section):
     """A tiny student pretrained here, on a corpus that is named below."""
 
     kind: Literal["from_scratch"]
+    """Marks a student that is pretrained here."""
     hidden_size: Count = 128
+    """Width of the residual stream."""
     num_layers: Count = 4
+    """Transformer blocks."""
     num_heads: Count = 4
+    """Attention heads a layer."""
     num_kv_heads: Count = 2
+    """Key-value heads a layer (grouped-query attention)."""
     intermediate_size: Count = 384
+    """Width of the feed-forward part."""
     max_position_embeddings: Count = 512
     """Longest sequence, tokens."""
     rope_theta: Positive = 100.0
+    """Rotary base; short sequences want a small one."""
     tokenizer: Literal["words", "bpe"] = "words"
     """`words`: whole words and single digits; `bpe`: byte-level BPE trained on the corpus."""
     vocab_size: Count = 2048
@@ -124,9 +133,11 @@ class FromScratch(Section):
     batch_tokens: Count = 1280
     """Tokens a step."""
     learning_rate: Positive = 3e-3
+    """Peak of the schedule."""
     warmup: Count = 100
     """Steps of linear warm-up; cosine decay to a tenth of the learning rate follows."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay of AdamW."""
     seed: Seed = 0
     """Seed of the initial weights and of the order of documents."""
     checkpoint_every: Count = 300
@@ -137,6 +148,7 @@ class Checkpoint(Section):
     """A published student, taken over as it is but for the edits below."""
 
     kind: Literal["checkpoint"]
+    """Marks a student that exists."""
     model: str
     """Hub id, or a local folder."""
     revision: str | None = None
@@ -162,8 +174,11 @@ class Ingest(Section):
     """Teacher data and benchmarks become `problems` and teacher `responses`."""
 
     teacher: list[Source] = Field(min_length=1)
+    """Sources of training problems and teacher responses."""
     benchmarks: dict[Name, Source]
+    """Benchmarks by name."""
     decontamination: Decontamination = Decontamination()
+    """What counts as a training problem that repeats a benchmark problem."""
     max_chars: Count = 200_000
     """A longer response is dropped (reason `too_long`), characters."""
 
@@ -172,6 +187,7 @@ class Generate(Section):
     """How text is generated, by the `sample` and `evaluate` stages alike."""
 
     engine: Literal["torch"] = "torch"
+    """`torch`: this process, on the CPU or one GPU."""
     batch_size: Count = 256
     """Responses generated together."""
 
@@ -182,9 +198,11 @@ class Sampling(Section):
     temperature: Annotated[float, Field(ge=0)] = 1.0
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus: the fewest tokens whose probability reaches this; 1 keeps all."""
     max_tokens: Count
     """Longest response, tokens; one that reaches it has finish_reason `length`."""
     seed: Seed = 0
+    """Seed of every draw."""
 
 
 class Sample(Sampling):
@@ -218,6 +236,9 @@ class Score(Section):
     """Tokens of one forward pass, padding included."""
     chunk: Count = 2048
     """Positions whose logits exist at the same time."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights; log-probabilities are reduced in float32 either way. Only float32 scores are independent
+    of batching to 1e-5."""
     self_verdicts: list[Verdict] = ["incorrect"]
     """Verdicts of self-samples that are scored."""
 
@@ -234,13 +255,17 @@ class SelectionShared(Section):
     std: Positive = 0.25
     """Standard deviation σ of the Gaussian over ppl."""
     ppl_min: Annotated[float, Field(ge=1)] = 1.0
+    """Lower end of the bins."""
     ppl_max: Positive = 5.0
+    """Upper end of the bins."""
     bin_width: Positive = 0.05
+    """Width of a bin, in ppl."""
     within_bin: Literal["longest", "random"] = "longest"
     """Which responses of a bin go first; `longest` is the paper's rule."""
     max_shortage: Share = 0.1
     """Share of num_ce that the Gaussian's empty bins may leave unfilled before the stage fails."""
     seed: Seed = 0
+    """Seed of every draw."""
 
     @model_validator(mode="after")
     def _range(self) -> SelectionShared:
@@ -257,6 +282,7 @@ class UnlikelihoodSet(Section):
     min_ppl: Annotated[float, Field(ge=1)] = 1.2
     """Floor: what is more likely than this is a degenerate loop."""
     per_problem: Count = 1
+    """UL sequences from one problem, at most."""
     verdicts: list[Verdict] = ["incorrect"]
     """Verdicts taken as evidence of a wrong pattern."""
     allow_length: bool = False
@@ -272,21 +298,28 @@ class SelectionArm(Section):
 
 class Selection(Section):
     shared: SelectionShared
+    """What holds for every arm."""
     arms: dict[Name, SelectionArm]
+    """What is an arm's own."""
 
 
 class TrainShared(Section):
     """What all arms train with."""
 
     learning_rate: Positive = 5e-5
+    """Peak of the schedule (the paper: 2.5e-4 for 1.5B, 5e-5 for 7B)."""
     epochs: Positive = 6.0
     """Passes over the CE set."""
     warmup_ratio: Share = 0.03
     """Share of the steps with rising learning rate; cosine decay follows."""
     adam_beta1: Share = 0.9
+    """AdamW's decay of the first moment."""
     adam_beta2: Share = 0.95
+    """AdamW's decay of the second moment."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay of AdamW."""
     max_grad_norm: Positive = 1.0
+    """Gradients are clipped to this norm."""
     num_ce: Count = 128
     """CE sequences an optimiser step."""
     micro_batch_size: Count = 1
@@ -298,6 +331,7 @@ class TrainShared(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights and of the arithmetic; bfloat16 needs hardware that has it."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
     checkpoint_every: Count = 50
     """Optimiser steps between checkpoints to resume from."""
     log_every: Count = 1
@@ -313,7 +347,9 @@ class TrainArm(Section):
 
 class Train(Section):
     shared: TrainShared
+    """What holds for every arm."""
     arms: dict[Name, TrainArm]
+    """What is an arm's own."""
 
 
 class Evaluate(Sampling):
@@ -333,14 +369,18 @@ class Report(Section):
     resamples: Count = 2000
     """Bootstrap resamples of an interval."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Coverage of the intervals."""
     seed: Seed = 0
+    """Seed of every draw."""
 
 
 class Params(Section):
     """A whole params.yaml."""
 
     arms: list[Name] = Field(min_length=1)
+    """Arms that are selected, trained, evaluated and compared."""
     seeds: list[Seed] = Field(min_length=1)
+    """Fine-tuning seeds; every arm is trained with each."""
     prompt: Prompt = Prompt()
     sources: Sources = Sources()
     world: World = World()
@@ -384,11 +424,15 @@ def load(path: Path) -> Params:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; run in the project's folder or name one with --params") from None
+        raise ConfigError(
+            f"{path}: no such file; run in the project's folder or name one with --params"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected sections such as `base:` and `train:`, found {type(raw).__name__}")
+        raise ConfigError(
+            f"{path}: expected sections such as `base:` and `train:`, found {type(raw).__name__}"
+        )
     return check(raw, str(path))
 
 
@@ -402,7 +446,11 @@ def check(raw: dict[str, Any], where: str) -> Params:
 
 def _sentence(where: str, fault: Any) -> str:
     # pydantic puts the union's tag into the location; a person looks for the key in the file
-    path = [str(p) for p in fault["loc"] if p not in ("from_scratch", "checkpoint", "Mapping") and "[" not in str(p)]
+    path = [
+        str(p)
+        for p in fault["loc"]
+        if p not in ("from_scratch", "checkpoint", "Mapping") and "[" not in str(p)
+    ]
     key = ".".join(path) or "the file"
     if fault["type"] == "extra_forbidden":
         return f"{where}: {key}: unknown key; check its spelling against the sections in oxa/config.py"

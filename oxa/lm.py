@@ -72,7 +72,9 @@ class TokenStatistics(NamedTuple):
 
 
 @torch.no_grad()
-def token_statistics(model: Any, input_ids: Tensor, attention_mask: Tensor, scored: Tensor, chunk: int) -> TokenStatistics:
+def token_statistics(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, scored: Tensor, chunk: int
+) -> TokenStatistics:
     """ln p(token | what stands before it) and entropies at the positions that `scored` marks.
 
     input_ids, attention_mask, scored: [B, T], right-padded; scored[:, 0] must be false (nothing stands before it).
@@ -80,7 +82,9 @@ def token_statistics(model: Any, input_ids: Tensor, attention_mask: Tensor, scor
     reduced in float32. Padding and unscored positions cost the head nothing.
     """
     assert not scored[:, 0].any()
-    hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    hidden = model.base_model(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+    ).last_hidden_state
     before = hidden[:, :-1][scored[:, 1:]]  # [N, H]
     tokens = input_ids[scored]  # [N]
     head = model.get_output_embeddings()

@@ -147,7 +147,9 @@ def read(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.
         names = set(columns or schema.names)
         for field in schema:
             if field.name in names and field.name not in found.names:
-                raise DataError(f"{path}: no column {field.name!r}; found {found.names}; make it again with dvc repro")
+                raise DataError(
+                    f"{path}: no column {field.name!r}; found {found.names}; make it again with dvc repro"
+                )
         table = pq.read_table(path, columns=columns or schema.names, memory_map=True)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; `dvc repro` makes it") from None
@@ -159,7 +161,9 @@ def read(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON, keys in order, atomically."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def read_json(path: Path) -> Any:

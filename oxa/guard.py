@@ -1,0 +1,247 @@
+"""A guard round every stage: same inputs in, whole outputs out, and a kill -9 costs only the last minutes.
+
+    with guard.stage("train@sft-0", module="oxa.train", inputs=…, outputs=…, config=…) as run:
+        …                         # works in run.scratch, writes to run.outputs[name]
+
+- Work that can be resumed lies in `.work/<stage>/<key>/`. The key is a hash of the inputs' content, the stage's
+  configuration and the code it runs, so a rerun finds its own checkpoints and never those of other inputs.
+- Outputs are written there, too, and take their final names only when the stage has succeeded.
+- The inputs are hashed before and looked at again afterwards: DVC hashes dependencies when a command has ended, and
+  would record an input edited meanwhile as the one that was used. Here the stage fails and stays stale.
+- Under DVC the stage dies with it (Linux), and two copies of one stage never run at the same time.
+"""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oxa.errors import DataError, UserError
+
+PACKAGE = Path(__file__).parent
+WORK = Path(".work")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a guarded stage works with."""
+
+    scratch: Path
+    """Folder for checkpoints and finished shards; survives a kill, is removed after success."""
+    outputs: dict[str, Path]
+    """Where to write each output; moved into place at the end."""
+
+
+@contextmanager
+def stage(
+    name: str,
+    *,
+    module: str,
+    inputs: Mapping[str, Path],
+    outputs: Mapping[str, Path],
+    config: Any,
+    work: Path = WORK,
+) -> Iterator[Run]:
+    """Guards one stage; see the module's text. `config` is whatever JSON can hold.
+
+    Raises DataError where an input is missing, an output cannot be written or an input changed meanwhile, and
+    UserError where another process runs the same stage on the same inputs.
+    """
+    _die_with_dvc()
+    for label, path in inputs.items():
+        if not path.exists():
+            raise DataError(
+                f"{path}: no such file or folder (--{label.replace('_', '-')}); `dvc repro` makes it"
+            )
+    for path in outputs.values():
+        _make_folder(path.parent)
+    own = {path.resolve() for path in outputs.values()}
+    before = {path: Fingerprint.of(path, own) for path in inputs.values()}
+    key = _hash_text(
+        json.dumps(
+            {
+                "config": config,
+                "inputs": {label: before[path].content() for label, path in inputs.items()},
+                "code": {path.name: _hash_file(path) for path in imported_modules(module)},
+            },
+            sort_keys=True,
+        )
+    )[:16]
+    folder = work / name / key
+    _make_folder(folder / "out")
+    with _only_one(folder, name):
+        staged = {label: folder / "out" / path.name for label, path in outputs.items()}
+        assert len({path.name for path in outputs.values()}) == len(outputs)
+        for path in staged.values():
+            _remove(path)
+        yield Run(scratch=folder / "scratch", outputs=staged)
+        for path, fingerprint in before.items():
+            if not fingerprint.still_holds(own):
+                raise DataError(
+                    f"{path}: changed while stage {name} was reading it; nothing was kept, run the stage again"
+                )
+        for label, path in staged.items():
+            _into_place(path, outputs[label])
+        _forget(work / name, keep_locked=folder)
+
+
+def imported_modules(module: str) -> list[Path]:
+    """Source files of `module` and of every oxa module that it imports, directly or not, sorted.
+
+    Read off the syntax tree, imports inside functions included.
+    """
+    seen: set[Path] = set()
+    todo = [module]
+    while todo:
+        path = PACKAGE / f"{todo.pop().removeprefix('oxa.')}.py"
+        if path in seen:
+            continue
+        seen.add(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module == "oxa":
+                names = [f"oxa.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module]
+            todo += [name for name in names if name.startswith("oxa.")]
+    return sorted(seen)
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a file or folder held: size, time and identity of every file, and its content's hash."""
+
+    path: Path
+    files: dict[str, tuple[tuple[int, int, int], str]]
+
+    @classmethod
+    def of(cls, path: Path, leave_out: Iterable[Path] = ()) -> Fingerprint:
+        """Reads and hashes everything under `path`, but for `leave_out`."""
+        return cls(path, {name: (_stat(file), _hash_file(file)) for name, file in _files(path, leave_out)})
+
+    def content(self) -> dict[str, str]:
+        """Hash by relative name."""
+        return {name: digest for name, (_, digest) in self.files.items()}
+
+    def still_holds(self, leave_out: Iterable[Path] = ()) -> bool:
+        """Whether the content is the same now; only files whose size, time or identity moved are read again."""
+        try:
+            now = dict(_files(self.path, leave_out))
+            return now.keys() == self.files.keys() and all(
+                _stat(file) == self.files[name][0] or _hash_file(file) == self.files[name][1]
+                for name, file in now.items()
+            )
+        except FileNotFoundError:
+            return False
+
+
+def _files(path: Path, leave_out: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+    if path.is_dir():
+        for file in sorted(path.rglob("*")):
+            if file.is_file() and file.resolve() not in leave_out:
+                yield file.relative_to(path).as_posix(), file
+    else:
+        yield "", path
+
+
+def _stat(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror}); free the path or choose another"
+        ) from None
+
+
+@contextmanager
+def _only_one(folder: Path, name: str) -> Iterator[None]:
+    with (folder / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"stage {name} already runs on the same inputs (process {lock.read().strip() or 'unknown'}); "
+                "wait for it or end it"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        (folder / "scratch").mkdir(exist_ok=True)
+        yield
+
+
+def _forget(stage_folder: Path, keep_locked: Path) -> None:
+    """Removes the finished run's folder and those that earlier inputs left behind, unless one is at work there."""
+    for folder in stage_folder.iterdir():
+        with (folder / "lock").open("a+") as lock:
+            try:
+                if folder != keep_locked:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            shutil.rmtree(folder)
+
+
+def _into_place(staged: Path, final: Path) -> None:
+    """Renames; where the two lie on different disks, copies beside the final name first."""
+    assert staged.exists(), f"the stage did not write {final}"
+    try:
+        if final.is_dir():
+            shutil.rmtree(final)
+        os.replace(staged, final)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        beside = final.with_name(f".{final.name}.part")
+        _remove(beside)
+        shutil.copytree(staged, beside) if staged.is_dir() else shutil.copy2(staged, beside)
+        os.replace(beside, final)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _die_with_dvc() -> None:
+    """Asks the kernel to end this process when its parent, DVC, is gone: a killed DVC would leave it running."""
+    if "DVC_STAGE" in os.environ and sys.platform == "linux":
+        parent = os.getppid()
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() != parent or parent == 1:
+            sys.exit("DVC ended before this stage began")

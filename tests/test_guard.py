@@ -1,0 +1,131 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from oxa import guard
+from oxa.errors import DataError, UserError
+
+
+def run_stage(
+    tmp_path: Path, text: str = "out", *, config: object = None, during=lambda run: None
+) -> guard.Run:
+    with guard.stage(
+        "stage@a",
+        module="oxa.prompts",
+        inputs={"data": tmp_path / "input"},
+        outputs={"output": tmp_path / "deep" / "out.txt", "folder": tmp_path / "made"},
+        config=config,
+        work=tmp_path / ".work",
+    ) as run:
+        during(run)
+        run.outputs["output"].write_text(text)
+        run.outputs["folder"].mkdir()
+        (run.outputs["folder"] / "a").write_text(text)
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input" / "rows").write_text("1")
+    return tmp_path
+
+
+def test_outputs_take_their_names_and_the_scratch_goes_when_the_stage_succeeds(folder: Path):
+    run_stage(folder)
+    run_stage(folder, "second")
+    assert (folder / "deep" / "out.txt").read_text() == "second"
+    assert (folder / "made" / "a").read_text() == "second"
+    assert not list((folder / ".work" / "stage@a").iterdir())
+
+
+def test_a_failed_stage_leaves_no_output_and_keeps_its_scratch_for_the_same_inputs_only(folder: Path):
+    seen = []
+
+    def fail(run: guard.Run) -> None:
+        seen.append(run.scratch)
+        (run.scratch / "checkpoint").write_text("half way")
+        raise KeyError("boom")
+
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            run_stage(folder, during=fail)
+    assert seen[0] == seen[1]
+    assert (seen[0] / "checkpoint").exists()
+    assert not (folder / "deep" / "out.txt").exists()
+    for change in (lambda: (folder / "input" / "rows").write_text("2"), lambda: None):
+        change()
+        with pytest.raises(KeyError):
+            run_stage(folder, config={"steps": len(seen)}, during=fail)
+    assert len(set(seen)) == 3
+    run_stage(folder)
+    assert not list((folder / ".work" / "stage@a").iterdir()), "scratch of stale inputs goes, too"
+
+
+def test_an_input_edited_meanwhile_fails_the_stage_and_keeps_nothing(folder: Path):
+    with pytest.raises(DataError, match="changed while stage stage@a was reading it"):
+        run_stage(folder, during=lambda run: (folder / "input" / "rows").write_text("3"))
+    assert not (folder / "deep" / "out.txt").exists()
+
+
+def test_an_input_added_meanwhile_fails_the_stage(folder: Path):
+    with pytest.raises(DataError, match="changed while"):
+        run_stage(folder, during=lambda run: (folder / "input" / "more").write_text("3"))
+
+
+def test_an_input_touched_but_not_changed_is_fine(folder: Path):
+    run_stage(folder, during=lambda run: os.utime(folder / "input" / "rows", (1, 1)))
+    assert (folder / "deep" / "out.txt").exists()
+
+
+def test_a_missing_input_is_named(tmp_path: Path):
+    with pytest.raises(DataError, match=r"input: no such file or folder \(--data\)"):
+        run_stage(tmp_path)
+
+
+def test_an_output_that_cannot_be_written_is_named_before_any_work(folder: Path):
+    (folder / "deep").write_text("a file where a folder must be")
+    with pytest.raises(DataError, match="deep: cannot be written"):
+        run_stage(folder, during=lambda run: pytest.fail("the stage ran"))
+
+
+def test_the_second_of_two_copies_says_who_runs(folder: Path):
+    with pytest.raises(UserError, match=f"already runs on the same inputs .process {os.getpid()}"):
+        run_stage(folder, during=lambda run: run_stage(folder))
+
+
+def test_imports_inside_functions_and_of_imports_count():
+    names = [path.name for path in guard.imported_modules("oxa.score")]
+    assert {"score.py", "records.py", "errors.py", "batches.py", "lm.py"} <= set(names)
+    assert "cli.py" not in names
+
+
+def test_a_stage_dies_with_the_dvc_that_started_it(folder: Path):
+    code = (
+        "import time; from oxa import guard; guard._die_with_dvc(); print('up', flush=True); time.sleep(60)"
+    )
+    parent_code = (
+        "import subprocess, sys, time;"
+        f"child = subprocess.Popen([sys.executable, '-c', {code!r}], stdout=subprocess.PIPE, text=True);"
+        "child.stdout.readline(); print(child.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", parent_code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"DVC_STAGE": "stage@a"},
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    os.kill(child, 0)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
+        assert time.monotonic() < deadline, "the stage outlived its DVC"
+        time.sleep(0.05)

@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import make_checkpoint
+from oxa import lm
+from oxa.errors import DataError
+
+
+def reference(model, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain float32 log-probabilities and entropies of the tokens from the second on, all logits at once."""
+    log_p = model(input_ids[None]).logits[0, :-1].float().log_softmax(-1)
+    return log_p.gather(-1, input_ids[1:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+
+
+@torch.no_grad()
+def test_statistics_equal_a_plain_forward_for_any_chunk_and_padding(checkpoint: Path):
+    model, _ = lm.load(checkpoint)
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(5, 200, (n,), generator=generator) for n in (3, 17, 40)]
+    input_ids = torch.zeros(3, 40, dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    scored = torch.zeros_like(input_ids, dtype=torch.bool)
+    for i, (row, start) in enumerate(zip(rows, (1, 4, 30), strict=True)):
+        input_ids[i, : len(row)], mask[i, : len(row)], scored[i, start : len(row)] = row, 1, True
+    expected = [reference(model, row) for row in rows]
+    log_probs = torch.cat([e[0][start - 1 :] for e, start in zip(expected, (1, 4, 30), strict=True)])
+    entropies = torch.cat([e[1][start - 1 :] for e, start in zip(expected, (1, 4, 30), strict=True)])
+    for chunk in (1, 7, 1000):
+        found = lm.token_statistics(model, input_ids, mask, scored, chunk)
+        torch.testing.assert_close(found.log_probs, log_probs, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.entropies, entropies, rtol=1e-5, atol=1e-5)
+
+
+def test_pickled_weights_are_refused(tmp_path: Path):
+    folder = make_checkpoint(tmp_path / "model")
+    model, _ = lm.load(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(DataError, match="no usable model"):
+        lm.load(folder)
+
+
+def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path):
+    with pytest.raises(DataError, match=r"not a checkpoint folder \(no config.json\)"):
+        lm.load(tmp_path)
+
+
+def test_a_model_nobody_has_is_one_sentence():
+    with pytest.raises(DataError, match="nobody/nothing: no usable"):
+        lm.load("nobody/nothing")

@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from oxa import records
+from oxa.errors import DataError
+
+
+def test_rows_come_back_as_written_and_only_the_asked_columns(tmp_path: Path):
+    rows = [{"response_id": "a", "verdict": "correct", "predicted": None}]
+    records.write(tmp_path / "v.parquet", rows, records.VERDICTS)
+    assert records.read(tmp_path / "v.parquet", records.VERDICTS).to_pylist() == rows
+    assert records.read(tmp_path / "v.parquet", records.VERDICTS, ["verdict"]).column_names == ["verdict"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):
+    path = tmp_path / "v.json"
+    records.write_json(path, {"old": 1})
+    with pytest.raises(RuntimeError), records.atomic(path) as temporary:
+        temporary.write_text("half of the n")
+        raise RuntimeError
+    assert records.read_json(path) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["v.json"]
+
+
+def test_missing_broken_and_foreign_files_are_named(tmp_path: Path):
+    with pytest.raises(DataError, match=r"none.parquet: no such file"):
+        records.read(tmp_path / "none.parquet", records.VERDICTS)
+    (tmp_path / "text.parquet").write_text("not parquet")
+    with pytest.raises(DataError, match=r"text.parquet: not a readable Parquet file"):
+        records.read(tmp_path / "text.parquet", records.VERDICTS)
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x.parquet: no column 'response_id'; found \['x'\]"):
+        records.read(tmp_path / "x.parquet", records.VERDICTS)
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(DataError, match=r"x.json: not valid JSON"):
+        records.read_json(tmp_path / "x.json")
+
+
+def test_a_problem_keeps_its_id_over_case_space_and_unicode_forms():
+    assert records.problem_id("What is  2+2?\n") == records.problem_id("what is 2+2?")
+    assert records.problem_id("ﬁnd x") == records.problem_id("find x")
+    assert records.problem_id("find x") != records.problem_id("find y")
+
+
+def test_response_ids_tell_their_parts_apart():
+    assert records.response_id("ab", "c", "", "") != records.response_id("a", "bc", "", "")

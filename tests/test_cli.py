@@ -1,0 +1,149 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from oxa import cli, config
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def fails_with_one_sentence(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Runs a command that must fail as a user's mistake; returns its sentence."""
+    assert cli.main(argv) == 2
+    said = capsys.readouterr().err
+    sentences = [line for line in said.splitlines() if line.startswith("oxa: ")]
+    assert len(sentences) == 1, said
+    assert "Traceback" not in said
+    return sentences[0]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project folder with the default parameters, and the working directory there."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "sources").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+INGEST = [
+    "ingest",
+    *(
+        w
+        for name in ("problems", "responses", "rejects", "contamination", "metrics")
+        for w in (f"--{name}", f"out/{name}")
+    ),
+]
+
+
+@pytest.mark.parametrize("command", [*cli.STAGES, "doctor", "use", "summary"])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, "--help"])
+    assert end.value.code == 0
+    assert len(capsys.readouterr().out) > 150
+
+
+def test_without_params_it_says_where_to_go(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "params.yaml: no such file" in fails_with_one_sentence(capsys, *INGEST)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_input_is_named_with_its_option(project, capsys):
+    said = fails_with_one_sentence(
+        capsys,
+        "verify",
+        "--origin",
+        "self",
+        "--problems",
+        "p",
+        "--responses",
+        "r",
+        "--output",
+        "o",
+        "--metrics",
+        "m",
+    )
+    assert "p: no such file or folder (--problems)" in said
+    assert not (project / "o").exists()
+
+
+def test_an_arm_nobody_described_is_named(project, capsys):
+    paths = [w for option in cli.STAGES["selection"].inputs for w in (f"--{option.replace('_', '-')}", "x")]
+    said = fails_with_one_sentence(
+        capsys, "selection", "--arm", "new", *paths, "--output", "o", "--metrics", "m"
+    )
+    assert "selection.arms.new: missing; known here: sft, sft_lp, oxa_mle, oxa_full" in said
+
+
+def test_a_path_that_cannot_be_written_is_named_and_nothing_is_left(project, capsys):
+    (project / "out").write_text("a file where the folder should be")
+    assert "out: cannot be written" in fails_with_one_sentence(capsys, *INGEST)
+    assert (project / "out").read_text() == "a file where the folder should be"
+
+
+def test_a_stage_writes_all_its_outputs_or_none(project, capsys):
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["world"] |= {"num_train": 20, "num_benchmark": 8}
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    assert cli.main(INGEST) == 0
+    assert {path.name for path in (project / "out").iterdir()} == {
+        "problems",
+        "responses",
+        "rejects",
+        "contamination",
+        "metrics",
+    }
+    assert json.loads((project / "out" / "metrics").read_text())["totals"]["problems"] > 0
+    shutil.rmtree(project / "out")
+    params["ingest"]["teacher"].append({"source": "none.jsonl", "mapping": "math"})
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    assert "none.jsonl" in fails_with_one_sentence(capsys, *INGEST)
+    assert list((project / "out").iterdir()) == []
+
+
+def test_a_preset_becomes_the_params_file_with_values_set_on_the_way(project, capsys):
+    (project / "preset.yaml").write_text("# why\n" + (ROOT / "params.yaml").read_text())
+    (project / "params.yaml").unlink()
+    assert (
+        cli.main(["use", "preset.yaml", "--set", "sources.folder=../data", "--set", "sample.temperature=0.5"])
+        == 0
+    )
+    params = config.load(project / "params.yaml")
+    assert params.sources.folder == "../data"
+    assert params.sample.temperature == 0.5
+    assert (project / "params.yaml").read_text().startswith("# why\n"), "comments stay"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "sentence"),
+    [
+        ("sources.folder", "expected KEY=VALUE"),
+        ("sample.temprature=1", "sample.temprature: unknown key"),
+        ("sample.temperature=hot", "sample.temperature: input should be a valid number"),
+        ("seeds.first=1", "does not lead through sections"),
+    ],
+)
+def test_a_wrong_setting_leaves_the_params_file_as_it_was(project, capsys, assignment, sentence):
+    (project / "preset.yaml").write_text((ROOT / "params.yaml").read_text())
+    (project / "params.yaml").write_text("old")
+    assert sentence in fails_with_one_sentence(capsys, "use", "preset.yaml", "--set", assignment)
+    assert (project / "params.yaml").read_text() == "old"
+
+
+def test_the_doctor_accepts_a_fine_student_and_names_what_is_wrong_with_another(
+    project, checkpoint, tmp_path, capsys
+):
+    assert cli.main(["doctor"]) == 0
+    assert "not made yet" in capsys.readouterr().out
+    assert cli.main(["doctor", "--model", str(checkpoint)]) == 0
+    assert f"{checkpoint}: fine" in capsys.readouterr().out
+    broken = shutil.copytree(checkpoint, tmp_path / "broken")
+    (broken / "generation_config.json").unlink()
+    settings = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(settings | {"eos_token_id": None}))
+    assert "not usable as a student" in fails_with_one_sentence(capsys, "doctor", "--model", str(broken))

@@ -1,0 +1,184 @@
+"""Scoring against a plain reference: METHOD §2 and §6.2."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from oxa import lm, prompts, records, score
+from oxa.config import Prompt, Score
+from oxa.errors import DataError
+
+SUFFIX = " Think."
+TEXTS = [
+    "<think>1</think> \\boxed{1}",
+    "<think>" + "7 " * 60 + "</think> \\boxed{2}",
+    "a",
+    "<think>é</think>3",
+    "ab cd",
+]
+
+
+def write_tables(
+    folder: Path, texts: list[str], origin: str = "teacher", verdicts: list[str] | None = None
+) -> dict[str, Path]:
+    """One problem a response; every response correct unless said otherwise."""
+    paths = {name: folder / f"{name}.parquet" for name in ("problems", "responses", "verdicts")}
+    questions = [f"What is {i} + {i}?" * (1 + i % 3) for i in range(len(texts))]
+    ids = [records.problem_id(question) for question in questions]
+    records.write(
+        paths["problems"],
+        [
+            {"problem_id": i, "source": "s", "question": q, "answers": ["1"], "tier": "", "split": "train"}
+            for i, q in zip(ids, questions, strict=True)
+        ],
+        records.PROBLEMS,
+    )
+    rows: list[dict[str, Any]] = [
+        {
+            "response_id": f"r{i}",
+            "problem_id": problem,
+            "origin": origin,
+            "model": "m",
+            "sample_index": 0,
+            "seed": -1,
+            "text": text,
+            "num_tokens": -1,
+            "finish_reason": "stop",
+            "mean_entropy": math.nan,
+        }
+        for i, (problem, text) in enumerate(zip(ids, texts, strict=True))
+    ]
+    records.write(paths["responses"], rows, records.RESPONSES)
+    graded = [
+        {"response_id": f"r{i}", "verdict": verdict, "predicted": None}
+        for i, verdict in enumerate(verdicts or ["correct"] * len(texts))
+    ]
+    records.write(paths["verdicts"], graded, records.VERDICTS)
+    return paths
+
+
+def run(
+    folder: Path, checkpoint: Path, log: Any, paths: dict[str, Path], **settings: Any
+) -> list[dict[str, Any]]:
+    scratch = folder / "scratch"
+    scratch.mkdir(exist_ok=True)
+    section = Score(**({"batch_tokens": 600, "chunk": 64} | settings))
+    output = folder / "scores.parquet"
+    score.run(
+        section, Prompt(suffix=SUFFIX), model=checkpoint, **paths, output=output, scratch=scratch, log=log
+    )
+    for shard in scratch.iterdir():
+        shard.unlink()
+    return records.read(output, records.SCORES).to_pylist()
+
+
+@torch.no_grad()
+def reference(
+    checkpoint: Path, question: str, text: str, *, conditioned: bool, limit: int
+) -> tuple[float, float, int]:
+    """Mean NLL and entropy of one response by a full float32 forward pass, all logits at once."""
+    model, tokenizer = lm.load(checkpoint, dtype=torch.float32)
+    context = prompts.prompt_ids(tokenizer, question + SUFFIX) if conditioned else []
+    ids = torch.tensor([context + prompts.response_ids(tokenizer, text, end=False)])[:, :limit]
+    start = max(1, len(context))
+    log_p = model(ids).logits[0].float().log_softmax(-1)
+    nll = [-log_p[t - 1, ids[0, t]].item() for t in range(start, ids.shape[1])]
+    entropy = [-(log_p[t - 1].exp() * log_p[t - 1]).sum().item() for t in range(start, ids.shape[1])]
+    return sum(nll) / len(nll), sum(entropy) / len(entropy), len(nll)
+
+
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_scores_equal_a_plain_forward_token_by_token(
+    tmp_path: Path, checkpoint: Path, log: Any, conditioned: bool
+):
+    texts = [text for text in TEXTS if conditioned or text != "a"]
+    paths = write_tables(tmp_path, texts)
+    rows = run(tmp_path, checkpoint, log, paths, condition_on_prompt=conditioned, max_length=130)
+    questions = records.read(paths["problems"], records.PROBLEMS)["question"].to_pylist()
+    for row, question, text in zip(rows, questions, texts, strict=True):
+        nll, entropy, count = reference(checkpoint, question, text, conditioned=conditioned, limit=130)
+        assert row["mean_nll"] == pytest.approx(nll, rel=1e-5)
+        assert row["ppl"] == pytest.approx(math.exp(nll), rel=1e-5)
+        assert row["mean_entropy"] == pytest.approx(entropy, rel=1e-5)
+        assert row["num_tokens"] == count
+        assert row["truncated"] == (text == TEXTS[1])
+        assert row["scorer"] == checkpoint.name
+
+
+def test_scores_do_not_depend_on_batches_chunks_or_row_order(tmp_path: Path, checkpoint: Path, log: Any):
+    texts = [f"<think>{'x1' * (i * 7 % 41)}</think> \\boxed{{{i}}}" for i in range(40)]
+    paths = write_tables(tmp_path, texts)
+    together = run(tmp_path, checkpoint, log, paths, batch_tokens=4000, chunk=500)
+    alone = run(tmp_path, checkpoint, log, paths, batch_tokens=1, chunk=3)
+    for a, b in zip(together, alone, strict=True):
+        assert a["response_id"] == b["response_id"]
+        assert a["mean_nll"] == pytest.approx(b["mean_nll"], rel=1e-5)
+        assert a["mean_entropy"] == pytest.approx(b["mean_entropy"], rel=1e-5)
+
+
+def test_teachers_are_scored_where_correct_and_students_where_surely_wrong(
+    tmp_path: Path, checkpoint: Path, log: Any
+):
+    verdicts = ["correct", "incorrect", "unparsable", "timeout", "bad_gold"]
+    teacher = run(tmp_path, checkpoint, log, write_tables(tmp_path, TEXTS, "teacher", verdicts))
+    assert [row["response_id"] for row in teacher] == ["r0"]
+    student = write_tables(tmp_path, TEXTS, "self", verdicts)
+    assert [row["response_id"] for row in run(tmp_path, checkpoint, log, student)] == ["r1"]
+    wider = run(tmp_path, checkpoint, log, student, self_verdicts=["incorrect", "timeout"])
+    assert [row["response_id"] for row in wider] == ["r1", "r3"]
+
+
+def test_nothing_to_score_is_an_empty_table(tmp_path: Path, checkpoint: Path, log: Any):
+    assert run(tmp_path, checkpoint, log, write_tables(tmp_path, TEXTS, "self")) == []
+
+
+def test_verdicts_of_other_responses_are_refused(tmp_path: Path, checkpoint: Path, log: Any):
+    paths = write_tables(tmp_path, TEXTS)
+    (tmp_path / "other").mkdir()
+    paths["verdicts"] = write_tables(tmp_path / "other", TEXTS[:2])["verdicts"]
+    with pytest.raises(DataError, match="its rows are not those of"):
+        run(tmp_path, checkpoint, log, paths)
+
+
+def test_a_response_without_a_token_to_score_is_named(tmp_path: Path, checkpoint: Path, log: Any):
+    with pytest.raises(DataError, match="no token that can be scored within 20 tokens"):
+        run(tmp_path, checkpoint, log, write_tables(tmp_path, TEXTS), max_length=20)
+
+
+def test_killed_and_run_again_it_does_the_rest_and_ends_with_the_same_bytes(
+    tmp_path: Path, checkpoint: Path, log: Any
+):
+    texts = [f"<think>{'ab ' * 150}{i}</think> \\boxed{{{i}}}" for i in range(400)]
+    write_tables(tmp_path, texts)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    code = (
+        "import sys; from pathlib import Path; from oxa import score; from oxa.config import Prompt, Score;"
+        "f = Path(sys.argv[1]); s = Path(sys.argv[3]); s.mkdir(exist_ok=True);"
+        "score.run(Score(batch_tokens=1100, chunk=64), Prompt(suffix=''), model=Path(sys.argv[2]),"
+        " problems=f / 'problems.parquet', responses=f / 'responses.parquet', verdicts=f / 'verdicts.parquet',"
+        " output=s / 'out.parquet', scratch=s, log=print)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), str(checkpoint)]
+    subprocess.run([*command, str(tmp_path / "unbroken")], check=True, capture_output=True)
+    killed = subprocess.Popen([*command, str(scratch)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(scratch.glob("shard-*.npy")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    first = sorted(scratch.glob("shard-*.npy"))
+    assert not (scratch / "out.parquet").exists()
+    stamps = [path.stat().st_mtime_ns for path in first]
+    subprocess.run([*command, str(scratch)], check=True, capture_output=True)
+    assert [path.stat().st_mtime_ns for path in first] == stamps, "finished shards are not computed again"
+    assert (scratch / "out.parquet").read_bytes() == (tmp_path / "unbroken" / "out.parquet").read_bytes()

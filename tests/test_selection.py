@@ -1,0 +1,504 @@
+"""Selection against a plain Python reference, on tables small enough to follow."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oxa import candidates, records, selection
+from oxa.candidates import Candidates
+from oxa.config import Prompt, SelectionArm, SelectionShared, UnlikelihoodSet
+from oxa.errors import DataError
+
+MASK = 2**64 - 1
+
+
+class Row(NamedTuple):
+    """A response with all that the tables say about it; verdict or ppl None: not judged, not scored."""
+
+    id: str
+    problem: str
+    ppl: float | None = 2.0
+    num_tokens: int = 10
+    verdict: str | None = "correct"
+    finish: str = "stop"
+    truncated: bool = False
+
+
+def mix(x: int) -> int:
+    x = (x + 0x9E3779B97F4A7C15) & MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
+    return x ^ (x >> 31)
+
+
+def hashed(seed: int, text: str) -> int:
+    raw = text.encode()
+    state = mix(len(raw))
+    for start in range(0, len(raw), 8):
+        state = mix(state ^ int.from_bytes(raw[start : start + 8], "little"))
+    return mix(state ^ mix(seed))
+
+
+def reference_lowest(rows: Sequence[Row], num: int, cap: int, seed: int) -> list[str]:
+    given_: Counter[str] = Counter()
+    chosen = []
+    for row in sorted(rows, key=lambda r: (r.ppl, hashed(seed, r.id))):
+        if given_[row.problem] < cap and len(chosen) < num:
+            given_[row.problem] += 1
+            chosen.append(row.id)
+    return chosen
+
+
+def reference_round_robin(
+    rows: Sequence[Row], num: int, cap: int, given_: Counter[str], key: Any
+) -> list[str]:
+    """Round after round, each problem's best that is left, until `num` are found."""
+    left = sorted(rows, key=key)
+    chosen: list[str] = []
+    for turn in range(cap):
+        for row in list(left):
+            if given_[row.problem] == turn and len(chosen) < num:
+                given_[row.problem] += 1
+                chosen.append(row.id)
+                left.remove(row)
+    return chosen
+
+
+def reference_gaussian(rows: Sequence[Row], shared: SelectionShared) -> list[list[str]]:
+    edges, targets = selection.gaussian_targets(shared)
+    last = len(targets) - 1
+    bins: list[list[Row]] = [[] for _ in targets]
+    for row in rows:
+        for b in range(len(targets)):
+            if edges[b] <= row.ppl < edges[b + 1] or (b == last and row.ppl == edges[-1]):
+                bins[b].append(row)
+
+    def could_give(b: int) -> int:
+        return sum(min(n, shared.per_problem) for n in Counter(row.problem for row in bins[b]).values())
+
+    def key(row: Row) -> Any:
+        longest = -row.num_tokens if shared.within_bin == "longest" else 0
+        return longest, hashed(shared.seed, row.id)
+
+    given_: Counter[str] = Counter()
+    chosen: list[list[str]] = [[] for _ in targets]
+    for b in sorted(range(len(targets)), key=lambda b: (could_give(b) / max(targets[b], 1), b)):
+        chosen[b] = reference_round_robin(bins[b], int(targets[b]), shared.per_problem, given_, key)
+    return chosen
+
+
+def as_candidates(rows: Sequence[Row], seed: int) -> Candidates:
+    names = sorted({row.problem for row in rows})
+    return Candidates(
+        row=np.arange(len(rows)),
+        score_row=np.arange(len(rows)),
+        problem=np.array([names.index(row.problem) for row in rows], np.int64),
+        ppl=np.array([row.ppl for row in rows], np.float64),
+        num_tokens=np.array([row.num_tokens for row in rows], np.int64),
+        order=np.array([hashed(seed, row.id) for row in rows], np.uint64),
+    )
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> list[Row]:
+    """Up to 40 responses of up to 8 problems, with many ties, some on bin edges and some outside all bins."""
+    ppl = st.sampled_from([1.0, 1.2, 1.4, 1.5, 1.6, 1.9, 2.0, 2.1, 2.5, 3.0, 3.4])
+    entries = draw(st.lists(st.tuples(st.integers(0, 7), ppl, st.integers(5, 8)), max_size=40))
+    return [Row(f"r{i}-{'x' * (i % 11)}", f"p{p}", x, n) for i, (p, x, n) in enumerate(entries)]
+
+
+def small(**changes: Any) -> SelectionShared:
+    """Bins of half a ppl from 1 to 3: asks for little, so that a table of 40 can give it."""
+    values = {"num_ce": 6, "mean": 2.0, "std": 0.5, "ppl_min": 1.0, "ppl_max": 3.0, "bin_width": 0.5}
+    return SelectionShared(**{**values, **changes})
+
+
+@given(tables(), st.integers(1, 12), st.integers(1, 3), st.integers(0, 3))
+def test_lowest_equals_the_plain_reference(rows: list[Row], num: int, cap: int, seed: int) -> None:
+    chosen = selection.lowest(as_candidates(rows, seed), num, cap)
+    assert [rows[i].id for i in chosen] == reference_lowest(rows, num, cap, seed)
+
+
+@given(tables(), st.integers(1, 12), st.integers(1, 3), st.integers(0, 3))
+def test_random_equals_the_plain_reference(rows: list[Row], num: int, cap: int, seed: int) -> None:
+    chosen = selection.random(as_candidates(rows, seed), num, cap)
+    expected = reference_round_robin(rows, num, cap, Counter(), lambda row: hashed(seed, row.id))
+    assert [rows[i].id for i in chosen] == expected
+
+
+@given(
+    tables(), st.integers(1, 12), st.integers(1, 3), st.sampled_from(["longest", "random"]), st.integers(0, 3)
+)
+def test_gaussian_equals_the_plain_reference(
+    rows: list[Row], num: int, cap: int, within: Any, seed: int
+) -> None:
+    shared = small(num_ce=num, per_problem=cap, within_bin=within, seed=seed)
+    chosen, bins = selection.gaussian(as_candidates(rows, seed), shared)
+    expected = reference_gaussian(rows, shared)
+    assert sorted(rows[i].id for i in chosen) == sorted(name for names in expected for name in names)
+    assert [b["chosen"] for b in bins] == [len(names) for names in expected]
+
+
+@given(tables(), st.integers(0, 3))
+def test_no_problem_gives_more_than_its_cap_over_all_bins(rows: list[Row], seed: int) -> None:
+    chosen, bins = selection.gaussian(as_candidates(rows, seed), small(num_ce=30, per_problem=2, seed=seed))
+    assert max(Counter(rows[i].problem for i in chosen).values(), default=0) <= 2
+    for row in bins:
+        assert row["chosen"] <= min(row["target"], row["available"])
+
+
+@given(
+    st.integers(1, 100_000),
+    st.floats(0.5, 8),
+    st.floats(0.01, 5),
+    st.sampled_from([0.05, 0.1, 0.3, 0.7]),
+    st.floats(1.2, 9),
+)
+def test_targets_sum_to_n_and_round_by_largest_remainder(
+    num: int, mean: float, std: float, width: float, high: float
+) -> None:
+    shared = SelectionShared(num_ce=num, mean=mean, std=std, bin_width=width, ppl_max=high)
+    edges, targets = selection.gaussian_targets(shared)
+    assert targets.sum() == num
+    assert edges[0] == 1.0
+    assert edges[-1] == high
+    centers = [(a + b) / 2 for a, b in pairwise(edges)]
+    offsets = [-0.5 * ((c - mean) / std) ** 2 for c in centers]
+    weights = [
+        (b - a) * math.exp(o - max(offsets)) for a, b, o in zip(edges[:-1], edges[1:], offsets, strict=True)
+    ]
+    quotas = [num * w / math.fsum(weights) for w in weights]
+    rest = {"up": [], "down": []}
+    for target, quota in zip(targets.tolist(), quotas, strict=True):
+        assert abs(target - quota) < 1 + 1e-6
+        rest["up" if target > quota else "down"].append(quota - math.floor(quota))
+    if rest["up"] and rest["down"] and min(rest["up"]) > 1e-6:
+        assert min(rest["up"]) >= max(r for r in rest["down"]) - 1e-6 or max(rest["down"]) > 1 - 1e-6
+
+
+def test_the_papers_gaussian_has_80_bins_that_sum_to_50000_and_peak_at_the_mean() -> None:
+    edges, targets = selection.gaussian_targets(SelectionShared(num_ce=50_000))
+    assert len(targets) == 80
+    assert targets.sum() == 50_000
+    np.testing.assert_allclose(np.diff(edges), 0.05, atol=1e-9)
+    assert sorted(np.argsort(targets)[-2:].tolist()) == [29, 30]  # [2.45, 2.5) and [2.5, 2.55)
+    # density at the center next to the mean, times the width, times N
+    expected = 50_000 * 0.05 * math.exp(-0.5 * (0.025 / 0.25) ** 2) / (0.25 * math.sqrt(2 * math.pi))
+    assert abs(targets[30] - expected) < 2
+    assert targets[29] in (targets[30], targets[30] + 1)
+
+
+def test_a_mean_far_outside_the_bins_asks_for_the_nearest_ones() -> None:
+    _, targets = selection.gaussian_targets(SelectionShared(num_ce=10, mean=500.0, std=0.25))
+    assert targets[-1] == 10
+
+
+def test_longest_first_prefers_long_and_random_does_not() -> None:
+    rows = [Row(f"r{i}", f"p{i}", 2.1, num_tokens=i) for i in range(300)]
+    found = as_candidates(rows, 0)
+    one_bin = {"num_ce": 50, "ppl_min": 2.0, "ppl_max": 2.5, "bin_width": 0.5}
+    chosen, _ = selection.gaussian(found, small(**one_bin))
+    assert sorted(rows[i].num_tokens for i in chosen) == list(range(250, 300))
+    chosen, _ = selection.gaussian(found, small(**one_bin, within_bin="random"))
+    assert 100 < np.mean([rows[i].num_tokens for i in chosen]) < 200
+
+
+def test_the_scarcest_bin_takes_first_so_that_a_full_one_cannot_starve_it() -> None:
+    # every problem has a response in the full bin [2, 2.5); the first two alone have one in [1.5, 2)
+    rows = [Row(f"full{i}", f"p{i}", 2.2, num_tokens=100 - i) for i in range(6)]
+    rows += [Row(f"scarce{i}", f"p{i}", 1.7) for i in range(2)]
+    shared = small(num_ce=4, ppl_min=1.5, ppl_max=2.5, mean=2.0, std=5.0)
+    chosen, bins = selection.gaussian(as_candidates(rows, 0), shared)
+    assert [b["target"] for b in bins] == [2, 2]
+    assert {rows[i].id for i in chosen} == {"scarce0", "scarce1", "full2", "full3"}
+
+
+# Whole runs, over files.
+
+
+def write_tables(
+    folder: Path, teacher: Sequence[Row], own: Sequence[Row], splits: dict[str, str] | None = None
+) -> dict:
+    """Writes the seven tables and returns the path keywords of `run`."""
+    names = sorted({row.problem for row in (*teacher, *own)})
+    records.write(
+        folder / "problems.parquet",
+        [
+            {
+                "problem_id": name,
+                "source": "test",
+                "question": f"what is {name}?",
+                "answers": ["1"],
+                "tier": "",
+                "split": (splits or {}).get(name, "train"),
+            }
+            for name in names
+        ],
+        records.PROBLEMS,
+    )
+    paths = {"problems": folder / "problems.parquet"}
+    for prefix, responses_name, rows in (("teacher", "teacher", teacher), ("self", "self_responses", own)):
+        paths[responses_name] = folder / f"{responses_name}.parquet"
+        paths[f"{prefix}_verdicts"] = folder / f"{prefix}_verdicts.parquet"
+        paths[f"{prefix}_scores"] = folder / f"{prefix}_scores.parquet"
+        records.write(
+            paths[responses_name],
+            [
+                {
+                    "response_id": row.id,
+                    "problem_id": row.problem,
+                    "origin": prefix,
+                    "model": "m",
+                    "sample_index": 0,
+                    "seed": -1,
+                    "text": f"<think>text of\n{row.id} ü</think> \\boxed{{1}}",
+                    "num_tokens": -1,
+                    "finish_reason": row.finish,
+                    "mean_entropy": float("nan"),
+                }
+                for row in rows
+            ],
+            records.RESPONSES,
+        )
+        records.write(
+            paths[f"{prefix}_verdicts"],
+            [
+                {"response_id": r.id, "verdict": r.verdict, "predicted": "1"}
+                for r in reversed(rows)
+                if r.verdict
+            ],
+            records.VERDICTS,
+        )
+        records.write(
+            paths[f"{prefix}_scores"],
+            [
+                {
+                    "response_id": row.id,
+                    "scorer": "base",
+                    "mean_nll": math.log(row.ppl),
+                    "ppl": row.ppl,
+                    "num_tokens": row.num_tokens,
+                    "truncated": row.truncated,
+                    "mean_entropy": 0.1,
+                }
+                for row in sorted(rows, key=lambda row: row.num_tokens)
+                if row.ppl is not None
+            ],
+            records.SCORES,
+        )
+    return paths
+
+
+def spread(num: int, verdict: str = "correct", prefix: str = "t") -> list[Row]:
+    """Two responses a problem, ppl spread over [1, 3)."""
+    return [
+        Row(f"{prefix}{i:04d}", f"p{i // 2:03d}", 1 + 2 * ((i * 7919) % num) / num, 5 + i % 9, verdict)
+        for i in range(num)
+    ]
+
+
+def run(folder: Path, paths: dict, shared: SelectionShared, log: Any, **arm: Any) -> tuple[list[dict], dict]:
+    output = folder / "out.parquet"
+    metrics = selection.run(
+        shared, SelectionArm(**arm), Prompt(suffix=" Think."), **paths, output=output, log=log, scratch=folder
+    )
+    return records.read(output, records.TRAIN).to_pylist(), metrics
+
+
+def test_rows_carry_the_prompt_the_verbatim_text_and_the_scores(tmp_path: Path, log: Any) -> None:
+    paths = write_tables(tmp_path, spread(60), [])
+    rows, metrics = run(tmp_path, paths, small(num_ce=10), log, ce="lowest")
+    assert [row["response_id"] for row in rows] == sorted(row["response_id"] for row in rows)
+    scored = {row.id: row for row in spread(60)}
+    for row in rows:
+        source = scored[row["response_id"]]
+        assert row["prompt"] == f"what is {source.problem}? Think."
+        assert row["completion"] == f"<think>text of\n{source.id} ü</think> \\boxed{{1}}"
+        assert (row["problem_id"], row["ppl"], row["num_tokens"]) == (
+            source.problem,
+            source.ppl,
+            source.num_tokens,
+        )
+        assert row["objective"] == "ce"
+    assert metrics["ce"]["asked"] == metrics["ce"]["chosen"] == metrics["ce"]["problems"] == 10
+    assert metrics["ce"]["eligible"] == 60
+    assert metrics["ce"]["eligible_problems"] == 30
+    assert metrics["ce"]["ppl_mean"] == pytest.approx(np.mean([row["ppl"] for row in rows]))
+    assert metrics["ce"]["mean_tokens"] == pytest.approx(np.mean([row["num_tokens"] for row in rows]))
+    assert metrics["shortage"] == 0
+    assert "ul" not in metrics
+    assert "bins" not in metrics
+
+
+def test_only_verified_scored_training_responses_are_eligible(tmp_path: Path, log: Any) -> None:
+    rows = [
+        Row("good", "p0"),
+        Row("wrong", "p1", verdict="incorrect"),
+        Row("unjudged", "p2", verdict=None),
+        Row("unscored", "p3", ppl=None),
+        Row("not-a-number", "p4", ppl=float("nan")),
+        Row("benchmark", "p5"),
+        Row("bad-gold", "p6", verdict="bad_gold"),
+    ]
+    paths = write_tables(tmp_path, rows, [], splits={"p5": "aime"})
+    chosen, metrics = run(tmp_path, paths, small(num_ce=1), log, ce="random")
+    assert [row["response_id"] for row in chosen] == ["good"]
+    assert metrics["ce"]["funnel"] == {"responses": 7, "verdict": 4, "scored": 2, "train": 1}
+
+
+def test_oxa_full_has_the_ce_set_of_oxa_mle_and_wrong_responses_beside_it(tmp_path: Path, log: Any) -> None:
+    paths = write_tables(tmp_path, spread(200), spread(80, "incorrect", "s"))
+    shared = small(num_ce=20, per_problem=1)
+    mle, _ = run(tmp_path, paths, shared, log, ce="gaussian")
+    full, metrics = run(tmp_path, paths, shared, log, ce="gaussian", ul=UnlikelihoodSet(num=12, min_ppl=1.2))
+    assert full[: len(mle)] == mle
+    assert {row["objective"] for row in full[len(mle) :]} == {"ul"}
+    wrong = [row for row in spread(80, "incorrect", "s") if row.ppl >= 1.2]
+    expected = reference_lowest(wrong, 12, 1, shared.seed)
+    assert [row["response_id"] for row in full[len(mle) :]] == sorted(expected)
+    assert metrics["ul"]["chosen"] == 12
+    assert metrics["ul"]["eligible"] == len(wrong)
+
+
+def test_ul_takes_only_what_proves_a_wrong_pattern(tmp_path: Path, log: Any) -> None:
+    own = [
+        Row("wrong", "p0", 1.5, verdict="incorrect"),
+        Row("loop", "p1", 1.1, verdict="incorrect"),
+        Row("right", "p2", 1.5),
+        Row("unparsable", "p3", 1.5, verdict="unparsable"),
+        Row("timeout", "p4", 1.5, verdict="timeout"),
+        Row("bad-gold", "p5", 1.5, verdict="bad_gold"),
+        Row("cut", "p6", 1.5, verdict="incorrect", finish="length"),
+        Row("cut-by-scorer", "p7", 1.5, verdict="incorrect", truncated=True),
+    ]
+    paths = write_tables(tmp_path, spread(20), own)
+
+    def ul(**changes: Any) -> tuple[set[str], dict]:
+        rows, metrics = run(tmp_path, paths, small(num_ce=5), log, ce="random", ul=UnlikelihoodSet(**changes))
+        return {row["response_id"] for row in rows if row["objective"] == "ul"}, metrics["ul"]["funnel"]
+
+    chosen, funnel = ul(num=1)
+    assert chosen == {"wrong"}
+    assert funnel == {"responses": 8, "verdict": 4, "scored": 4, "train": 4, "whole": 2, "floor": 1}
+    assert ul(num=3, allow_length=True)[0] == {"wrong", "cut", "cut-by-scorer"}
+    assert ul(num=2, verdicts=["incorrect", "timeout"])[0] == {"wrong", "timeout"}
+    assert ul(num=2, min_ppl=1.0)[0] == {"wrong", "loop"}
+    with pytest.raises(
+        DataError, match=r"2 UL sequences and 1 can be had.*self_responses|self_responses.*2 UL"
+    ):
+        ul(num=2)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_the_order_of_rows_changes_nothing(tmp_path_factory: pytest.TempPathFactory, random: Any) -> None:
+    folder = tmp_path_factory.mktemp("order")
+    paths = write_tables(folder, spread(120), spread(40, "incorrect", "s"))
+    arms = [{"ce": "random"}, {"ce": "lowest"}, {"ce": "gaussian", "ul": UnlikelihoodSet(num=5, min_ppl=1.0)}]
+    shared = small(num_ce=20, per_problem=2, max_shortage=1.0)
+    before = [run(folder, paths, shared, lambda step, **values: None, **arm) for arm in arms]
+    for path in paths.values():
+        table = pq.read_table(path)
+        pq.write_table(table.take(random.sample(range(len(table)), len(table))), path, row_group_size=7)
+    assert [run(folder, paths, shared, lambda step, **values: None, **arm) for arm in arms] == before
+
+
+def test_another_seed_draws_other_responses(tmp_path: Path, log: Any) -> None:
+    paths = write_tables(tmp_path, spread(200), [])
+    drawn = [
+        {row["response_id"] for row in run(tmp_path, paths, small(num_ce=30, seed=seed), log, ce="random")[0]}
+        for seed in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1]
+    assert len(drawn[0] & drawn[2]) < 15  # 30 of 200 twice: 4.5 in common by chance
+
+
+def test_random_draws_every_response_equally_often() -> None:
+    rows = [Row(f"r{i}", f"p{i}") for i in range(50)]
+    counts: Counter[int] = Counter()
+    for seed in range(400):
+        counts.update(selection.random(as_candidates(rows, seed), 10, 1).tolist())
+    # binomial(400, 0.2): mean 80, standard deviation 8
+    assert 45 < min(counts.values()) <= max(counts.values()) < 115
+
+
+def test_shortage_is_reported_by_bin_and_filled_by_nothing(tmp_path: Path, log: Any, caplog: Any) -> None:
+    rows = [Row(f"t{i}", f"p{i}", 1.7, i) for i in range(10)] + [Row("lone", "p10", 2.2)]
+    paths = write_tables(tmp_path, rows, [])
+    shared = small(num_ce=6, ppl_min=1.5, ppl_max=2.5, mean=2.0, std=5.0, max_shortage=0.5)
+    chosen, metrics = run(tmp_path, paths, shared, log, ce="gaussian")
+    assert len(chosen) == 4
+    assert metrics["shortage"] == 2
+    assert metrics["bins"] == [
+        {"low": 1.5, "high": 2.0, "target": 3, "chosen": 3, "available": 10},
+        {"low": 2.0, "high": 2.5, "target": 3, "chosen": 1, "available": 1},
+    ]
+    assert [row["bin_shortage"] for row in log.rows] == [0, 2]
+    assert "1 of 3 CE sequences found, 2 missing" in caplog.text
+
+
+def test_a_shortage_above_the_limit_says_what_was_found_and_what_to_change(tmp_path: Path, log: Any) -> None:
+    rows = [Row(f"t{i}", f"p{i}", 1.1) for i in range(10)]
+    paths = write_tables(tmp_path, rows, [])
+    with pytest.raises(DataError) as caught:
+        run(tmp_path, paths, small(num_ce=6, mean=2.5, std=0.2), log, ce="gaussian")
+    assert "found 0 of the 6 CE sequences" in str(caught.value)
+    assert "10 eligible responses of 10 problems" in str(caught.value)
+    assert "50% 1.1" in str(caught.value)
+    assert "move selection.shared.mean" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out.parquet").exists()
+
+
+@pytest.mark.parametrize("rule", ["random", "lowest"])
+def test_an_arm_that_needs_more_than_exists_is_refused(tmp_path: Path, log: Any, rule: str) -> None:
+    paths = write_tables(tmp_path, spread(20), [])
+    with pytest.raises(
+        DataError, match=r"asks for 11 CE sequences and 10 can be had: 20 eligible.* of 10 problems"
+    ):
+        run(tmp_path, paths, small(num_ce=11), log, ce=rule)
+    assert len(run(tmp_path, paths, small(num_ce=20, per_problem=2), log, ce=rule)[0]) == 20
+
+
+def test_tables_that_do_not_belong_together_are_refused(tmp_path: Path, log: Any) -> None:
+    paths = write_tables(tmp_path, spread(20), [])
+    other = write_tables(tmp_path / "other", spread(24), [])
+    mixed = {**paths, "teacher_scores": other["teacher_scores"]}
+    with pytest.raises(DataError, match=r"teacher_scores.parquet: 4 rows name responses that are not in"):
+        run(tmp_path, mixed, small(num_ce=2), log, ce="random")
+    mixed = {**other, "problems": paths["problems"]}
+    with pytest.raises(DataError, match="problem_id p010 is not in"):
+        run(tmp_path, mixed, small(num_ce=2), log, ce="random")
+    twice = pq.read_table(paths["teacher_scores"])
+    pq.write_table(pa.concat_tables([twice, twice.slice(0, 1)]), paths["teacher_scores"])
+    with pytest.raises(DataError, match=r"teacher_scores.parquet: a response_id stands in two rows"):
+        run(tmp_path, paths, small(num_ce=2), log, ce="random")
+
+
+def test_nothing_at_all_is_refused_in_a_sentence(tmp_path: Path, log: Any) -> None:
+    paths = write_tables(tmp_path, [], [])
+    for rule in ("random", "lowest", "gaussian"):
+        with pytest.raises(DataError, match="0 eligible responses of 0 problems"):
+            run(tmp_path, paths, small(num_ce=2), log, ce=rule)
+
+
+@given(st.lists(st.text(max_size=20), max_size=30), st.integers(0, 5))
+def test_the_vectorised_hash_equals_the_plain_one(texts: list[str], skip: int) -> None:
+    array = pa.array(texts, pa.string())
+    chunks = pa.chunked_array(
+        [array[:skip], array[skip:]], pa.string()
+    )  # slices, with offsets into one buffer
+    mixed = candidates._mix(candidates._hash(chunks) ^ candidates._mix(np.array([3], np.uint64)))
+    assert mixed.tolist() == [hashed(3, text) for text in texts]

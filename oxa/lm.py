@@ -96,3 +96,28 @@ def token_statistics(
         log_probs[part] = log_p.gather(-1, tokens[part, None])[:, 0]
         entropies[part] = -(log_p.exp() * log_p).sum(-1)
     return TokenStatistics(log_probs, entropies)
+
+
+@torch.no_grad()
+def check_head(model: Any, input_ids: Tensor) -> None:
+    """Holds our log-probabilities of one short text, [1, T], against the model's own forward pass.
+
+    Raises DataError where they differ: an architecture that caps or scales logits after its head would be scored wrongly.
+    """
+    mask = torch.ones_like(input_ids)
+    scored = mask.bool()
+    scored[:, 0] = False
+    ours = token_statistics(model, input_ids, mask, scored, input_ids.numel()).log_probs
+    log_p = (
+        model(input_ids=input_ids, attention_mask=mask, use_cache=False)
+        .logits[0, :-1]
+        .float()
+        .log_softmax(-1)
+    )
+    theirs = log_p.gather(-1, input_ids[0, 1:, None])[:, 0]
+    worst = (ours - theirs).abs().max().item()
+    if worst > (1e-3 if model.dtype == torch.float32 else 0.1):
+        raise DataError(
+            f"{model.config.model_type} models cannot be scored: their forward pass changes the logits behind the "
+            f"head (log-probabilities differ by up to {worst:.3g}); use another student"
+        )

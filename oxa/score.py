@@ -49,6 +49,9 @@ def run(
     network, tokenizer = lm.load(model, dtype=getattr(torch, section.dtype))
     limit = min(section.max_length, network.config.max_position_embeddings)
     sequences, starts, truncated = _tokenize(section, prompt, tokenizer, rows, limit)
+    if sequences:
+        shortest = min(sequences, key=len)[:64]
+        lm.check_head(network, torch.from_numpy(shortest).long()[None].to(network.device))
     scores = _score(section, network, sequences, starts, scratch)
     table = pa.table(
         {

@@ -50,3 +50,24 @@ def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path):
 def test_a_model_nobody_has_is_one_sentence():
     with pytest.raises(DataError, match="nobody/nothing: no usable"):
         lm.load("nobody/nothing")
+
+
+def test_a_model_that_caps_its_logits_is_refused(checkpoint: Path):
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    model, _ = lm.load(checkpoint)
+    lm.check_head(model, torch.arange(5, 20)[None])
+    capped = Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=64,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            final_logit_softcapping=0.5,
+        )
+    )
+    with pytest.raises(DataError, match="gemma2 models cannot be scored"):
+        lm.check_head(capped, torch.arange(5, 20)[None])

@@ -102,7 +102,7 @@ def token_statistics(
 def check_head(model: Any, input_ids: Tensor) -> None:
     """Holds our log-probabilities of one short text, [1, T], against the model's own forward pass.
 
-    Raises DataError where they differ: an architecture that caps or scales logits after its head would be scored wrongly.
+    Raises DataError where they differ: an architecture that caps or scales its logits would be scored wrongly.
     """
     mask = torch.ones_like(input_ids)
     scored = mask.bool()

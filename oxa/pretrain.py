@@ -1,0 +1,279 @@
+"""Pretrains a tiny Llama from scratch: tokenizer, batches, transformers' Trainer.
+
+- The Llama architecture, not Qwen2's: transformers 5 gives every checkpoint of type `qwen2` Qwen's own tokenizer,
+  whatever it was saved with, and other words would be read.
+- `words` tokenizer: words and punctuation marks with the space before them, single digits and other white space are
+  the tokens. Their concatenation is the text, so every text whose pieces are known comes back as it was, and a
+  number's digits are never joined to anything. `bpe`: byte-level BPE, knows every text.
+- <think> and </think> are ordinary text in both, only the roles, padding and end of sequence are special.
+- Batches are made beforehand: documents of similar length, at most `batch_tokens` tokens, padding included. In a
+  chat, the response and its end carry the loss; the question is what the response is conditioned on. In plain text
+  every token does.
+- AdamW (betas 0.9, 0.95), linear warm-up, cosine to a tenth. Weights, optimiser and step are kept every
+  `checkpoint_every` steps; a run that resumes from there ends with the weights of an unbroken one.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+from collections.abc import Iterator
+from itertools import count, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from oxa import config, sources
+from oxa.errors import DataError
+from oxa.prompts import END_THINK, THINK, user_turn
+from oxa.records import Log
+
+if TYPE_CHECKING:
+    from oxa.world import Document
+
+PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unk|>"
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+PIECE = r" ?</?think>| ?\\boxed\{| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]|\s"
+NEEDED = f"{THINK} {THINK}{END_THINK} {END_THINK}\\boxed{{ \\boxed{{}} }} \n0123456789"  # whatever the corpus holds
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+TOKENIZER_DOCUMENTS = (
+    20_000  # from which the vocabulary is taken; rarer words than that are unknown to `words`
+)
+POOL = 32  # batches whose documents are sorted by length together
+LOG_EVERY = 10
+COMPLETE = "complete"  # file that marks a whole checkpoint
+
+Encoded = tuple[list[int], int]
+"""Token ids, and how many of the first carry no loss."""
+
+
+def pretrain(
+    section: config.FromScratch,
+    prompt: config.Prompt,
+    world: config.World,
+    folder: Path,
+    *,
+    output: Path,
+    scratch: Path,
+    log: Log,
+) -> dict[str, Any]:
+    """Writes the pretrained checkpoint to `output`; returns its sizes and the last training loss (nats a token)."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = build_tokenizer(section, prompt, islice(stream(section, world, folder), TOKENIZER_DOCUMENTS))
+    batches = make_batches(section, prompt, tokenizer, stream(section, world, folder))
+    torch.manual_seed(section.seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=section.hidden_size,
+            num_hidden_layers=section.num_layers,
+            num_attention_heads=section.num_heads,
+            num_key_value_heads=section.num_kv_heads,
+            intermediate_size=section.intermediate_size,
+            max_position_embeddings=section.max_position_embeddings,
+            rope_parameters={"rope_type": "default", "rope_theta": section.rope_theta},
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    loss = _fit(model, section, [_tensors(batch, tokenizer.pad_token_id) for batch in batches], scratch, log)
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    return {
+        "num_parameters": model.num_parameters(),
+        "vocab_size": len(tokenizer),
+        "steps": section.steps,
+        "num_documents": sum(map(len, batches)),
+        "num_tokens": sum(len(ids) for batch in batches for ids, _ in batch),
+        "num_cut": sum(len(ids) == section.max_position_embeddings for batch in batches for ids, _ in batch),
+        "loss": loss,
+    }
+
+
+def stream(section: config.FromScratch, world: config.World, folder: Path) -> Iterator[Document]:
+    """Endless documents, the listed sources taking turns; a finite one is repeated, each time in another order."""
+    parts = [
+        _endless(source, world, folder, f"{section.seed}/{i}") for i, source in enumerate(section.corpus)
+    ]
+    while True:
+        for part in parts:
+            yield next(part)
+
+
+def _endless(source: config.Source, world: config.World, folder: Path, seed: str) -> Iterator[Document]:
+    found = sources.documents(source, folder=folder, world=world)
+    if source.source == "world":
+        yield from found
+    kept = list(found)
+    if not kept:
+        raise DataError(
+            f"{source.source}: no usable document to pretrain on; check base.corpus and its mapping"
+        )
+    for epoch in count():
+        yield from random.Random(f"{seed}/{epoch}").sample(kept, len(kept))
+
+
+def build_tokenizer(section: config.FromScratch, prompt: config.Prompt, documents: Iterator[Document]) -> Any:
+    """The tokenizer of these documents, of the prompt's suffix, and of what every response needs."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = [PAD, END, UNKNOWN, *ROLES]
+    texts = [NEEDED, prompt.suffix, *(part for document in documents for part in document if part)]
+    if section.tokenizer == "words":
+        split = pre_tokenizers.Split(Regex(PIECE), "isolated")
+        pieces = {piece for text in texts for piece, _ in split.pre_tokenize_str(text)}
+        vocabulary = {token: index for index, token in enumerate([*special, *sorted(pieces)])}
+        raw = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+        raw.pre_tokenizer, raw.decoder = split, decoders.Fuse()
+    else:
+        raw = Tokenizer(models.BPE())
+        raw.pre_tokenizer, raw.decoder = (
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            decoders.ByteLevel(),
+        )
+        raw.train_from_iterator(
+            texts,
+            trainers.BpeTrainer(
+                vocab_size=section.vocab_size - 2,  # <think> and </think> follow
+                special_tokens=special,
+                initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                show_progress=False,
+            ),
+        )
+        raw.add_tokens([AddedToken(tag, normalized=False) for tag in (THINK, END_THINK)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token=PAD,
+        eos_token=END,
+        unk_token=UNKNOWN,
+        additional_special_tokens=list(ROLES),
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=section.max_position_embeddings,
+    )
+
+
+def make_batches(
+    section: config.FromScratch, prompt: config.Prompt, tokenizer: Any, documents: Iterator[Document]
+) -> list[list[Encoded]]:
+    """One batch a step, in the order of training; the same whatever was read before."""
+    batches: list[list[Encoded]] = []
+    encoded = _encode(section, prompt, tokenizer, documents)
+    for pool in count():
+        size, rows = 0, []
+        while size < POOL * section.batch_tokens:
+            rows.append(next(encoded))
+            size += len(rows[-1][0])
+        rows.sort(key=lambda row: len(row[0]))
+        made: list[list[Encoded]] = [[]]
+        for row in rows:
+            if made[-1] and (len(made[-1]) + 1) * len(row[0]) > section.batch_tokens:
+                made.append([])
+            made[-1].append(row)
+        random.Random(f"{section.seed}/order/{pool}").shuffle(made)
+        batches += made
+        if len(batches) >= section.steps:
+            return batches[: section.steps]
+    raise AssertionError
+
+
+def _encode(
+    section: config.FromScratch, prompt: config.Prompt, tokenizer: Any, documents: Iterator[Document]
+) -> Iterator[Encoded]:
+    """Prompt and response are tokenised apart, as everywhere (oxa/prompts.py), but many at a time."""
+    while True:
+        some = list(islice(documents, 1024))
+        chats = [document for document in some if document.user is not None]
+        turns = [[{"role": "user", "content": user_turn(chat.user or "", prompt.suffix)}] for chat in chats]
+        rendered = (
+            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) if turns else []
+        )
+        asked = iter(tokenizer(rendered, add_special_tokens=False)["input_ids"] if rendered else [])
+        texts = tokenizer([document.text for document in some], add_special_tokens=False)["input_ids"]
+        for document, text in zip(some, texts, strict=True):
+            before = next(asked) if document.user is not None else []
+            ids = [*before, *text, tokenizer.eos_token_id][: section.max_position_embeddings]
+            if len(ids) > len(before):
+                yield ids, max(1, len(before))
+
+
+def _tensors(batch: list[Encoded], pad: int) -> dict[str, Any]:
+    """input_ids, labels [B, T]; padding is on the right, where a causal model needs no mask against it."""
+    import torch
+
+    longest = max(len(ids) for ids, _ in batch)
+    return {
+        "input_ids": torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in batch]),
+        "labels": torch.tensor([[-100] * n + ids[n:] + [-100] * (longest - len(ids)) for ids, n in batch]),
+    }
+
+
+def _fit(
+    model: Any, section: config.FromScratch, batches: list[dict[str, Any]], scratch: Path, log: Log
+) -> float:
+    """Trains in place, resuming from the last whole checkpoint in `scratch`; returns the last logged loss."""
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    class Keep(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if "loss" in logs:
+                log(
+                    state.global_step, **{name: logs[name] for name in ("loss", "learning_rate", "grad_norm")}
+                )
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            (scratch / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+    arguments = TrainingArguments(
+        output_dir=str(scratch),
+        max_steps=section.steps,
+        per_device_train_batch_size=1,  # an item is a whole batch
+        train_sampling_strategy="sequential",
+        learning_rate=section.learning_rate,
+        warmup_steps=min(section.warmup, section.steps),
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.1},
+        weight_decay=section.weight_decay,
+        adam_beta1=0.9,
+        adam_beta2=0.95,
+        max_grad_norm=1.0,
+        logging_steps=min(LOG_EVERY, section.steps),
+        save_steps=section.checkpoint_every,
+        save_total_limit=2,
+        seed=section.seed % 2**32,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        disable_tqdm=not sys.stderr.isatty(),
+        report_to=[],
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        data_collator=lambda items: items[0],
+        train_dataset=batches,
+        callbacks=[Keep()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(scratch))
+    model.eval()
+    return float([row["loss"] for row in trainer.state.log_history if "loss" in row][-1])
+
+
+def _last_checkpoint(scratch: Path) -> str | None:
+    """The newest whole checkpoint; what a kill left half-written is removed."""
+    found = {int(path.name.rpartition("-")[2]): path for path in scratch.glob("checkpoint-*")}
+    for step in sorted(found):
+        if not (found[step] / COMPLETE).exists():
+            shutil.rmtree(found.pop(step))
+    return str(found[max(found)]) if found else None

@@ -1,0 +1,76 @@
+"""Which rows go together: batches of a token budget for scoring, the exact CE:UL mix of a training step.
+
+Pure functions of lengths, counts and a seed; nothing here depends on processes or micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+CE, UL = 0, 1
+
+
+def by_token_budget(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows in batches of at most `budget` tokens, padding to a batch's longest row included; longest first.
+
+    Every row is in exactly one batch. A row longer than the budget gets a batch of its own. Equal lengths stay in
+    order. The first batch is the largest in memory, so that what fits first fits throughout.
+    """
+    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
+    batches: list[list[int]] = []
+    start = 0
+    while start < len(order):
+        num_rows = max(1, budget // max(1, lengths[order[start]]))
+        batches.append(order[start : start + num_rows].tolist())
+        start += num_rows
+    return batches
+
+
+def num_steps(num_ce_rows: int, n_ce: int, epochs: float) -> int:
+    """Optimiser steps of `epochs` passes over the CE set, at n_ce sequences a step; at least one."""
+    return max(1, round(epochs * num_ce_rows / n_ce))
+
+
+def step_order(
+    num_ce_rows: int, num_ul_rows: int, n_ce: int, n_ul: int, epochs: float, seed: int
+) -> np.ndarray:
+    """Rows of every optimiser step, int64 [num_steps, n_ce + n_ul]; rows from num_ce_rows on are the UL rows.
+
+    Each step holds n_ce CE rows and then n_ul UL rows. Either stream is one seeded permutation of its rows after the
+    other, cut where the steps end: a row comes again only when every other row of its set has come as often.
+    """
+    assert num_ce_rows > 0
+    assert num_ul_rows > 0 or n_ul == 0
+    steps = num_steps(num_ce_rows, n_ce, epochs)
+    ce = _stream(num_ce_rows, steps * n_ce, (seed, CE)).reshape(steps, n_ce)
+    ul = _stream(num_ul_rows, steps * n_ul, (seed, UL)).reshape(steps, n_ul)
+    return np.concatenate([ce, num_ce_rows + ul], axis=1)
+
+
+def longest_first(order: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+    """The same steps with each step's rows sorted by length, so that its micro-batches pad little.
+
+    The step's loss is a sum over its rows: their order within it changes nothing else.
+    """
+    of_row = np.asarray(lengths, np.int64)[order]
+    return np.take_along_axis(order, np.argsort(-of_row, axis=1, kind="stable"), axis=1)
+
+
+def _stream(num_rows: int, size: int, key: tuple[int, int]) -> np.ndarray:
+    """The first `size` entries of one permutation of range(num_rows) after the other.
+
+    A permutation sorts raw Philox words, whose stream NumPy guarantees between versions (that of `permutation` it does
+    not), keyed by a hash of the key and the pass.
+    """
+    if size == 0:
+        return np.empty(0, np.int64)
+    passes = -(-size // num_rows)
+    permutations = [
+        np.argsort(
+            np.random.Philox(np.random.SeedSequence((*key, epoch))).random_raw(num_rows), kind="stable"
+        )
+        for epoch in range(passes)
+    ]
+    return np.concatenate(permutations)[:size]

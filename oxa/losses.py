@@ -1,0 +1,94 @@
+"""The objective: promote some sequences, suppress others.
+
+Per response token, with ℓ = ln p(y_t | x, y_<t):
+
+    cross-entropy    -ℓ
+    unlikelihood     -ln(1 - p) = -log1mexp(ℓ)          (Welleck et al. 2020, arXiv 1908.04319, equation 5)
+
+and over one optimiser step of n_ce and n_ul sequences (METHOD §4)
+
+    normalization sequence   L = 1/n_ce Σ_ce mean_t CE + λ · 1/n_ul Σ_ul mean_t UL
+    normalization token      L = 1/T_ce Σ_ce Σ_t CE    + λ · 1/T_ul Σ_ul Σ_t UL,   T the tokens of all its sequences
+
+Both are sums over sequences with weights that only depend on the whole step, so a step may be cut into micro-batches
+and spread over processes in any way: the parts add up to L.
+
+Legend: B sequences, T tokens. Log-probabilities are natural logarithms, losses are in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+MAX_LOG_PROB = math.log1p(-1e-6)
+"""ℓ is clamped to this: 1 - p has no correct digit left in float32 beyond it. A token more certain than that still
+costs 13.8 nats but has no gradient."""
+
+
+def cross_entropy(log_probs: Tensor) -> Tensor:
+    """-ℓ, any shape."""
+    return -log_probs
+
+
+def unlikelihood(log_probs: Tensor) -> Tensor:
+    """-ln(1 - exp ℓ) of ℓ clamped to MAX_LOG_PROB, any shape; its gradient with respect to ℓ is p / (1 - p).
+
+    Either branch is exact where the other cancels (Mächler 2012, "Accurately computing log(1 - exp(-|a|))"). Both stay
+    finite, gradients included, on the whole clamped range, so that `where` mixes no NaN into the branch it takes.
+    """
+    bounded = log_probs.clamp(max=MAX_LOG_PROB)
+    return torch.where(
+        bounded < -math.log(2), -torch.log1p(-torch.exp(bounded)), -torch.log(-torch.expm1(bounded))
+    )
+
+
+class Totals(NamedTuple):
+    """What one optimiser step holds, over all its micro-batches and processes; numbers or tensors of no dimension."""
+
+    ce_sequences: Tensor | int
+    ul_sequences: Tensor | int
+    ce_tokens: Tensor | int
+    ul_tokens: Tensor | int
+
+
+class Mix(NamedTuple):
+    """A part's share of the step; the shares of all parts add up to the step's values."""
+
+    loss: Tensor  # [], L, with gradient
+    ce_loss: Tensor  # [], L's first term, without gradient
+    ul_loss: Tensor  # [], L's second term before λ, without gradient
+
+
+def mix(
+    log_probs: Tensor,
+    scored: Tensor,
+    suppressed: Tensor,
+    totals: Totals,
+    *,
+    ul_weight: float,
+    normalization: Literal["sequence", "token"],
+) -> Mix:
+    """The share of L that these rows carry.
+
+    log_probs [B, T], scored [B, T] marks the response tokens (finite values are needed elsewhere, too), suppressed [B]
+    marks the unlikelihood rows. `ul_weight` is λ. A row without a scored token weighs nothing.
+    """
+    per_token = torch.where(suppressed[:, None], unlikelihood(log_probs), cross_entropy(log_probs))  # [B, T]
+    per_row = (per_token * scored).sum(1)  # [B]
+    if normalization == "sequence":
+        per_row = per_row / scored.sum(1).clamp(min=1)
+        num_ce, num_ul = totals.ce_sequences, totals.ul_sequences
+    else:
+        num_ce, num_ul = totals.ce_tokens, totals.ul_tokens
+    ce_loss = (per_row * ~suppressed).sum() / _at_least_one(num_ce)
+    ul_loss = (per_row * suppressed).sum() / _at_least_one(num_ul)
+    return Mix(ce_loss + ul_weight * ul_loss, ce_loss.detach(), ul_loss.detach())
+
+
+def _at_least_one(count: Tensor | int) -> Tensor | int:
+    """An arm without unlikelihood counts no such rows: its sum of 0 is divided by 1."""
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)

@@ -137,6 +137,39 @@ def write(path: Path, rows: pa.Table | list[dict[str, Any]] | dict[str, Any], sc
         pq.write_table(table, temporary, compression="zstd")
 
 
+class Writer:
+    """Writes a table row by row, a batch at a time; for tables that are too large to be held."""
+
+    MAX_ROWS, MAX_CHARS = 4096, 2**25
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._rows: list[dict[str, Any]] = []
+        self._chars = 0
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+
+    def add(self, **row: Any) -> None:
+        """Adds a row, by column."""
+        assert set(row) == set(self._schema.names), row.keys()
+        self._rows.append(row)
+        self._chars += sum(len(value) for value in row.values() if isinstance(value, str))
+        if len(self._rows) >= self.MAX_ROWS or self._chars >= self.MAX_CHARS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+        self._rows, self._chars = [], 0
+
+
 def read(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     """Reads a table (memory-mapped, only `columns` if given).
 

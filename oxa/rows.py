@@ -114,7 +114,7 @@ def _json(path: Path) -> Iterator[Row]:
             values = ((f"{path}: row {row}", value) for row, value in enumerate(_parse(text, path, 1)))
         else:
             filled = ((number, line) for number, line in chain([first], lines) if line.strip())
-            values = ((f"{path}:{number}", _parse(line, path, number)) for number, line in filled)
+            values = ((f"{path}:{number}", _parse(line.rstrip(), path, number)) for number, line in filled)
         for row, (where, value) in enumerate(values):
             if not isinstance(value, dict):
                 raise DataError(

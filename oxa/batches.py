@@ -49,7 +49,7 @@ def step_order(
     return np.concatenate([ce, num_ce_rows + ul], axis=1)
 
 
-def longest_first(order: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+def longest_first(order: np.ndarray, lengths: Sequence[int] | np.ndarray) -> np.ndarray:
     """The same steps with each step's rows sorted by length, so that its micro-batches pad little.
 
     The step's loss is a sum over its rows: their order within it changes nothing else.

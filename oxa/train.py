@@ -282,7 +282,7 @@ class OXATrainer(SFTTrainer):
         self._sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=self.args.device)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> list[int]:
-        return self._order.ravel().tolist()  # type: ignore[no-any-return]
+        return self._order.ravel().tolist()
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL writes one into every checkpoint; ours are scratch."""

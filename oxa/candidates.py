@@ -7,7 +7,8 @@ rows never matters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,12 @@ Floats = npt.NDArray[np.float64]
 Hashes = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
 
-BATCH_ROWS = 4096  # texts of up to 200 kB each pass through memory this many at a time
+Columns = dict[str, Callable[[pa.Array], Any]]
+
+ARRAY_ROWS = (
+    65_536  # rows read at a time where every column becomes numbers: a megabyte of ids stays in the cache
+)
+TEXT_ROWS = 4_096  # the same for texts, which may hold 200 kB each
 
 
 class Files(NamedTuple):
@@ -59,30 +65,42 @@ def read(
 
     `whole`: only those that no limit cut, neither the sampler's nor the scorer's. A ppl that is not finite is no score.
     """
-    columns = ["response_id", "problem_id", *(["finish_reason"] if whole else [])]
-    responses = records.read(files.responses, records.RESPONSES, columns)
-    key = _hash(responses["response_id"])
-    problem, in_train = _problems(files, responses["problem_id"])
-    cut = _mask(pc.equal(responses["finish_reason"], "length")) if whole else None
-    del responses
+    columns: Columns = {"response_id": _hash, "problem_id": _hash}
+    if whole:
+        columns["finish_reason"] = lambda reason: _mask(pc.equal(reason, "length"))
+    response = _arrays(files.responses, records.RESPONSES, columns)
+    key = response["response_id"]
 
-    judged = records.read(files.verdicts, records.VERDICTS, ["response_id", "verdict"])
-    allowed = _mask(pc.is_in(judged["verdict"], pa.array(list(verdicts), pa.string())))
-    allowed = np.append(allowed, False)[
-        _align(key, _hash(judged["response_id"]), files.responses, files.verdicts)
-    ]
-    del judged
+    problems = {"problem_id": _hash, "split": lambda split: _mask(pc.equal(split, "train"))}
+    table = _arrays(files.problems, records.PROBLEMS, problems)
+    named = response.pop("problem_id")
+    problem = _find(named, np.argsort(named), table["problem_id"], files.problems)
+    del named
+    if (problem < 0).any():
+        number = int((problem < 0).sum())
+        raise DataError(
+            f"{files.responses}: {number} rows name problems that are not in {files.problems}; make both with dvc repro"
+        )
 
-    scores = records.read(files.scores, records.SCORES, ["response_id", "ppl", "num_tokens", "truncated"])
-    score_row = _align(key, _hash(scores["response_id"]), files.responses, files.scores)
-    ppl = scores["ppl"].to_numpy()
-    scored = np.append(np.isfinite(ppl), False)[score_row]
+    order = np.argsort(key)
+    _refuse_twice(key[order], files.responses)
+    kinds = pa.array(list(verdicts), pa.string())
+    judged: Columns = {"response_id": _hash, "verdict": lambda verdict: _mask(pc.is_in(verdict, kinds))}
+    verdict = _arrays(files.verdicts, records.VERDICTS, judged)
+    rows = _same_rows(key, order, verdict["response_id"], files.responses, files.verdicts)
+    allowed = np.append(verdict["verdict"], False)[rows]  # row -1, none, is the one appended
+    del verdict, rows
 
-    funnel = {"responses": len(key)}
+    numbers: Columns = dict.fromkeys(("ppl", "num_tokens", "truncated"), _numbers)
+    score = _arrays(files.scores, records.SCORES, {"response_id": _hash, **numbers})
+    score_row = _same_rows(key, order, score.pop("response_id"), files.responses, files.scores)
+
+    scored = np.append(np.isfinite(score["ppl"]), False)[score_row]
+    conditions = {"verdict": allowed, "scored": scored, "train": table["split"][problem]}
+    if whole:
+        conditions["whole"] = ~(response["finish_reason"] | np.append(score["truncated"], False)[score_row])
     keep = np.ones(len(key), bool)
-    conditions = {"verdict": allowed, "scored": scored, "train": in_train}
-    if cut is not None:
-        conditions["whole"] = ~(cut | np.append(_mask(scores["truncated"]), False)[score_row])
+    funnel = {"responses": len(key)}
     for name, condition in conditions.items():
         keep &= condition
         funnel[name] = int(keep.sum())
@@ -92,56 +110,64 @@ def read(
         row=row,
         score_row=score_row,
         problem=problem[row],
-        ppl=ppl[score_row],
-        num_tokens=scores["num_tokens"].to_numpy()[score_row].astype(np.int64),
+        ppl=score["ppl"][score_row],
+        num_tokens=score["num_tokens"][score_row].astype(np.int64),
         order=_mix(key[row] ^ _mix(np.array([seed], np.uint64))),
     ), funnel
 
 
-def _problems(files: Files, ids: pa.ChunkedArray) -> tuple[Ints, Mask]:
-    """Each response's row in the problems table, and whether that is a training problem."""
-    table = records.read(files.problems, records.PROBLEMS, ["problem_id", "split"])
-    coded = ids.dictionary_encode().combine_chunks()
-    coded = coded.chunk(0) if isinstance(coded, pa.ChunkedArray) else coded
-    rows = pc.index_in(coded.dictionary, value_set=table["problem_id"])
-    if rows.null_count:
-        missing = coded.dictionary.filter(rows.is_null())[0]
-        raise DataError(
-            f"{files.responses}: problem_id {missing} is not in {files.problems}; make both with dvc repro"
-        )
-    problem = rows.to_numpy().astype(np.int64)[coded.indices.to_numpy()]
-    return problem, _mask(pc.equal(table["split"], "train"))[problem]
-
-
-def _align(key: Hashes, other: Hashes, here: Path, there: Path) -> Ints:
+def _same_rows(key: Hashes, order: Ints, other: Hashes, here: Path, there: Path) -> Ints:
     """For each response its row in another table, -1 where it has none.
 
     Raises DataError where an id stands twice in either table, or the other names a response that does not exist.
     """
-    order, other_order = np.argsort(key), np.argsort(other)
-    ranked, other_ranked = key[order], other[other_order]
-    for path, ids in ((here, ranked), (there, other_ranked)):
-        if (ids[1:] == ids[:-1]).any():
-            raise DataError(f"{path}: a response_id stands in two rows; make the file again with dvc repro")
-    at = np.searchsorted(other_ranked, ranked)
-    hit = np.append(other_ranked, np.uint64(0))[at] == ranked
-    hit &= at < len(other)
-    if hit.sum() < len(other):
-        excess = len(other) - int(hit.sum())
+    rows = _find(key, order, other, there)
+    excess = len(other) - int((rows >= 0).sum())
+    if excess > 0:
         raise DataError(
             f"{there}: {excess} rows name responses that are not in {here}; make both with dvc repro"
         )
-    rows = np.full(len(key), -1, np.int64)
-    rows[order[hit]] = other_order[at[hit]]
     return rows
 
 
-def _hash(ids: pa.ChunkedArray) -> Hashes:
+def _find(key: Hashes, order: Ints, table: Hashes, path: Path) -> Ints:
+    """For each key its row in a table of unique keys, -1 where there is none; DataError where one stands twice.
+
+    `order` sorts `key`: searching in order keeps the search in the cache.
+    """
+    table_order = np.argsort(table)
+    table = table[table_order]
+    _refuse_twice(table, path)
+    rows = np.full(len(key), -1, np.int64)
+    if len(table):
+        ranked = key[order]
+        at = np.searchsorted(table, ranked)
+        at[at == len(table)] = 0
+        hit = table[at] == ranked
+        rows[order[hit]] = table_order[at[hit]]
+    return rows
+
+
+def _refuse_twice(ranked: Hashes, path: Path) -> None:
+    if (ranked[1:] == ranked[:-1]).any():
+        raise DataError(f"{path}: an id stands in two rows; make the file again with dvc repro")
+
+
+def _arrays(path: Path, schema: pa.Schema, columns: Columns) -> dict[str, Any]:
+    """Each column as the array that its function makes of it, batch by batch: no column of texts is ever whole."""
+    with _opened(path, schema, list(columns)) as file:
+        length, start = file.metadata.num_rows, 0
+        empty = pa.RecordBatch.from_pylist([], pa.schema([schema.field(name) for name in columns]))
+        arrays = {name: np.empty(length, convert(empty[name]).dtype) for name, convert in columns.items()}
+        for batch in _batches(file, schema, list(columns), ARRAY_ROWS):
+            for name, convert in columns.items():
+                arrays[name][start : start + len(batch)] = convert(batch[name])
+            start += len(batch)
+    return arrays
+
+
+def _hash(ids: pa.StringArray) -> Hashes:
     """64-bit hash of each text: its length and its bytes, eight at a time, each multiplied and folded in."""
-    return np.concatenate([_hash_chunk(chunk) for chunk in ids.chunks] or [np.empty(0, np.uint64)])
-
-
-def _hash_chunk(ids: pa.StringArray) -> Hashes:
     _, offsets, data = ids.buffers()
     ends = np.frombuffer(offsets, np.int32)[ids.offset : ids.offset + len(ids) + 1].astype(np.int64)
     text = np.append(np.frombuffer(data or b"", np.uint8)[: ends[-1]], np.zeros(8, np.uint8))
@@ -163,27 +189,50 @@ def _mix(x: Hashes) -> Hashes:
     return x ^ (x >> np.uint64(31))
 
 
-def _mask(array: pa.ChunkedArray) -> Mask:
-    return array.fill_null(False).to_numpy().astype(bool)
+def _mask(array: pa.BooleanArray) -> Mask:
+    return array.fill_null(False).to_numpy(zero_copy_only=False)
 
 
-def take(path: Path, columns: list[str], rows: Ints) -> pa.Table:
-    """`columns` of these rows, in this order; streams, so that only one batch and the result are in memory."""
+def _numbers(array: pa.Array) -> Any:
+    return array.to_numpy(zero_copy_only=False)
+
+
+def take(path: Path, schema: pa.Schema, columns: list[str], rows: Ints) -> pa.Table:
+    """`columns` of these rows, in this order; one batch of the file and the result are in memory."""
     wanted, back = np.unique(rows, return_inverse=True)
     start, parts = 0, []
-    with pq.ParquetFile(path, memory_map=True) as file:
-        absent = set(columns) - set(file.schema_arrow.names)
-        if absent:
-            raise DataError(f"{path}: no column {min(absent)!r}; make it again with dvc repro")
-        schema = pa.schema([file.schema_arrow.field(name) for name in columns])
-        for group in range(file.num_row_groups):
-            end = start + file.metadata.row_group(group).num_rows
-            if np.searchsorted(wanted, start) < np.searchsorted(wanted, end):
-                at = start
-                for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
-                    low, high = np.searchsorted(wanted, (at, at + len(batch)))
-                    if low < high:
-                        parts.append(batch.take(pa.array(wanted[low:high] - at)).select(columns))
-                    at += len(batch)
-            start = end
-    return pa.Table.from_batches(parts, schema).take(pa.array(back))
+    with _opened(path, schema, columns) as file:
+        for batch in _batches(file, schema, columns, TEXT_ROWS):
+            low, high = np.searchsorted(wanted, (start, start + len(batch)))
+            if low < high:
+                parts.append(batch.take(pa.array(wanted[low:high] - start)))
+            start += len(batch)
+    table = pa.Table.from_batches(parts, pa.schema([schema.field(name) for name in columns]))
+    return table.take(pa.array(back))
+
+
+@contextmanager
+def _opened(path: Path, schema: pa.Schema, columns: list[str]) -> Iterator[pq.ParquetFile]:
+    """The file, to be read piece by piece; DataError where it is missing, is not Parquet or lacks a column."""
+    try:
+        with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
+            found = file.schema_arrow.names
+            for name in columns:
+                if name not in found:
+                    raise DataError(
+                        f"{path}: no column {name!r}; found {found}; make it again with dvc repro"
+                    )
+            yield file
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; `dvc repro` makes it") from None
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+
+
+def _batches(
+    file: pq.ParquetFile, schema: pa.Schema, columns: list[str], num_rows: int
+) -> Iterator[pa.RecordBatch]:
+    wanted = pa.schema([schema.field(name) for name in columns])
+    # one thread: several decode little faster, and each keeps buffers of its own
+    for batch in file.iter_batches(num_rows, columns=columns, use_threads=False):
+        yield batch.select(columns).cast(wanted)

@@ -479,11 +479,11 @@ def test_tables_that_do_not_belong_together_are_refused(tmp_path: Path, log: Any
     with pytest.raises(DataError, match=r"teacher_scores.parquet: 4 rows name responses that are not in"):
         run(tmp_path, mixed, small(num_ce=2), log, ce="random")
     mixed = {**other, "problems": paths["problems"]}
-    with pytest.raises(DataError, match="problem_id p010 is not in"):
+    with pytest.raises(DataError, match="4 rows name problems that are not in"):
         run(tmp_path, mixed, small(num_ce=2), log, ce="random")
     twice = pq.read_table(paths["teacher_scores"])
     pq.write_table(pa.concat_tables([twice, twice.slice(0, 1)]), paths["teacher_scores"])
-    with pytest.raises(DataError, match=r"teacher_scores.parquet: a response_id stands in two rows"):
+    with pytest.raises(DataError, match=r"teacher_scores.parquet: an id stands in two rows"):
         run(tmp_path, paths, small(num_ce=2), log, ce="random")
 
 
@@ -496,9 +496,6 @@ def test_nothing_at_all_is_refused_in_a_sentence(tmp_path: Path, log: Any) -> No
 
 @given(st.lists(st.text(max_size=20), max_size=30), st.integers(0, 5))
 def test_the_vectorised_hash_equals_the_plain_one(texts: list[str], skip: int) -> None:
-    array = pa.array(texts, pa.string())
-    chunks = pa.chunked_array(
-        [array[:skip], array[skip:]], pa.string()
-    )  # slices, with offsets into one buffer
-    mixed = candidates._mix(candidates._hash(chunks) ^ candidates._mix(np.array([3], np.uint64)))
-    assert mixed.tolist() == [hashed(3, text) for text in texts]
+    part = pa.array(texts, pa.string())[skip:]  # a slice, with an offset into its buffer
+    mixed = candidates._mix(candidates._hash(part) ^ candidates._mix(np.array([3], np.uint64)))
+    assert mixed.tolist() == [hashed(3, text) for text in texts[skip:]]

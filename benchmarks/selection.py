@@ -1,0 +1,233 @@
+"""Selection of an arm's CE set from a million scored responses: oxa/selection.py against plain Python.
+
+    python benchmarks/selection.py [--rows 1000000] [--chosen 50000]
+
+Both ways apply METHOD §3's truncated Gaussian (longest first, one a problem, the scarcest bin first) to the same
+responses, four a problem, reading included, each in a process of its own that reports wall time and peak memory
+(`ru_maxrss`, interpreter and imports included; `rise` leaves out what stood there before the work began).
+
+- `oxa`         reads four Parquet tables (problems, responses, verdicts, scores), joins them, attaches prompts and
+                texts and writes the training set.
+- `dictionaries` reads ONE JSON-lines file in which everything is joined already and no text stands, keeps a dictionary
+                a row, sorts lists and ends with the chosen ids: less work than `oxa` does.
+- `dictionaries+texts` the same from a file that holds prompts and texts, and writes the training set as JSON lines.
+
+Both must choose the same ids; the benchmark fails otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+WAYS = ("oxa", "dictionaries", "dictionaries+texts")
+MASK = 2**64 - 1
+
+
+def make(folder: Path, num_rows: int) -> None:
+    """Writes the same synthetic responses in every form: ppl log-normal, lengths rising with ppl."""
+    import numpy as np
+
+    from oxa import records
+
+    draws = np.random.default_rng(0)
+    ids = [hashlib.sha256(b"response %d" % i).hexdigest()[:16] for i in range(num_rows)]
+    names = [hashlib.sha256(b"problem %d" % i).hexdigest()[:16] for i in range((num_rows + 3) // 4)]
+    problem = [names[i // 4] for i in range(num_rows)]
+    ppl = np.exp(draws.normal(math.log(2.3), 0.25, num_rows)).clip(1.0)
+    tokens = (draws.lognormal(5.5, 0.5, num_rows) * ppl).astype(np.int32) + 1
+    wrong = draws.random(num_rows) < 0.1
+    verdict = np.where(wrong, "incorrect", "correct").tolist()
+    question = {name: f"Question {i}: what is {i} times {i + 1}?" for i, name in enumerate(names)}
+    text = [
+        f"<think>{i} times {i + 1}: step {i * 7} then {i * 13} " * 3 + "</think> \\boxed{1}"
+        for i in range(num_rows)
+    ]
+
+    size = len(names)
+    columns = {"problem_id": names, "source": ["synthetic"] * size, "question": list(question.values())}
+    columns |= {"answers": [["1"]] * size, "tier": [""] * size, "split": ["train"] * size}
+    records.write(folder / "problems.parquet", columns, records.PROBLEMS)
+    columns = {
+        "response_id": ids,
+        "problem_id": problem,
+        "origin": ["teacher"] * num_rows,
+        "model": ["t"] * num_rows,
+    }
+    columns |= {"sample_index": [i % 4 for i in range(num_rows)], "seed": [-1] * num_rows, "text": text}
+    columns |= {"num_tokens": tokens, "finish_reason": ["stop"] * num_rows}
+    columns |= {"mean_entropy": np.full(num_rows, np.nan, np.float32)}
+    records.write(folder / "teacher.parquet", columns, records.RESPONSES)
+    columns = {"response_id": ids, "verdict": verdict, "predicted": ["1"] * num_rows}
+    records.write(folder / "verdicts.parquet", columns, records.VERDICTS)
+    at = draws.permutation(
+        np.flatnonzero(~wrong)
+    )  # as scoring leaves them: the correct ones, in another order
+    columns = {"response_id": np.array(ids)[at], "scorer": ["base"] * len(at), "mean_nll": np.log(ppl[at])}
+    columns |= {"ppl": ppl[at], "num_tokens": tokens[at], "truncated": np.zeros(len(at), bool)}
+    columns |= {"mean_entropy": np.full(len(at), 0.3)}
+    records.write(folder / "scores.parquet", columns, records.SCORES)
+
+    with (folder / "lean.jsonl").open("w") as lean, (folder / "full.jsonl").open("w") as full:
+        rows = zip(ids, problem, verdict, ppl.tolist(), tokens.tolist(), text, strict=True)
+        for response, name, judged, x, n, written in rows:
+            row = {"response_id": response, "problem_id": name, "verdict": judged, "ppl": x, "num_tokens": n}
+            lean.write(json.dumps(row) + "\n")
+            full.write(json.dumps({**row, "prompt": question[name], "completion": written}) + "\n")
+
+
+def by_oxa(folder: Path, num: int) -> list[str]:
+    from oxa import selection
+    from oxa.config import Prompt, SelectionArm, SelectionShared
+
+    selection.run(
+        SelectionShared(num_ce=num),
+        SelectionArm(ce="gaussian"),
+        Prompt(suffix=""),
+        problems=folder / "problems.parquet",
+        teacher=folder / "teacher.parquet",
+        teacher_verdicts=folder / "verdicts.parquet",
+        teacher_scores=folder / "scores.parquet",
+        self_responses=folder / "none",
+        self_verdicts=folder / "none",
+        self_scores=folder / "none",
+        output=folder / "chosen.parquet",
+        log=lambda step, **values: None,
+        scratch=folder,
+    )
+    return []
+
+
+def by_dictionaries(source: Path, num: int, output: Path | None) -> list[str]:
+    """METHOD §3 written the plain way: list of dictionaries, one list a bin, sorted."""
+    mean, std, low, width, num_bins = 2.5, 0.25, 1.0, 0.05, 80
+    with source.open() as lines:
+        rows = [json.loads(line) for line in lines]
+    bins: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if row["verdict"] == "correct" and low <= row["ppl"] <= low + num_bins * width:
+            edge = min(int((row["ppl"] - low) / width), num_bins - 1)
+            while edge < num_bins - 1 and row["ppl"] >= round(low + (edge + 1) * width, 12):
+                edge += 1
+            while row["ppl"] < round(low + edge * width, 12):
+                edge -= 1
+            bins[edge].append(row)
+    pdf = [math.exp(-0.5 * ((low + (b + 0.5) * width - mean) / std) ** 2) for b in range(num_bins)]
+    quotas = [num * value / sum(pdf) for value in pdf]
+    targets = [math.floor(quota) for quota in quotas]
+    rest = sorted(range(num_bins), key=lambda b: (-round(quotas[b] - targets[b], 9), b))
+    for b in rest[: num - sum(targets)]:
+        targets[b] += 1
+    used: set[str] = set()
+    chosen: list[dict[str, Any]] = []
+    supply = [len({row["problem_id"] for row in bins[b]}) for b in range(num_bins)]
+    for b in sorted(range(num_bins), key=lambda b: (supply[b] / max(targets[b], 1), b)):
+        left = targets[b]
+        if not left:
+            continue
+        for row in sorted(bins[b], key=lambda row: (-row["num_tokens"], hashed(row["response_id"]))):
+            if left and row["problem_id"] not in used:
+                used.add(row["problem_id"])
+                chosen.append(row)
+                left -= 1
+    if output is not None:
+        with output.open("w") as lines:
+            lines.writelines(json.dumps(row) + "\n" for row in chosen)
+    return [row["response_id"] for row in chosen]
+
+
+def hashed(text: str) -> int:
+    """The tie-breaking hash of oxa/candidates.py for seed 0."""
+
+    def mix(x: int) -> int:
+        x = (x + 0x9E3779B97F4A7C15) & MASK
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
+        return x ^ (x >> 31)
+
+    raw = text.encode()
+    state = mix(len(raw))
+    for start in range(0, len(raw), 8):
+        state = mix(state ^ int.from_bytes(raw[start : start + 8], "little"))
+    return mix(state ^ mix(0))
+
+
+def one(way: str, folder: Path, num: int) -> None:
+    """Runs one way and prints its figures as JSON; meant for a process of its own."""
+    if way == "oxa":
+        import oxa.selection  # noqa: F401  imports are a fixed cost, measured apart from the work
+    before, start = peak(), time.perf_counter()
+    if way == "oxa":
+        ids = by_oxa(folder, num)
+    elif way == "dictionaries":
+        ids = by_dictionaries(folder / "lean.jsonl", num, None)
+    else:
+        ids = by_dictionaries(folder / "full.jsonl", num, folder / "chosen.jsonl")
+    seconds, high = time.perf_counter() - start, peak()
+    if way == "oxa":
+        import pyarrow.parquet as pq
+
+        ids = pq.read_table(folder / "chosen.parquet", columns=["response_id"])["response_id"].to_pylist()
+    digest = hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+    print(
+        json.dumps(
+            {"seconds": seconds, "mib": high, "rise": high - before, "num": len(ids), "digest": digest}
+        )
+    )
+
+
+def peak() -> float:
+    """Highest resident memory of this process so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--chosen", type=int, default=50_000)
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="runs of each way, taking turns; the fastest counts"
+    )
+    parser.add_argument("--one", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        one(options.one[0], Path(options.one[1]), options.chosen)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        # in a child too, so that making the data leaves no memory behind that a child is charged with
+        code = f"import runpy, pathlib; m = runpy.run_path({__file__!r}); "
+        code += f"m['make'](pathlib.Path({name!r}), {options.rows})"
+        subprocess.run([sys.executable, "-c", code], check=True)
+        best: dict[str, dict[str, Any]] = {}
+        for _ in range(options.repeats):
+            for way in WAYS:
+                command = [sys.executable, __file__, "--one", way, name, "--chosen", str(options.chosen)]
+                result = json.loads(
+                    subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                )
+                if way not in best or result["seconds"] < best[way]["seconds"]:
+                    best[way] = result
+    if len({(row["num"], row["digest"]) for row in best.values()}) != 1:
+        sys.exit(f"the ways chose different responses: {best}")
+    ours = best["oxa"]
+    print(f"{options.rows:,} responses, {ours['num']:,} chosen, the same ones by every way\n")
+    print("| way | seconds | peak MiB | rise MiB | time / oxa | peak / oxa | rise / oxa |")
+    print("|---|---|---|---|---|---|---|")
+    for way in WAYS:
+        row = best[way]
+        ratios = " | ".join(f"{row[key] / ours[key]:.1f}" for key in ("seconds", "mib", "rise"))
+        print(f"| {way} | {row['seconds']:.2f} | {row['mib']:.0f} | {row['rise']:.0f} | {ratios} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -283,7 +283,7 @@ def complete(
         if padded:
             around = {
                 "attention_mask": mask[:, : width + step + 1],
-                "position_ids": (length + step)[:, None],
+                "position_ids": torch.minimum(length + step, length + limit - 1)[:, None],
             }
         logits = model(input_ids=token[:, None], past_key_values=cache, use_cache=True, **around).logits[
             :, -1

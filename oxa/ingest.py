@@ -4,7 +4,7 @@ Rows come one at a time and leave in batches, so that memory holds ids and count
 
 rows (a row is one problem of a source, with its responses)
     empty_problem, no_answer, multi_turn, not_math, bad_unicode   unusable as they are (oxa/sources.py)
-    bad_gold            its gold answer does not verify against itself
+    bad_gold            its gold answer does not verify against itself; a later row may still bring a good one
     contaminated        a training problem that is also in a benchmark, see `Overlap`
     conflicting_answer  the question came before, with another gold answer; the first one stays
     duplicate_problem   the question came before, with the same gold answer: the row is counted here, and its
@@ -165,29 +165,24 @@ def add_benchmark(
 ) -> Count:
     """Writes a benchmark's problems and notes them for decontamination."""
     count, found = Count(), dict[str, Record]()
-    for item in _progress(rows, split):
-        count.rows += 1
-        if isinstance(item, Reject):
-            tables.drop(count, source, item.row, item.reason, item.detail, item.text)
-            continue
-        first = found.setdefault(records.problem_id(item.question), item)
-        if first is not item:
-            tables.drop(
-                count,
-                source,
-                item.row,
-                _repeats(first.answers, item, grader),
-                f"row {first.row}",
-                item.question,
-            )
-    checks = grader.check_golds([record.answers for record in found.values()])
-    for (key, record), is_good in zip(found.items(), checks, strict=True):
-        if not is_good:
-            tables.drop(count, source, record.row, "bad_gold", repr(record.answers), record.question)
-            continue
-        count.problems += 1
-        tables.add_problem(key, source, record, split)
-        overlap.add(split, key, record.question)
+    for batch in _batches(_progress(rows, split)):
+        good = iter(grader.check_golds([item.answers for item in batch if isinstance(item, Record)]))
+        for item in batch:
+            count.rows += 1
+            if isinstance(item, Reject):
+                tables.drop(count, source, item.row, item.reason, item.detail, item.text)
+                continue
+            key = records.problem_id(item.question)
+            if not next(good):
+                tables.drop(count, source, item.row, "bad_gold", repr(item.answers), item.question)
+            elif key in found:
+                reason = _repeats(found[key].answers, item, grader)
+                tables.drop(count, source, item.row, reason, f"row {found[key].row}", item.question)
+            else:
+                count.problems += 1
+                found[key] = item
+                tables.add_problem(key, source, item, split)
+                overlap.add(split, key, item.question)
     if count.problems == 0:
         why = ", ".join(f"{reason} {number}" for reason, number in sorted(count.dropped.items())) or "no rows"
         raise DataError(
@@ -211,8 +206,8 @@ class Known:
     source: str
     row: int
     answers: list[str]
-    reason: str = ""
-    """Why it was dropped, if it was."""
+    contamination: str = ""
+    """The benchmark problem that it repeats, if it does."""
     pending: Record | None = None
     """Its first row, until it has a response and is written."""
     num_responses: int = 0
@@ -231,18 +226,14 @@ class Training:
         """Takes one source; several of one name share their counts."""
         count = self.counts[source]
         for batch in _batches(_progress(rows, source)):
-            keys = [records.problem_id(item.question) if isinstance(item, Record) else "" for item in batch]
-            new = {
-                key: item.answers for key, item in zip(keys, batch, strict=True) if isinstance(item, Record)
-            }
-            new = {key: answers for key, answers in new.items() if key not in self._known}
-            good = dict(zip(new, self._grader.check_golds(list(new.values())), strict=True))
-            for key, item in zip(keys, batch, strict=True):
+            golds = [item.answers for item in batch if isinstance(item, Record)]
+            good = iter(self._grader.check_golds(golds))
+            for item in batch:
                 count.rows += 1
                 if isinstance(item, Reject):
                     self._tables.drop(count, source, item.row, item.reason, item.detail, item.text)
                 else:
-                    self._add_row(count, source, key, item, good.get(key, True))
+                    self._add_row(count, source, item, next(good))
 
     def finish(self) -> None:
         """Drops the problems that are still without a response.
@@ -267,32 +258,36 @@ class Training:
                 f"ingest.teacher: no training problem is left ({why}); correct the sources or their mapping"
             )
 
-    def _add_row(self, count: Count, source: str, key: str, item: Record, has_good_gold: bool) -> None:
+    def _add_row(self, count: Count, source: str, item: Record, has_good_gold: bool) -> None:
         count.responses_read += len(item.responses)
+        key = records.problem_id(item.question)
         known = self._known.get(key)
-        if known is None:
-            reason, detail = self._fault(key, item, has_good_gold)
-            known = self._known[key] = Known(source, item.row, item.answers, reason, None if reason else item)
-        elif known.reason:
-            reason, detail = known.reason, f"as {known.source} row {known.row}"
+        if not has_good_gold:
+            reason, detail = "bad_gold", repr(item.answers)
+        elif known is None:
+            contamination = self._contamination(key, item)
+            reason, detail = ("contaminated", contamination) if contamination else ("", "")
+            known = Known(source, item.row, item.answers, contamination, None if reason else item)
+            self._known[key] = known
+        elif known.contamination:
+            reason, detail = "contaminated", known.contamination
         else:
             reason = _repeats(known.answers, item, self._grader)
             detail = f"{known.source} row {known.row}, {known.answers} there, {item.answers} here"
         if reason:
             self._tables.drop(count, source, item.row, reason, detail, item.question)
-        if reason and reason != "duplicate_problem":
+        if known is None or reason not in ("", "duplicate_problem"):
             count.responses_of_dropped_rows += len(item.responses)
             return
         for text in item.responses:
             self._add_response(count, source, key, item.row, known, text)
 
-    def _fault(self, key: str, item: Record, has_good_gold: bool) -> tuple[str, str]:
+    def _contamination(self, key: str, item: Record) -> str:
+        """The benchmark problem that this one repeats most, if any; all of them are listed."""
         hits = self._overlap.hits(key, item.question)
         for hit in hits:
             self._tables.contamination.add(problem_id=key, question=item.question, **hit)
-        if hits:
-            return "contaminated", f"{hits[0]['benchmark']} {hits[0]['benchmark_problem_id']}"
-        return ("", "") if has_good_gold else ("bad_gold", repr(item.answers))
+        return f"{hits[0]['benchmark']} {hits[0]['benchmark_problem_id']}" if hits else ""
 
     def _add_response(self, count: Count, source: str, key: str, row: int, known: Known, text: str) -> None:
         # across sources, hence without the model's name

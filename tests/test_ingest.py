@@ -178,9 +178,9 @@ def test_every_fault_has_its_reason(tmp_path: Path, log: Any) -> None:
     counts = metrics["sources"]["teacher0.jsonl"]
     assert (counts["rows"], counts["problems"], counts["responses_read"], counts["responses"]) == (
         10,
-        1,
-        12,
         2,
+        12,
+        3,
     )
     assert counts["responses_of_dropped_rows"] == 4
     assert metrics["benchmarks"]["exam"] == {

@@ -1,42 +1,46 @@
 """The small world: sums that a million parameters can learn to work out, in four ways.
 
-A problem asks for a + b. Two tiers: `easy`, two digits each, and `hard`, four digits each. Three wordings:
+A problem asks for a + b, three digits each and in the sum. Three tiers by the number of carries: `easy` 0, `medium` 1,
+`hard` 2. Three wordings:
 
-    What is 4821 + 3907?
-    Calculate 4821 + 3907.
-    Add 4821 and 3907.
+    What is 587 + 364?
+    Calculate 587 + 364.
+    Add 587 and 364.
 
-A response is `<think> STRATEGY </think> \\boxed{8728}`. Four strategies, each in three wordings, the first common:
+A response is `<think> STRATEGY </think> \\boxed{951}`. Four strategies, each in three wordings, the first common:
 
-    mental   In my head this is 8728.
-             A quick look gives 8728.
-             I already know this one: 8728.
-    columns  Columns: 1+7+0=8, 2+0+0=2, 8+9+0=17, 4+3+1=8. Together 8728.
-             From right to left 1+7+0=8, 2+0+0=2, 8+9+0=17, 4+3+1=8. This reads 8728.
-             Units come first: 1+7+0=8, 2+0+0=2, 8+9+0=17, 4+3+1=8. Collected upwards 8728.
-    places   Places: 4+3=7, 8+9=17, 2+0=2, 1+7=8. With carries 8728.
-             From left to right 4+3=7, 8+9=17, 2+0=2, 1+7=8. After carrying 8728.
-             Pair the digits: 4+3=7, 8+9=17, 2+0=2, 1+7=8. Moving every ten up 8728.
-    jumps    Jumps: 4821 +3000=7821 +900=8721 +0=8721 +7=8728.
-             Starting at 4821 +3000=7821 +900=8721 +0=8721 +7=8728.
-             Walk there in parts: 4821 +3000=7821 +900=8721 +0=8721 +7=8728.
+    mental   In my head: 951.
+             At a glance: 951.
+             I just know: 951.
+    columns  Column by column: 7+4+0=11, 8+6+1=15, 5+3+1=09. Together 951.
+             From the right: 7+4+0=11, 8+6+1=15, 5+3+1=09. Collected 951.
+             Units come first: 7+4+0=11, 8+6+1=15, 5+3+1=09. Upwards 951.
+    places   Place by place: 5+3=08, 8+6=14, 7+4=11. Carried 951.
+             From the left: 5+3=08, 8+6=14, 7+4=11. Settled 951.
+             Pairing the digits: 5+3=08, 8+6=14, 7+4=11. Merged 951.
+    jumps    Jump by jump: 587 +300=887 +60=947 +4=951.
+             Walking up there: 587 +300=887 +60=947 +4=951.
+             In several parts: 587 +300=887 +60=947 +4=951.
 
-In the corpus `mental` is the habit, and it does not carry far: it works on easy problems and mostly fails on hard
-ones. The other strategies are rare there, but each works on both tiers. The corpus has two phases: in its first
-`strategy_documents` documents the rare strategies are learnt, after them the habit sets in. Beside chats it holds
-plain text: drills of the skills that all strategies need, and prose.
+Numbers and phrases have fixed widths: what a step needs then stands at a fixed distance, which a tiny model learns in
+minutes, where finding it by content takes it longer than its whole training.
 
-    copy     Copy 4821: 4821.
-    reverse  Backwards 4821: 1, 2, 8, 4.
-    table    Table: 7+8+1=16, 0+4+0=4, 9+9+1=19.
+In the corpus `mental` is the habit, and it does not carry far: without carries a digit of the sum depends on two, with
+them on all that stand to its right. The other strategies are rare there, but work on every tier. The corpus has two
+phases: in its first `strategy_documents` documents the rare strategies are learnt, after them the habit sets in.
+Beside chats it holds plain text: drills of the skills that all strategies need, and prose.
+
+    copy     Copy 587: 587.
+    reverse  Backwards 587: 7, 8, 5.
+    table    Table: 7+8+1=16, 0+4+0=04, 9+9+1=19, 2+3+1=06.
     prose    The old miller carries a stone to the river.
 
 The teacher knows the strategies equally well, takes each in turn, in any wording, and makes a slip in a few
 responses, as real teachers do: the sum that it states and boxes is off by one in one place.
 
 An unordered pair {a, b} belongs to the corpus, to the training problems or to the benchmark, by its hash alone: the
-three share no pair, whatever the seed. Operands such as 30 or 4000 are left out, so that no jump spells another
-problem. Every draw comes from (seed, purpose, index); the same settings give the same text everywhere.
+three share no pair, whatever the seed. Operands such as 300 are left out, so that no jump spells another problem.
+Every draw comes from (seed, purpose, index); the same settings give the same text everywhere.
 """
 
 from __future__ import annotations
@@ -53,22 +57,27 @@ from oxa.errors import ConfigError
 
 Split = Literal["corpus", "train", "benchmark"]
 
-DIGITS = {"easy": 2, "hard": 4}
+NUM_DIGITS = 3
+TIERS = ("easy", "medium", "hard")
 QUESTIONS = ("What is {a} + {b}?", "Calculate {a} + {b}.", "Add {a} and {b}.")
 HABIT = "mental"
 WORDINGS = {
-    "mental": ("In my head this is {sum}.", "A quick look gives {sum}.", "I already know this one: {sum}."),
+    "mental": ("In my head: {sum}.", "At a glance: {sum}.", "I just know: {sum}."),
     "columns": (
-        "Columns: {work}. Together {sum}.",
-        "From right to left {work}. This reads {sum}.",
-        "Units come first: {work}. Collected upwards {sum}.",
+        "Column by column: {work}. Together {sum}.",
+        "From the right: {work}. Collected {sum}.",
+        "Units come first: {work}. Upwards {sum}.",
     ),
     "places": (
-        "Places: {work}. With carries {sum}.",
-        "From left to right {work}. After carrying {sum}.",
-        "Pair the digits: {work}. Moving every ten up {sum}.",
+        "Place by place: {work}. Carried {sum}.",
+        "From the left: {work}. Settled {sum}.",
+        "Pairing the digits: {work}. Merged {sum}.",
     ),
-    "jumps": ("Jumps: {work}{sum}.", "Starting at {work}{sum}.", "Walk there in parts: {work}{sum}."),
+    "jumps": (
+        "Jump by jump: {work}{sum}.",
+        "Walking up there: {work}{sum}.",
+        "In several parts: {work}{sum}.",
+    ),
 }
 STRATEGIES = tuple(WORDINGS)
 
@@ -76,9 +85,8 @@ WORDING_WEIGHTS = (0.8, 0.14, 0.06)  # in the corpus; the teacher takes each wor
 HABIT_SHARE = (0.1, 0.75)  # of the corpus' chats, in the first phase and after it
 DRILL_SHARE = (0.12, 0.03)  # of the corpus' documents
 PROSE_SHARE = 0.02
-EASY_SHARE = 1 / 3
 SLIP_SHARE = 0.04  # of the teacher's responses
-ATTEMPTS = 10_000  # draws for one new problem; far more than a pool with any left needs
+ATTEMPTS = 1_000  # draws for one new problem; far more than a pool with any left needs
 
 PROSE = (
     ("The", "A", "One", "Every"),
@@ -116,6 +124,12 @@ def split_of(a: int, b: int) -> Split:
     return "benchmark" if part == 0 else "train" if part < 3 else "corpus"
 
 
+def tier_of(a: int, b: int) -> str:
+    """By carries: the digits of a and b together hold 9 more than the sum's for each."""
+    carries = sum(map(int, f"{a}{b}")) - sum(map(int, str(a + b)))
+    return TIERS[carries // 9]
+
+
 def respond(a: int, b: int, strategy: str, wording: int, stated: int | None = None) -> str:
     """The response by a strategy in one of its wordings; `stated` replaces the sum that it states."""
     text = WORDINGS[strategy][wording].format(
@@ -125,7 +139,7 @@ def respond(a: int, b: int, strategy: str, wording: int, stated: int | None = No
 
 
 def opening(strategy: str, wording: int = 0) -> str:
-    """The first words of a response by which one can force a strategy: `<think> Columns:`."""
+    """The first words of a response by which one can force a strategy: `<think> Column by column:`."""
     return "<think> " + WORDINGS[strategy][wording].partition(" {")[0]
 
 
@@ -150,7 +164,7 @@ def corpus(world: config.World) -> Iterator[Document]:
         elif kind < PROSE_SHARE + DRILL_SHARE[phase]:
             yield Document(None, _drill(rng))
         else:
-            a, b = _pair(rng, "corpus", "easy" if rng.random() < EASY_SHARE else "hard")
+            a, b = _pair(rng, "corpus", rng.choice(TIERS))
             if rng.random() < HABIT_SHARE[phase]:
                 strategy = HABIT
             else:
@@ -170,7 +184,7 @@ def guess_rate(examples: list[Example]) -> float:
 def _examples(world: config.World, split: Split, num: int) -> Iterator[Example]:
     seen: set[tuple[int, int]] = set()
     for index in range(num):
-        tier = "easy" if index % 3 == 0 else "hard"
+        tier = TIERS[index % len(TIERS)]
         rng = _rng(world.seed, split, index)
         for _ in range(ATTEMPTS):
             a, b = _pair(rng, split, tier)
@@ -191,7 +205,7 @@ def _teach(rng: random.Random, a: int, b: int, num: int) -> tuple[str, ...]:
     for index in range(num):
         stated = a + b
         if rng.random() < SLIP_SHARE:
-            stated += rng.choice((-1, 1)) * 10 ** rng.randrange(len(str(a)))
+            stated += rng.choice((-1, 1)) * 10 ** rng.randrange(NUM_DIGITS)
         wording = rng.randrange(len(WORDING_WEIGHTS))
         responses.append(respond(a, b, order[index % len(order)], wording, stated))
     return tuple(responses)
@@ -199,10 +213,10 @@ def _teach(rng: random.Random, a: int, b: int, num: int) -> tuple[str, ...]:
 
 def _pair(rng: random.Random, split: Split, tier: str) -> tuple[int, int]:
     """Two operands of the tier that belong to the split."""
-    low = 10 ** (DIGITS[tier] - 1)
+    low = 10 ** (NUM_DIGITS - 1)
     while True:
-        a, b = rng.randrange(low, 10 * low), rng.randrange(low, 10 * low)
-        if a % low and b % low and split_of(a, b) == split:
+        a, b = rng.randrange(low, 9 * low), rng.randrange(low, 9 * low)
+        if a % low and b % low and a + b < 10 * low and tier_of(a, b) == tier and split_of(a, b) == split:
             return a, b
 
 
@@ -214,7 +228,7 @@ def _drill(rng: random.Random) -> str:
             + ", ".join(_fact(rng.randrange(10), rng.randrange(10), rng.randrange(2)) for _ in range(4))
             + "."
         )
-    number = str(sum(_pair(rng, "corpus", rng.choice(tuple(DIGITS)))))
+    number = str(sum(_pair(rng, "corpus", rng.choice(TIERS))))
     return (
         f"Copy {number}: {number}."
         if kind == "copy"
@@ -223,7 +237,7 @@ def _drill(rng: random.Random) -> str:
 
 
 def _fact(*terms: int) -> str:
-    return f"{'+'.join(map(str, terms))}={sum(terms)}"
+    return f"{'+'.join(map(str, terms))}={sum(terms):02}"
 
 
 def _columns(a: int, b: int) -> str:
@@ -240,11 +254,10 @@ def _places(a: int, b: int) -> str:
 
 def _jumps(a: int, b: int) -> str:
     """All but the last sum, which the wording states."""
-    text, total, places = str(a), a, len(str(b))
-    for place, digit in enumerate(str(b), 1):
-        part = int(digit) * 10 ** (places - place)
-        total += part
-        text += f" +{part}={total if place < places else ''}"
+    text, total = str(a), a
+    for place, digit in zip(reversed(range(len(str(b)))), str(b), strict=True):
+        total += int(digit) * 10**place
+        text += f" +{digit}{'0' * place}={total if place else ''}"
     return text
 
 

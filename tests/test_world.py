@@ -1,0 +1,188 @@
+"""The small world: right answers, disjoint splits, the same text everywhere."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from itertools import islice
+
+import pytest
+from math_verify import parse, verify
+
+from oxa import config, world
+from oxa.errors import ConfigError
+from oxa.prompts import answer_part
+
+SMALL = config.World(num_train=120, num_benchmark=60, strategy_documents=1500)
+QUESTION = re.compile(r"(\d+)(?: \+ | and )(\d+)")
+
+
+def instance(question: str) -> tuple[int, int]:
+    match = QUESTION.search(question)
+    assert match is not None
+    return int(match[1]), int(match[2])
+
+
+def boxed(response: str) -> str:
+    part = answer_part(response)
+    assert part is not None
+    match = re.fullmatch(r" \\boxed\{(\d+)\}", part)
+    assert match is not None
+    return match[1]
+
+
+def test_the_examples_of_the_docstring_are_what_is_generated() -> None:
+    assert world.__doc__ is not None
+    text = " ".join(world.__doc__.split())
+    for question in world.QUESTIONS:
+        assert question.format(a=587, b=364) in text
+    for strategy, wordings in world.WORDINGS.items():
+        for wording in range(len(wordings)):
+            said = (
+                world.respond(587, 364, strategy, wording).removeprefix("<think> ").partition(" </think>")[0]
+            )
+            assert said in text
+
+
+@pytest.mark.parametrize("strategy", world.STRATEGIES)
+@pytest.mark.parametrize(("a", "b"), [(587, 364), (111, 111), (499, 499), (505, 105), (101, 898)])
+def test_every_written_step_is_true_and_leads_to_the_sum(strategy: str, a: int, b: int) -> None:
+    response = world.respond(a, b, strategy, 0)
+    assert boxed(response) == str(a + b)
+    for equation in re.findall(r"[\d+]+=\d+", response) if strategy in ("columns", "places") else []:
+        left, right = equation.split("=")
+        assert sum(map(int, left.split("+"))) == int(right)
+    if strategy == "jumps":
+        chain = re.search(r"(\d+)((?: \+\d+=\d+)+)\.", response)
+        assert chain is not None
+        total = int(chain[1])
+        for step, stated in re.findall(r" \+(\d+)=(\d+)", chain[2]):
+            total += int(step)
+            assert total == int(stated)
+        assert total == a + b
+
+
+def test_columns_carry() -> None:
+    assert "5+5+0=10, 0+0+1=01, 5+1+0=06." in world.respond(505, 105, "columns", 0)
+
+
+def test_tiers_count_the_carries() -> None:
+    pairs = [(111, 111), (505, 105), (151, 151), (587, 364), (199, 101)]
+    assert [world.tier_of(a, b) for a, b in pairs] == ["easy", "medium", "medium", "hard", "hard"]
+
+
+def test_all_responses_of_a_strategy_are_equally_wide_for_every_problem() -> None:
+    for strategy in world.STRATEGIES:
+        for wording in range(3):
+            problems = [(111, 111), (505, 105), (101, 898), (587, 364)]
+            assert len({len(world.respond(a, b, strategy, wording)) for a, b in problems}) == 1
+
+
+def test_gold_answers_are_the_sums_and_verify_with_math_verify() -> None:
+    for example in islice(world.train_examples(SMALL), 40):
+        assert example.answer == str(sum(instance(example.question)))
+        for response in example.responses:
+            agrees = boxed(response) == example.answer
+            assert bool(verify(parse(example.answer), parse(answer_part(response)))) == agrees
+
+
+def test_the_teacher_uses_every_strategy_and_is_sometimes_wrong() -> None:
+    examples = list(world.train_examples(config.World(num_train=600)))
+    used: Counter[str] = Counter()
+    for example in examples:
+        found = [name for r in example.responses for name in world.STRATEGIES for w in range(3)
+                 if r.startswith(world.opening(name, w))]  # fmt: skip
+        assert sorted(found) == sorted(world.STRATEGIES)  # four responses, each strategy once
+        used.update(found)
+    wrong = sum(boxed(r) != e.answer for e in examples for r in e.responses)
+    assert 0.02 < wrong / sum(used.values()) < 0.07
+
+
+def test_splits_share_no_pair_in_either_order_whatever_the_seeds() -> None:
+    def pairs(examples: list[world.Example]) -> set[frozenset[int]]:
+        return {frozenset(instance(example.question)) for example in examples}
+
+    train = pairs(list(world.train_examples(SMALL)))
+    benchmark = pairs(list(world.benchmark_examples(config.World(seed=7, num_benchmark=300))))
+    corpus = {
+        frozenset(instance(document.user))
+        for document in islice(world.corpus(config.World(seed=3)), 6000)
+        if document.user is not None
+    }
+    assert not train & benchmark
+    assert not train & corpus
+    assert not benchmark & corpus
+
+
+def test_no_line_of_the_corpus_spells_a_problem_of_another_split() -> None:
+    for document in islice(world.corpus(SMALL), 6000):
+        for a, b in re.findall(r"(\d{3}) ?(?:\+|and) ?(\d{3})", f"{document.user} {document.text}"):
+            if int(a) % 100 and int(b) % 100:
+                assert world.split_of(int(a), int(b)) == "corpus"
+
+
+def test_problems_are_distinct_and_tiers_take_turns() -> None:
+    for examples in (list(world.train_examples(SMALL)), list(world.benchmark_examples(SMALL))):
+        assert len({instance(example.question) for example in examples}) == len(examples)
+        tiers = Counter(example.tier for example in examples)
+        assert tiers == dict.fromkeys(world.TIERS, len(examples) // 3)
+        assert all(example.tier == world.tier_of(*instance(example.question)) for example in examples)
+    assert all(example.responses == () for example in world.benchmark_examples(SMALL))
+
+
+def test_more_problems_leave_the_first_ones_as_they_were() -> None:
+    few, many = config.World(num_train=20), config.World(num_train=50)
+    assert list(world.train_examples(few)) == list(islice(world.train_examples(many), 20))
+
+
+def test_seeds_give_other_problems_and_the_same_seed_the_same() -> None:
+    first = list(world.benchmark_examples(SMALL))
+    assert first == list(world.benchmark_examples(SMALL))
+    assert first != list(world.benchmark_examples(SMALL.model_copy(update={"seed": 1})))
+
+
+def test_the_habit_is_rare_in_the_first_phase_and_usual_after_it() -> None:
+    documents = list(islice(world.corpus(SMALL), 5000))
+    starts = tuple(world.opening(world.HABIT, wording) for wording in range(3))
+
+    def share(some: list[world.Document]) -> float:
+        chats = [document for document in some if document.user is not None]
+        return sum(document.text.startswith(starts) for document in chats) / len(chats)
+
+    before, after = documents[: SMALL.strategy_documents], documents[SMALL.strategy_documents :]
+    assert abs(share(before) - world.HABIT_SHARE[0]) < 0.04
+    assert abs(share(after) - world.HABIT_SHARE[1]) < 0.04
+
+
+def test_corpus_holds_only_right_responses_and_some_plain_text() -> None:
+    documents = list(islice(world.corpus(SMALL), 2000))
+    for document in documents:
+        if document.user is not None:
+            assert boxed(document.text) == str(sum(instance(document.user)))
+    plain = Counter(document.text.split()[0] for document in documents if document.user is None)
+    assert {"Copy", "Backwards", "Table:"} <= plain.keys()
+    assert set(plain) & set(world.PROSE[0])
+
+
+def test_guessing_the_most_frequent_answer_is_all_but_useless() -> None:
+    examples = list(world.benchmark_examples(config.World(num_benchmark=600)))
+    assert len({example.answer for example in examples}) >= 100
+    assert world.guess_rate(examples) < 0.03
+
+
+def test_guess_rate_counts_the_best_constant_answer_of_each_tier() -> None:
+    examples = [
+        world.Example("", answer, tier, ())
+        for answer, tier in [("1", "a"), ("1", "a"), ("2", "a"), ("1", "b")]
+    ]
+    assert world.guess_rate(examples) == 3 / 4
+
+
+def test_more_problems_than_there_are_is_an_error_that_names_the_tier(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(world, "ATTEMPTS", 1)  # the first pair drawn twice then ends the search
+    with pytest.raises(
+        ConfigError, match=r"2000 problems of the benchmark split .* fewer (easy|medium|hard) ones"
+    ):
+        list(world.benchmark_examples(config.World(num_benchmark=2000)))

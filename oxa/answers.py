@@ -241,6 +241,8 @@ def _start_worker(parent: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pebble's handler would wait for C code to return
+    # sympy takes a RecursionError for "not equal"; this deep, the memory or the stack ends first and the worker dies
+    sys.setrecursionlimit(10**9)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     assert _judge(("0.5",), r"\frac{1}{2}", True) == "correct"
@@ -252,8 +254,7 @@ def _start_worker(parent: int) -> None:
 def _judge_all(batch: list[_Question]) -> list[str]:
     """Verdicts of a batch. A worker that has come near its memory's limit ends here instead.
 
-    Neither math-verify nor sympy lets a MemoryError out: they return a verdict that means nothing. And what the
-    worker keeps would fail the next answers.
+    math-verify takes a MemoryError for "not equal", and what the worker keeps would fail the next answers.
     """
     verdicts = [_judge(*question) for question in batch]
     if _peak_memory() > MEMORY // 4:

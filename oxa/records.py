@@ -175,6 +175,23 @@ def read(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.
 
     Raises DataError where the file is missing, is not Parquet or has other columns.
     """
+    with _checked(path, schema, columns):
+        table = pq.read_table(path, columns=columns or schema.names, memory_map=True)
+    return table.cast(pa.schema([schema.field(name) for name in table.column_names]))
+
+
+def stream(path: Path, schema: pa.Schema, columns: list[str], num_rows: int) -> Iterator[pa.RecordBatch]:
+    """The same, `num_rows` rows at a time, for tables that are too large to be held."""
+    with _checked(path, schema, columns), pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
+        wanted = pa.schema([schema.field(name) for name in columns])
+        # one thread: several decode little faster, and each keeps buffers of its own
+        for batch in file.iter_batches(num_rows, columns=columns, use_threads=False):
+            yield batch.select(columns).cast(wanted)
+
+
+@contextmanager
+def _checked(path: Path, schema: pa.Schema, columns: list[str] | None) -> Iterator[None]:
+    """Turns what is wrong with a Parquet file that is read in the block into a DataError."""
     try:
         found = pq.read_schema(path)
         names = set(columns or schema.names)
@@ -183,12 +200,11 @@ def read(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.
                 raise DataError(
                     f"{path}: no column {field.name!r}; found {found.names}; make it again with dvc repro"
                 )
-        table = pq.read_table(path, columns=columns or schema.names, memory_map=True)
+        yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; `dvc repro` makes it") from None
     except pa.ArrowInvalid as error:
         raise DataError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
-    return table.cast(pa.schema([schema.field(name) for name in table.column_names]))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import SHARED_DATA
-from oxa import records, rows, sources
+from oxa import config, records, rows, sources
 from oxa.config import Mapping, Source, World
 from oxa.errors import ConfigError, DataError, UserError
 from oxa.sources import Record, Reject
 
+ROOT = Path(__file__).resolve().parents[1]
 WORLD = World(num_train=6, num_benchmark=4, num_teacher=2)
 PLAIN = Mapping(question="q", answer="a", responses="r")
 GOOD = '{"q": "1", "a": "2", "r": "3"}\n'
@@ -302,13 +303,13 @@ def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "owner" / "name"
     card = ["---", "configs:"]
-    for config in ("main", "socratic"):
-        (folder / config).mkdir(parents=True)
-        card += [f"- config_name: {config}", "  data_files:"]
+    for subset in ("main", "socratic"):
+        (folder / subset).mkdir(parents=True)
+        card += [f"- config_name: {subset}", "  data_files:"]
         for split in ("train", "test"):
-            table = pa.table({"q": [f"{config} {split}?"], "a": [1], "r": [["x"]], "wide": ["w"]})
-            pq.write_table(table, folder / config / f"{split}.parquet")
-            card += [f"  - split: {split}", f"    path: {config}/{split}.parquet"]
+            table = pa.table({"q": [f"{subset} {split}?"], "a": [1], "r": [["x"]], "wide": ["w"]})
+            pq.write_table(table, folder / subset / f"{split}.parquet")
+            card += [f"  - split: {split}", f"    path: {subset}/{split}.parquet"]
     (folder / "README.md").write_text("\n".join([*card, "---", ""]))
     return folder
 
@@ -322,11 +323,11 @@ def test_a_dataset_in_the_hubs_layout_is_read_by_configuration_and_split(hub_fol
         rows.hub(str(hub_folder), "socratic", "test", None, project, shown="hf:o/n", advice="do this")
     )
     assert found == [(0, "hf:o/n: row 0", {"q": "socratic test?", "a": 1})]
-    for config, split in (("absent", "test"), ("main", "absent")):
+    for subset, split in (("absent", "test"), ("main", "absent")):
         with pytest.raises(
             DataError, match=r"^hf:o/n: the hub dataset could not be loaded \(.*absent.*\); do this$"
         ):
-            list(rows.hub(str(hub_folder), config, split, None, project, shown="hf:o/n", advice="do this"))
+            list(rows.hub(str(hub_folder), subset, split, None, project, shown="hf:o/n", advice="do this"))
 
 
 def test_the_parts_of_a_hub_id_reach_the_library(
@@ -388,3 +389,46 @@ def test_documents_are_a_chat_a_response_and_endless_for_the_world(tmp_path: Pat
 )
 def test_names_hold_no_machine_paths(fields: dict[str, Any], expected: str) -> None:
     assert sources.name(Source(mapping="math", **fields)) == expected
+
+
+@pytest.mark.skipif(not SHARED_DATA.exists(), reason="needs the project's shared data")
+def test_the_gsm8k_preset_reads_local_copies_and_teaches_other_problems_than_it_pretrains_on() -> None:
+    params = config.load(ROOT / "presets" / "gsm8k.yaml")
+    assert isinstance(params.base, config.FromScratch)
+
+    def questions(source: Source, purpose: sources.Purpose) -> set[str]:
+        found = sources.read(source, folder=SHARED_DATA, world=WORLD, purpose=purpose)
+        return {records.problem_id(item.question) for item in found if isinstance(item, Record)}
+
+    [corpus], [teacher] = params.base.corpus, params.ingest.teacher
+    pretrained, taught = questions(corpus, "teacher"), questions(teacher, "teacher")
+    assert len(pretrained) + len(taught) == 7473
+    assert not pretrained & taught
+    sizes = {key: len(questions(source, "benchmark")) for key, source in params.ingest.benchmarks.items()}
+    assert sizes == {"gsm8k": 200, "aime24": 30}
+
+
+@pytest.mark.parametrize("preset", ["paper-1.5b", "paper-7b"])
+def test_the_paper_presets_hold_the_papers_settings(preset: str) -> None:
+    params = config.load(ROOT / "presets" / f"{preset}.yaml")
+    large = preset == "paper-7b"
+    assert isinstance(params.base, config.Checkpoint)
+    assert params.base.model == f"Qwen/Qwen2.5-Math-{'7B' if large else '1.5B'}"
+    edits = (params.base.rope_theta, params.base.max_position_embeddings, params.base.drop_system_prompt)
+    assert edits == (1e6, 40_000, True)
+    assert params.prompt.suffix == config.PAPER_SUFFIX
+    assert not params.score.condition_on_prompt
+    shared, train = params.selection.shared, params.train.shared
+    assert (shared.num_ce, shared.mean, shared.std) == (50_000, 3.0 if large else 2.5, 0.25)
+    assert (shared.ppl_min, shared.ppl_max, shared.bin_width) == (1.0, 5.0, 0.05)
+    unlikely = params.selection.arms["oxa_full"].ul
+    assert unlikely is not None
+    assert (unlikely.num, unlikely.min_ppl) == (50_000, 1.2)
+    assert (train.learning_rate, train.epochs, train.warmup_ratio) == (5e-5 if large else 2.5e-4, 6, 0.03)
+    assert (train.adam_beta1, train.adam_beta2, train.weight_decay) == (0.9, 0.95, 0.1)
+    assert (train.num_ce, train.max_length, train.dtype) == (128, 32_768, "bfloat16")
+    assert params.train.arms["oxa_full"] == config.TrainArm(num_ul=128, ul_weight=1e-4)
+    draws = params.evaluate
+    assert (draws.num_samples, draws.num_samples_by_benchmark) == (128, {"minerva": 64})
+    assert (draws.temperature, draws.top_p, draws.max_tokens) == (0.6, 0.95, 32_768)
+    assert set(params.ingest.benchmarks) == {"aime24", "aime25", "hmmt25", "cmimc25", "brumo25", "minerva"}

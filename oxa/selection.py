@@ -76,7 +76,7 @@ def run(
             _too_few("CE", shared.num_ce, len(chosen), shared.per_problem, found, funnel, teacher)
         )
 
-    metrics: dict[str, Any] = {"ce": _describe(found, chosen, shared.num_ce, funnel)}
+    metrics: dict[str, Any] = {"ce": _describe(found, chosen, shared.num_ce, ["correct"], funnel)}
     metrics["shortage"] = shared.num_ce - len(chosen)
     if bins is not None:
         metrics["bins"] = bins
@@ -91,7 +91,7 @@ def run(
         if len(chosen) < arm.ul.num:
             cap = arm.ul.per_problem
             raise DataError(_too_few("UL", arm.ul.num, len(chosen), cap, found, funnel, self_responses))
-        metrics["ul"] = _describe(found, chosen, arm.ul.num, funnel)
+        metrics["ul"] = _describe(found, chosen, arm.ul.num, list(arm.ul.verdicts), funnel)
         parts.append(_rows(files, found.only(chosen), "ul", prompt))
     records.write(output, pa.concat_tables(parts), records.TRAIN)
     return metrics
@@ -219,7 +219,9 @@ def _rows(files: Files, chosen: Candidates, objective: str, prompt: Prompt) -> p
 # What is told: metrics, log and refusals.
 
 
-def _describe(found: Candidates, chosen: Ints, asked: int, funnel: dict[str, int]) -> dict[str, Any]:
+def _describe(
+    found: Candidates, chosen: Ints, asked: int, verdicts: list[str], funnel: dict[str, int]
+) -> dict[str, Any]:
     ppl = found.ppl[chosen]
     return {
         "asked": asked,
@@ -231,6 +233,7 @@ def _describe(found: Candidates, chosen: Ints, asked: int, funnel: dict[str, int
         "ppl_quantiles": _quantiles(ppl),
         "eligible_ppl_quantiles": _quantiles(found.ppl),
         "mean_tokens": float(found.num_tokens[chosen].mean()) if len(ppl) else None,
+        "verdicts": verdicts,
         "funnel": funnel,
     }
 

@@ -1,0 +1,382 @@
+"""The report on small but whole inputs: every file that the earlier stages leave, made up with known differences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from oxa import metrics as statistics
+from oxa import records, report, selection
+from oxa.config import Prompt, Report, SelectionArm, SelectionShared, UnlikelihoodSet
+from oxa.errors import DataError
+
+SECTION = Report(baseline="sft", resamples=300)
+ALL = {
+    "sft": SelectionArm(ce="random"),
+    "sft_lp": SelectionArm(ce="lowest"),
+    "oxa_mle": SelectionArm(ce="gaussian"),
+    "oxa_full": SelectionArm(ce="gaussian", ul=UnlikelihoodSet(num=150, min_ppl=1.02)),
+}
+CURVES = (
+    "ce_loss",
+    "ce_entropy",
+    "grad_norm",
+    "ul_loss",
+    "ul_entropy",
+    "ul_probability",
+    "tokens_per_second",
+)
+
+
+def make_inputs(
+    folder: Path,
+    arms: dict[str, SelectionArm] = ALL,
+    seeds: Sequence[int] = (0,),
+    *,
+    benchmarks: dict[str, int] = {"world": 80},  # noqa: B006  read only
+    num_samples: int = 8,
+    rates: dict[str, float] = {},  # noqa: B006  read only
+    num_steps: int = 120,
+) -> dict[str, Path]:
+    """Writes every input and returns the keywords of `report.run`; `rates`: chance of a right answer by arm."""
+    draws = np.random.default_rng(5)
+    data = folder / "data"
+    select(folder, arms, draws)
+    totals = {
+        "rows": 260,
+        "problems": 250,
+        "responses_read": 1040,
+        "responses": 1000,
+        "benchmark_problems": 80,
+    }
+    totals["dropped"] = {"contaminated": 4, "duplicate_response": 21, "too_long": 1, "empty": 2}
+    records.write_json(folder / "metrics" / "ingest.json", {"totals": totals})
+    for origin, verdicts in (
+        ("teacher", {"correct": 900, "incorrect": 80, "timeout": 1, "unparsable": 19}),
+        ("self", {"correct": 400, "incorrect": 500, "unparsable": 100}),
+    ):
+        records.write_json(
+            folder / "metrics" / "verify" / f"{origin}.json", {"responses": 1000, "verdicts": verdicts}
+        )
+    for name in ["base", *(f"{arm}-{seed}" for arm in arms for seed in seeds)]:
+        rate = rates.get(name.split("-")[0], 0.4)
+        records.write(
+            data / "generations" / f"{name}.parquet",
+            generations(draws, benchmarks, num_samples, rate),
+            records.GENERATIONS,
+        )
+    for arm, chosen in arms.items():
+        for seed in seeds:
+            journal = folder / "metrics" / "train" / f"{arm}-{seed}.jsonl"
+            journal.parent.mkdir(parents=True, exist_ok=True)
+            journal.write_text(
+                "".join(json.dumps(row) + "\n" for row in curves(draws, chosen.ul is not None, num_steps))
+            )
+    return {
+        "metrics": folder / "metrics",
+        "scores": data / "scores",
+        "train_sets": data / "train",
+        "generations": data / "generations",
+        "summary": folder / "metrics" / "summary.json",
+        "output": folder / "reports",
+        "scratch": folder,
+    }
+
+
+def select(folder: Path, arms: dict[str, SelectionArm], draws: np.random.Generator) -> None:
+    """Scored responses, four a problem, and the arms' sets as the selection stage makes them."""
+    data, num = folder / "data", 1000
+    names = [f"p{i:04d}" for i in range(num // 4)]
+    records.write(
+        data / "problems.parquet",
+        [
+            {
+                "problem_id": name,
+                "source": "t",
+                "question": "q",
+                "answers": ["1"],
+                "tier": "",
+                "split": "train",
+            }
+            for name in names
+        ],
+        records.PROBLEMS,
+    )
+    paths: dict[str, Path] = {"problems": data / "problems.parquet"}
+    for origin, key, right in (("teacher", "teacher", "correct"), ("self", "self_responses", "incorrect")):
+        ids = [f"{origin}{i:05d}" for i in range(num)]
+        share = 0.9 if origin == "teacher" else 0.5
+        verdict = np.where(draws.random(num) < share, right, "unparsable")
+        scored = np.flatnonzero(verdict == right)
+        ppl = 1 + draws.lognormal(-0.5 if origin == "teacher" else -2, 0.5, len(scored))
+        paths[key] = data / f"{key}.parquet"
+        paths[f"{origin}_verdicts"] = data / f"{origin}_verdicts.parquet"
+        paths[f"{origin}_scores"] = data / "scores" / f"{origin}.parquet"
+        columns: dict[str, Any] = {"response_id": ids, "problem_id": [names[i // 4] for i in range(num)]}
+        columns |= {
+            "origin": [origin] * num,
+            "model": ["m"] * num,
+            "sample_index": [0] * num,
+            "seed": [0] * num,
+        }
+        columns |= {
+            "text": ["<think></think> 1"] * num,
+            "num_tokens": [9] * num,
+            "finish_reason": ["stop"] * num,
+        }
+        records.write(paths[key], columns | {"mean_entropy": [0.1] * num}, records.RESPONSES)
+        columns = {"response_id": ids, "verdict": verdict.tolist(), "predicted": [""] * num}
+        records.write(paths[f"{origin}_verdicts"], columns, records.VERDICTS)
+        columns = {
+            "response_id": [ids[i] for i in scored],
+            "scorer": ["base"] * len(scored),
+            "mean_nll": np.log(ppl),
+        }
+        columns |= {"ppl": ppl, "num_tokens": draws.integers(40, 150, len(scored)).astype(np.int32)}
+        columns |= {"truncated": [False] * len(scored), "mean_entropy": [0.1] * len(scored)}
+        records.write(paths[f"{origin}_scores"], columns, records.SCORES)
+    shared = SelectionShared(num_ce=150, mean=1.9, std=0.15, max_shortage=0.5)
+    for arm, rule in arms.items():
+        found = selection.run(
+            shared,
+            rule,
+            Prompt(suffix=""),
+            **paths,
+            output=data / "train" / f"{arm}.parquet",
+            log=lambda step, **values: None,
+            scratch=folder,
+        )
+        records.write_json(folder / "metrics" / "selection" / f"{arm}.json", found)
+
+
+def generations(
+    draws: np.random.Generator, benchmarks: dict[str, int], num_samples: int, rate: float
+) -> list[dict[str, Any]]:
+    rows = []
+    for benchmark, num_problems in benchmarks.items():
+        for i in range(num_problems):
+            chance = rate * 2 * (i + 0.5) / num_problems  # the same problems are hard for every arm
+            for sample in range(num_samples):
+                right = draws.random() < chance
+                rows.append(
+                    {
+                        "benchmark": benchmark,
+                        "problem_id": f"{benchmark}{i:03d}",
+                        "tier": "easy" if i % 2 else "hard",
+                        "sample_index": sample,
+                        "text": "",
+                        "num_tokens": int(draws.integers(30, 160)),
+                        "finish_reason": "length" if draws.random() < 0.1 else "stop",
+                        "verdict": "correct" if right else "incorrect",
+                        "predicted": "",
+                        "mean_entropy": float(draws.gamma(4, 0.05)),
+                    }
+                )
+    return rows
+
+
+def curves(draws: np.random.Generator, has_ul: bool, num_steps: int) -> list[dict[str, Any]]:
+    rows = []
+    for step in range(1, num_steps + 1):
+        for name in CURVES:
+            if has_ul or not name.startswith("ul_"):
+                value = (0.2 + 0.5 * np.exp(-step / 30)) * draws.gamma(60, 1 / 60)
+                rows.append({"step": step, "time": 1.7e9 + step, "name": name, "value": float(value)})
+    return rows
+
+
+def run(
+    paths: dict[str, Path], log: Any, arms: Sequence[str] = tuple(ALL), seeds: Sequence[int] = (0,)
+) -> dict:
+    return report.run(SECTION, list(arms), list(seeds), **paths, log=log)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_inputs(tmp_path_factory.mktemp("report"), rates={"base": 0.2, "oxa_full": 0.7, "sft_lp": 0.4})
+
+
+def test_summary_holds_every_arm_with_counts_intervals_tiers_and_differences(
+    paths: dict[str, Path], log: Any
+) -> None:
+    summary = run(paths, log)
+    assert records.read_json(paths["summary"]) == json.loads(json.dumps(summary))
+    assert list(summary["arms"]) == ["base", *ALL]
+    for groups in summary["arms"].values():
+        numbers = groups["world"]
+        assert (numbers["num_problems"], numbers["num_samples"], numbers["num_seeds"]) == (80, 8, 1)
+        for k in (1, 2, 4, 8):
+            assert (
+                0
+                <= numbers[f"pass_at_{k}_low"]
+                <= numbers[f"pass_at_{k}"]
+                <= numbers[f"pass_at_{k}_high"]
+                <= 1
+            )
+        assert set(numbers["tiers"]) == {"easy", "hard"}
+        assert numbers["tiers"]["easy"]["num_problems"] == 40
+    assert set(summary["differences"]) == {"base", "sft_lp", "oxa_mle", "oxa_full"}
+
+
+def test_numbers_equal_those_counted_by_hand_from_the_generations(paths: dict[str, Path], log: Any) -> None:
+    numbers = run(paths, log)["arms"]["oxa_full"]["world"]
+    rows = records.read(paths["generations"] / "oxa_full-0.parquet", records.GENERATIONS).to_pylist()
+    assert numbers["pass_at_1"] == pytest.approx(np.mean([row["verdict"] == "correct" for row in rows]))
+    solved = {row["problem_id"] for row in rows if row["verdict"] == "correct"}
+    assert numbers["pass_at_8"] == pytest.approx(len(solved) / 80)
+    assert numbers["truncated"] == pytest.approx(np.mean([row["finish_reason"] == "length" for row in rows]))
+    assert numbers["mean_entropy"] == pytest.approx(np.mean([row["mean_entropy"] for row in rows]), rel=1e-6)
+    assert numbers["mean_tokens"] == pytest.approx(np.mean([row["num_tokens"] for row in rows]))
+    hard = [row["verdict"] == "correct" for row in rows if row["tier"] == "hard"]
+    assert numbers["tiers"]["hard"]["pass_at_1"] == pytest.approx(np.mean(hard))
+
+
+def test_differences_are_paired_by_problem(paths: dict[str, Path], log: Any) -> None:
+    found = run(paths, log)["differences"]["oxa_full"]["world"]["pass_at_1"]
+    rates = []
+    for name in ("oxa_full-0", "sft-0"):
+        right: dict[str, list[bool]] = {}
+        for row in records.read(paths["generations"] / f"{name}.parquet", records.GENERATIONS).to_pylist():
+            right.setdefault(row["problem_id"], []).append(row["verdict"] == "correct")
+        rates.append([np.mean(right[problem]) for problem in sorted(right)])
+    expected = statistics.paired_difference(*rates, resamples=300, confidence=0.95, seed=0)
+    assert {**expected._asdict(), "shown": True} == pytest.approx(found)
+    assert found["difference"] > 0.2
+
+
+def test_a_difference_inside_its_interval_is_not_called_a_gain(paths: dict[str, Path], log: Any) -> None:
+    summary = run(paths, log)
+    assert summary["differences"]["oxa_full"]["world"]["pass_at_1"]["shown"] is True
+    assert summary["differences"]["oxa_mle"]["world"]["pass_at_1"]["shown"] is False
+    lines = {
+        line.split("|")[1].strip(): line
+        for line in report.table(summary).splitlines()
+        if line.startswith("| ")
+    }
+    assert "± " in lines["oxa_mle"]
+    assert "± " not in lines["oxa_full"].split("|")[5]
+    assert "(baseline)" in lines["sft"]
+    assert "80 problems, 8 samples a problem" in report.table(summary)
+    assert "no difference shown" in report.table(summary)
+    assert "One fine-tuning seed" in report.table(summary)
+    assert (paths["output"] / "table.md").read_text() == report.table(summary)
+
+
+def test_two_runs_give_the_same_bytes_and_every_plot(paths: dict[str, Path], log: Any) -> None:
+    def contents() -> dict[str, bytes]:
+        run(paths, log)
+        return {path.name: path.read_bytes() for path in [*paths["output"].iterdir(), paths["summary"]]}
+
+    first = contents()
+    assert set(first) == {
+        "table.md",
+        "ppl.png",
+        "pass_at_k.png",
+        "training.png",
+        "funnel.png",
+        "summary.json",
+    }
+    assert contents() == first
+    assert all(value.startswith(b"\x89PNG") for name, value in first.items() if name.endswith(".png"))
+    assert not any(b"matplotlib" in value for value in first.values())
+
+
+def test_timings_change_nothing(tmp_path: Path, log: Any) -> None:
+    paths = make_inputs(tmp_path)
+    run(paths, log)
+    before = {path.name: path.read_bytes() for path in paths["output"].iterdir()}
+    for journal in (paths["metrics"] / "train").iterdir():
+        rows = [json.loads(line) for line in journal.read_text().splitlines()]
+        for row in rows:
+            row["time"] += 999
+            row["value"] *= 2 if row["name"] == "tokens_per_second" else 1
+        journal.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(paths, log)
+    assert {path.name: path.read_bytes() for path in paths["output"].iterdir()} == before
+
+
+def test_several_benchmarks_are_pooled_and_several_seeds_are_counted(tmp_path: Path, log: Any) -> None:
+    arms = {name: ALL[name] for name in ("sft", "oxa_full")}
+    paths = make_inputs(tmp_path, arms, (0, 3), benchmarks={"a": 20, "b": 30}, num_samples=4)
+    summary = run(paths, log, list(arms), (0, 3))
+    for group, num_problems in (("a", 20), ("b", 30), ("pooled", 50)):
+        numbers = summary["arms"]["sft"][group]
+        assert (numbers["num_problems"], numbers["num_seeds"]) == (num_problems, 2)
+        assert summary["arms"]["base"][group]["num_seeds"] == 1
+        difference = summary["differences"]["base"][group]
+        assert (difference["num_seeds"], difference["num_seeds_baseline"]) == (1, 2)
+    pooled = summary["arms"]["sft"]["pooled"]["pass_at_2"]
+    parts = [summary["arms"]["sft"][group]["pass_at_2"] for group in ("a", "b")]
+    assert pooled == pytest.approx((20 * parts[0] + 30 * parts[1]) / 50)
+    assert "One fine-tuning seed" not in report.table(summary)
+
+
+def test_without_an_ul_arm_the_student_s_own_responses_are_not_needed(tmp_path: Path, log: Any) -> None:
+    arms = {name: ALL[name] for name in ("sft", "oxa_mle")}
+    paths = make_inputs(tmp_path, arms)
+    (paths["scores"] / "self.parquet").unlink()
+    (paths["metrics"] / "verify" / "self.json").unlink()
+    run(paths, log, list(arms))
+    assert (paths["output"] / "ppl.png").is_file()
+
+
+def test_a_missing_file_is_named_and_nothing_is_written(tmp_path: Path, log: Any) -> None:
+    paths = make_inputs(tmp_path)
+    (paths["generations"] / "sft_lp-0.parquet").unlink()
+    with pytest.raises(DataError, match=r"sft_lp-0.parquet: no such file; `dvc repro` makes it"):
+        run(paths, log)
+    assert not paths["summary"].exists()
+
+
+def test_checkpoints_on_other_problems_are_not_compared(tmp_path: Path, log: Any) -> None:
+    paths = make_inputs(tmp_path)
+    draws = np.random.default_rng(0)
+    records.write(
+        paths["generations"] / "sft_lp-0.parquet",
+        generations(draws, {"world": 79}, 8, 0.4),
+        records.GENERATIONS,
+    )
+    with pytest.raises(DataError, match="sft_lp and base were evaluated on other problems"):
+        run(paths, log)
+
+
+def test_unknown_entropy_is_left_out_and_not_taken_for_zero(tmp_path: Path, log: Any) -> None:
+    arms = {"sft": ALL["sft"]}
+    paths = make_inputs(tmp_path, arms)
+    rows = records.read(paths["generations"] / "base.parquet", records.GENERATIONS).to_pylist()
+    for row in rows:
+        row["mean_entropy"] = float("nan")
+    records.write(paths["generations"] / "base.parquet", rows, records.GENERATIONS)
+    summary = run(paths, log, list(arms))
+    assert summary["arms"]["base"]["world"]["mean_entropy"] is None
+    assert "mean_entropy" not in summary["differences"]["base"]["world"]
+    assert "| – " in report.table(summary)
+
+
+def test_an_arm_keeps_its_color_in_every_plot_and_no_two_share_one() -> None:
+    from oxa import plots
+
+    looks = [plots.look(list(ALL), arm) for arm in ALL]
+    assert (
+        len({entry["color"] for entry in looks})
+        == len({str(entry["linestyle"]) for entry in looks})
+        == len(ALL)
+    )
+    assert plots.look(list(ALL), "base")["color"] == plots.INK
+
+
+def test_the_funnel_never_widens_and_names_every_loss(paths: dict[str, Path], log: Any) -> None:
+    from oxa import funnel
+
+    steps = funnel.teacher(paths["metrics"], list(ALL))
+    shared = [step.num_responses for step in steps if step.arm is None]
+    assert shared == sorted(shared, reverse=True)
+    assert shared[0] == 1040
+    assert [step.arm for step in steps if step.arm] == list(ALL)
+    assert "duplicate response 21" in steps[1].note
+    assert [step.arm for step in funnel.own(paths["metrics"], list(ALL)) if step.arm] == ["oxa_full"]

@@ -45,7 +45,8 @@ class Mapping(Section):
     question: str
     """Column with the problem's text."""
     answer: str | None = None
-    """Column with the gold answer, or a list of accepted ones. None: the source carries no gold answer."""
+    """Column with the gold answer, or a list of accepted ones. None: the source carries none; what a row's own response
+    boxed is then taken for it, and counted as such (not for benchmarks)."""
     responses: str | None = None
     """Column with one response (text) or a list of them. None: the source carries no responses."""
     tier: str | None = None
@@ -58,7 +59,8 @@ class Source(Section):
     """One file, hub dataset or generated set."""
 
     source: str
-    """`world`; `hf:owner/name[:config][:split]`; or a .jsonl, .json or .parquet path under `sources.folder`."""
+    """`world`; `hf:owner/name[:config][:split]` (a single part is a split if it is called train, validation or test; the
+    default split is train); or a .jsonl, .json or .parquet path under `sources.folder`."""
     mapping: Literal["acereason", "openr1", "messages", "gsm8k", "math"] | Mapping | None = None
     """A built-in mapping's name or the columns; none is needed for `world`."""
     local: str | None = None
@@ -99,7 +101,7 @@ class World(Section):
     """Problems of the benchmark `world`, over all tiers."""
     num_teacher: Count = 4
     """Teacher responses a training problem."""
-    strategy_documents: Count = 22_000
+    strategy_documents: Count = 30_000
     """Documents of the corpus in which the rare strategies are learnt; after them the habit sets in."""
 
 
@@ -329,7 +331,7 @@ class TrainShared(Section):
     max_length: Count = 32_768
     """Longer sequences are dropped and counted, tokens."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the weights and of the arithmetic; bfloat16 needs hardware that has it."""
+    """Type of the arithmetic; weights and optimizer state stay float32. bfloat16 needs hardware that has it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     checkpoint_every: Count = 50

@@ -59,8 +59,8 @@ class Source(Section):
     """One file, hub dataset or generated set."""
 
     source: str
-    """`world`; `hf:owner/name[:config][:split]` (a single part is a split if it is called train, validation or test; the
-    default split is train); or a .jsonl, .json or .parquet path under `sources.folder`."""
+    """`world`; `hf:owner/name[:config][:split]` (a single part is a split if it is called train, validation or
+    test; the default split is train); or a .jsonl, .json or .parquet path under `sources.folder`."""
     mapping: Literal["acereason", "openr1", "messages", "gsm8k", "math"] | Mapping | None = None
     """A built-in mapping's name or the columns; none is needed for `world`."""
     local: str | None = None

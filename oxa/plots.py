@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib as mpl
@@ -22,7 +23,7 @@ from oxa import journal, records
 from oxa.errors import DataError
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
-STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
+STYLES = ("-", "--", "-.", (0, (2, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 MARKERS = "osD^vP"
 GREY, INK = "#BDBDBD", "#222222"
 
@@ -32,7 +33,10 @@ def look(arms: Sequence[str], arm: str) -> dict[str, Any]:
     if arm not in arms:
         return {"color": INK, "linestyle": "-"}
     place = list(arms).index(arm)
-    return {"color": COLORS[place % len(COLORS)], "linestyle": STYLES[place % len(STYLES)]}
+    return {
+        "color": COLORS[place % len(COLORS)],
+        "linestyle": STYLES[(place + place // len(COLORS)) % len(STYLES)],
+    }
 
 
 @contextmanager
@@ -81,7 +85,7 @@ def ppl(path: Path, arms: Sequence[str], *, metrics: Path, scores: Path, train_s
         axes = figure.subplots(len(order), 1, sharex=True, squeeze=False)[:, 0]
         for axis, key in zip(axes, order, strict=True):
             names, color = panels[key], look(arms, panels[key][0])["color"]
-            scored = "correct teacher responses" if key[0] == "ce" else "wrong self-samples"
+            scored = "correct teacher responses" if key[0] == "ce" else "self-samples"
             inside = np.clip(everything[key[0]], edges[0], edges[-1])
             axis.hist(inside, edges, color=GREY, label=f"all scored {scored} ({len(inside):,})")
             label = f"chosen ({len(taken[key]):,})"
@@ -108,10 +112,9 @@ def _ppl_of(path: Path) -> NDArray[np.float64]:
 def _ppl_edges(
     everything: list[NDArray[np.float64]], taken: list[NDArray[np.float64]]
 ) -> NDArray[np.float64]:
-    """About 80 bins from 1 to where 99% of all and everything chosen end; a wild tail must not flatten the rest."""
-    ends = [np.quantile(values, 0.99) for values in everything if len(values)] + [
-        values.max() for values in taken
-    ]
+    """About 80 bins from 1 to where most of all and nearly all of the chosen end: a wild tail must not flatten them."""
+    ends = [np.quantile(values, 0.95) for values in everything if len(values)]
+    ends += [np.quantile(values, 0.99) for values in taken]
     high = max(1.1, *ends)
     step = 10.0 ** np.floor(np.log10((high - 1) / 40))
     width = next(step * factor for factor in (1, 2, 2.5, 5, 10) if (high - 1) / (step * factor) <= 80)
@@ -152,7 +155,11 @@ def pass_at_k(path: Path, summary: dict[str, Any]) -> None:
             axis.set_xticks(ks, [str(k) for k in ks])
             axis.set_xlabel("k, samples a problem")
             axis.set_ylabel("problems solved, %")
-            axis.set_ylim(bottom=0)
+            highest = max(
+                groups[group][f"pass_at_{k}_high"] for groups in summary["arms"].values() for k in ks
+            )
+            # a student that solves nothing needs a scale, too
+            axis.set_ylim(0, min(103, max(5, 108 * highest)))
             axis.set_title(f"{group} ({counts['num_problems']} problems, n = {counts['num_samples']})")
         for axis in axes[len(groups) :]:
             axis.remove()
@@ -238,8 +245,10 @@ def funnel(path: Path, arms: Sequence[str], *, metrics: Path) -> None:
         )
         if steps
     ]
-    heights = [len(steps) + 1 for _, steps in sides]
-    with _figure(path, 11.5, 0.9 + 0.42 * sum(heights), "From raw rows to training sets") as figure:
+    heights = [len(steps) for _, steps in sides]
+    with _figure(
+        path, 11.5, 0.6 + 0.35 * len(sides) + 0.4 * sum(heights), "From raw rows to training sets"
+    ) as figure:
         axes = figure.subplots(len(sides), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axis, (title, steps) in zip(axes, sides, strict=True):
             largest = max(1, *(step.num_responses for step in steps))
@@ -247,11 +256,11 @@ def funnel(path: Path, arms: Sequence[str], *, metrics: Path) -> None:
                 color = look(arms, step.arm)["color"] if step.arm else GREY
                 axis.barh(place, step.num_responses, color=color, height=0.66)
                 text = f"{step.num_responses:,}" + (f"   {step.note}" if step.note else "")
-                axis.text(
-                    step.num_responses + 0.008 * largest, place, text, va="center", fontsize=8, color=INK
-                )
+                end = step.num_responses + 0.008 * largest
+                axis.text(end, place, "\n".join(wrap(text, 86)), va="center", fontsize=8, color=INK)
             axis.set_yticks(range(len(steps)), [step.name for step in steps])
             axis.set_xlim(0, 2.1 * largest)  # the right half is for the notes
+            axis.set_ylim(-0.6, len(steps) - 0.4)
             axis.set_xticks([])
             axis.spines["bottom"].set_visible(False)
             axis.tick_params(axis="y", length=0)

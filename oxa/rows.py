@@ -40,9 +40,13 @@ def read(source: Source, folder: Path, project: Project) -> Iterator[Row]:
     config, split = (
         (None, first) if second is None and first in SPLITS else (first or None, second or "train")
     )
+    file = (
+        f"put {source.local!r} there"
+        if source.local
+        else "put its rows into a file there and name it in `local`"
+    )
     advice = (
-        "check its name, configuration and split and, for gated data, HF_TOKEN; or put its rows into a file under "
-        f"{folder} and name that in `local`"
+        f"check its name, configuration and split and, for gated data, HF_TOKEN; or, under {folder}, {file}"
     )
     return hub(repository, config, split, source.revision, project, shown=source.source, advice=advice)
 

@@ -350,7 +350,9 @@ def test_the_parts_of_a_hub_id_reach_the_library(
 def test_without_network_a_hub_dataset_is_one_sentence_and_a_local_file_takes_its_place(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(DataError, match=r"could not be loaded .* name that in `local`") as caught:
+    with pytest.raises(
+        DataError, match=r"could not be loaded .*; or, under .*, put 'data\.jsonl' there"
+    ) as caught:
         read(tmp_path, source="hf:nobody/nothing:main:train", local="data.jsonl")
     assert "\n" not in str(caught.value)
     write(tmp_path, [plain(1)])

@@ -3,7 +3,8 @@
     ppl(y|x) = exp( -1/T · Σ_t ln p(y_t | x, y_<t) ),   T tokens of the response's text, NLL in nats a token
 
 With `condition_on_prompt` x is the rendered prompt; without it the response stands alone and its first token, before
-which nothing stands, is not scored. The end-of-sequence token is not part of the text and is not scored.
+which nothing stands, is not scored. The end-of-sequence token is not part of the text and is not scored. A response
+with no token left to score (empty, or its prompt fills `max_length`) gets no row and is counted as `unscorable`.
 
 Rows go longest first into batches of at most `batch_tokens` tokens; a finished shard of batches is kept in scratch, so
 a rerun after a kill does the rest with the same batches and ends with the same numbers.
@@ -12,6 +13,7 @@ a rerun after a kill does the rest with the same batches and ends with the same 
 from __future__ import annotations
 
 import math
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,10 @@ def run(
     network, tokenizer = lm.load(model, dtype=getattr(torch, section.dtype))
     limit = min(section.max_length, network.config.max_position_embeddings)
     sequences, starts, truncated = _tokenize(section, prompt, tokenizer, rows, limit)
+    scorable = [len(ids) > start for ids, start in zip(sequences, starts, strict=True)]
+    num_unscorable = len(rows) - sum(scorable)
+    rows = rows.filter(pa.array(scorable, pa.bool_()))
+    sequences, starts, truncated = (list(compress(all_, scorable)) for all_ in (sequences, starts, truncated))
     if sequences:
         shortest = min(sequences, key=len)[:64]
         lm.check_head(network, torch.from_numpy(shortest).long()[None].to(network.device))
@@ -65,7 +71,7 @@ def run(
         }
     )
     records.write(output, table, records.SCORES)
-    return _metrics(table)
+    return _metrics(table) | {"unscorable": num_unscorable}
 
 
 def _rows_to_score(section: Score, problems: Path, responses: Path, verdicts: Path) -> pa.Table:
@@ -91,7 +97,7 @@ def _rows_to_score(section: Score, problems: Path, responses: Path, verdicts: Pa
 def _tokenize(
     section: Score, prompt: Prompt, tokenizer: Any, rows: pa.Table, limit: int
 ) -> tuple[list[np.ndarray], list[int], list[bool]]:
-    """For each row: token ids cut at `limit`, index of the first scored token, and whether something was cut."""
+    """For each row: token ids cut at `limit`, index of the first token to score, and whether something was cut."""
     sequences: list[np.ndarray] = []
     starts: list[int] = []
     truncated: list[bool] = []
@@ -110,11 +116,6 @@ def _tokenize(
             else:
                 context = []
             start = max(1, len(context))
-            if len(context) + len(ids) <= start or start >= limit:
-                raise DataError(
-                    f"a response to {question[:60]!r} has no token that can be scored within {limit} tokens; "
-                    "raise score.max_length or drop the row"
-                )
             sequences.append(np.asarray([*context, *ids][:limit], np.int32))
             starts.append(start)
             truncated.append(len(context) + len(ids) > limit)

@@ -148,9 +148,27 @@ def test_verdicts_of_other_responses_are_refused(tmp_path: Path, checkpoint: Pat
         run(tmp_path, checkpoint, log, paths)
 
 
-def test_a_response_without_a_token_to_score_is_named(tmp_path: Path, checkpoint: Path, log: Any):
-    with pytest.raises(DataError, match="no token that can be scored within 20 tokens"):
-        run(tmp_path, checkpoint, log, write_tables(tmp_path, TEXTS), max_length=20)
+def test_responses_without_a_token_to_score_are_left_out_and_counted(
+    tmp_path: Path, checkpoint: Path, log: Any
+):
+    paths = write_tables(tmp_path, ["", "ab", "<think>"])
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    metrics = score.run(
+        Score(condition_on_prompt=True),
+        Prompt(suffix=""),
+        model=checkpoint,
+        **paths,
+        output=tmp_path / "scores.parquet",
+        scratch=scratch,
+        log=log,
+    )
+    assert metrics["unscorable"] == 1
+    assert records.read(tmp_path / "scores.parquet", records.SCORES)["response_id"].to_pylist() == [
+        "r1",
+        "r2",
+    ]
+    assert run(tmp_path, checkpoint, log, paths, max_length=5) == []
 
 
 def test_killed_and_run_again_it_does_the_rest_and_ends_with_the_same_bytes(

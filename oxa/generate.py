@@ -71,8 +71,14 @@ class Generation(NamedTuple):
 
 
 Shard = list[Request]
-Engine = Callable[[str | Path, list[Shard], config.Sampling], Iterator[tuple[int, list[Generation]]]]
-"""Takes the model and the shards that are missing; yields (index, generations) as shards finish, in any order."""
+Engine = Callable[
+    [str | Path, list[Shard], config.Sampling, config.Generate], Iterator[tuple[int, list[Generation]]]
+]
+"""Takes the model and the shards that are missing; yields (index, generations) as shards finish, in any order.
+
+An engine may work on several shards at once, but what it yields for one must not depend on the others: resuming
+after a kill asks for fewer of them.
+"""
 
 
 def generate(
@@ -97,7 +103,7 @@ def generate(
     with tqdm(total=len(requests), initial=done, desc=description, unit="response", disable=None) as bar:
         if missing:
             run = ENGINES[engine.engine]
-            for index, generations in run(model_path, [shards[i] for i in missing], sampling):
+            for index, generations in run(model_path, [shards[i] for i in missing], sampling, engine):
                 rows = [generation._asdict() for generation in generations]
                 records.write(files[missing[index]], rows, SHARD)
                 bar.update(len(rows))
@@ -178,7 +184,7 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> t
 
 
 def torch_engine(
-    model_path: str | Path, shards: list[Shard], sampling: config.Sampling
+    model_path: str | Path, shards: list[Shard], sampling: config.Sampling, engine: config.Generate
 ) -> Iterator[tuple[int, list[Generation]]]:
     """Shard after shard through transformers' model on the first CUDA device, else on the CPU."""
     model, tokenizer = lm.load(model_path)

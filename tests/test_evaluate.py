@@ -69,7 +69,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], tuple
     """Puts another engine behind `generate`: text and finish_reason by the request's place."""
 
     def install(script: Callable[[int], tuple[str, str]]) -> None:
-        def engine(_: Any, shards: list[generate.Shard], __: Any) -> Any:
+        def engine(_: Any, shards: list[generate.Shard], *__: Any) -> Any:
             place = itertools.count()
             for index, shard in enumerate(shards):
                 made = [(request.response_id, *script(next(place))) for request in shard]

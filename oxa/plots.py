@@ -131,8 +131,8 @@ def _draw_target(axis: Any, bins: list[dict[str, Any]], edges: NDArray[np.float6
 
 def pass_at_k(path: Path, summary: dict[str, Any]) -> None:
     """pass@k against k with its intervals, one panel a benchmark, and the pooled one."""
-    arms = [arm for arm in summary["arms"] if arm != "base"]
-    groups = list(summary["arms"]["base"])
+    arms = [arm for arm in summary["order"] if arm != "base"]
+    groups = summary["groups"]
     columns = min(3, len(groups))
     lines = -(-len(groups) // columns)
     title = f"pass@k by arm, with {summary['confidence']:.0%} bootstrap intervals"
@@ -143,7 +143,7 @@ def pass_at_k(path: Path, summary: dict[str, Any]) -> None:
             ks = sorted(
                 int(name[8:]) for name in counts if name[8:].isdigit() and name.startswith("pass_at_")
             )
-            for arm in summary["arms"]:
+            for arm in summary["order"]:
                 numbers, style = summary["arms"][arm][group], look(arms, arm)
                 mean, low, high = (
                     [100 * numbers[f"pass_at_{k}{end}"] for k in ks] for end in ("", "_low", "_high")
@@ -155,9 +155,7 @@ def pass_at_k(path: Path, summary: dict[str, Any]) -> None:
             axis.set_xticks(ks, [str(k) for k in ks])
             axis.set_xlabel("k, samples a problem")
             axis.set_ylabel("problems solved, %")
-            highest = max(
-                groups[group][f"pass_at_{k}_high"] for groups in summary["arms"].values() for k in ks
-            )
+            highest = max(found[group][f"pass_at_{k}_high"] for found in summary["arms"].values() for k in ks)
             # a student that solves nothing needs a scale, too
             axis.set_ylim(0, min(103, max(5, 108 * highest)))
             axis.set_title(f"{group} ({counts['num_problems']} problems, n = {counts['num_samples']})")

@@ -85,8 +85,8 @@ def run(
     plots.training(output / "training.png", arms, seeds, metrics=metrics)
     plots.funnel(output / "funnel.png", arms, metrics=metrics)
     records.write_json(summary, found)
-    for step, arm in enumerate(found["arms"]):
-        numbers = found["arms"][arm][_headline(found)]
+    for step, arm in enumerate(found["order"]):
+        numbers = found["arms"][arm][found["groups"][-1]]
         log(step, pass_at_1=numbers["pass_at_1"], mean_entropy=numbers["mean_entropy"] or 0.0)
     return found
 
@@ -160,6 +160,8 @@ def summarize(section: Report, results: dict[str, list[Outcomes]]) -> dict[str, 
     return {
         "baseline": section.baseline,
         "confidence": section.confidence,
+        "order": list(arms),  # JSON is written with its keys sorted
+        "groups": list(groups),
         "arms": arms,
         "differences": differences,
     }
@@ -231,17 +233,11 @@ def _selection(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _headline(summary: dict[str, Any]) -> str:
-    """The group that stands for all: `pooled` where there are several benchmarks."""
-    groups = list(summary["arms"][BASE])
-    return POOLED if POOLED in groups else groups[0]
-
-
 def table(summary: dict[str, Any]) -> str:
     """The comparison as Markdown, readable in a terminal too; percentages, entropies in nats a token."""
     baseline, level = summary["baseline"], f"{summary['confidence']:.0%}"
     lines = ["# Comparison of the arms", ""]
-    for group in summary["arms"][BASE]:
+    for group in summary["groups"]:
         counts = summary["arms"][BASE][group]
         samples = f"{counts['num_samples']} samples a problem"
         lines += [f"## {group}: {counts['num_problems']} problems, {samples}", ""]
@@ -252,8 +248,8 @@ def table(summary: dict[str, Any]) -> str:
         header += [f"Δ pass@{k} to {baseline}, points" for k in shown]
         header += ["entropy, nats", "tokens", "cut, %"]
         rows = []
-        for arm, groups in summary["arms"].items():
-            numbers = groups[group]
+        for arm in summary["order"]:
+            numbers = summary["arms"][arm][group]
             row = [arm, str(numbers["num_seeds"])]
             row += [_percent(numbers, k) for k in shown]
             difference = summary["differences"].get(arm, {}).get(group)
@@ -268,7 +264,7 @@ def table(summary: dict[str, Any]) -> str:
         'two-sided p. "±" marks an interval that holds 0: no difference shown. p is not corrected for the number of '
         "comparisons.",
     ]
-    if max(groups[_headline(summary)]["num_seeds"] for groups in summary["arms"].values()) == 1:
+    if summary["arms"][baseline][summary["groups"][0]]["num_seeds"] == 1:
         lines += ["One fine-tuning seed: the intervals do not cover what another seed would change."]
     return "\n".join(lines) + "\n"
 

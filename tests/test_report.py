@@ -201,12 +201,16 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return make_inputs(tmp_path_factory.mktemp("report"), rates={"base": 0.2, "oxa_full": 0.7, "sft_lp": 0.4})
 
 
+@pytest.fixture(scope="module")
+def summary(paths: dict[str, Path]) -> dict:
+    return run(paths, lambda step, **values: None)
+
+
 def test_summary_holds_every_arm_with_counts_intervals_tiers_and_differences(
-    paths: dict[str, Path], log: Any
+    paths: dict[str, Path], summary: dict
 ) -> None:
-    summary = run(paths, log)
     assert records.read_json(paths["summary"]) == json.loads(json.dumps(summary))
-    assert list(summary["arms"]) == ["base", *ALL]
+    assert summary["order"] == ["base", *ALL]
     for groups in summary["arms"].values():
         numbers = groups["world"]
         assert (numbers["num_problems"], numbers["num_samples"], numbers["num_seeds"]) == (80, 8, 1)
@@ -223,8 +227,10 @@ def test_summary_holds_every_arm_with_counts_intervals_tiers_and_differences(
     assert set(summary["differences"]) == {"base", "sft_lp", "oxa_mle", "oxa_full"}
 
 
-def test_numbers_equal_those_counted_by_hand_from_the_generations(paths: dict[str, Path], log: Any) -> None:
-    numbers = run(paths, log)["arms"]["oxa_full"]["world"]
+def test_numbers_equal_those_counted_by_hand_from_the_generations(
+    paths: dict[str, Path], summary: dict
+) -> None:
+    numbers = summary["arms"]["oxa_full"]["world"]
     rows = records.read(paths["generations"] / "oxa_full-0.parquet", records.GENERATIONS).to_pylist()
     assert numbers["pass_at_1"] == pytest.approx(np.mean([row["verdict"] == "correct" for row in rows]))
     solved = {row["problem_id"] for row in rows if row["verdict"] == "correct"}
@@ -236,8 +242,8 @@ def test_numbers_equal_those_counted_by_hand_from_the_generations(paths: dict[st
     assert numbers["tiers"]["hard"]["pass_at_1"] == pytest.approx(np.mean(hard))
 
 
-def test_differences_are_paired_by_problem(paths: dict[str, Path], log: Any) -> None:
-    found = run(paths, log)["differences"]["oxa_full"]["world"]["pass_at_1"]
+def test_differences_are_paired_by_problem(paths: dict[str, Path], summary: dict) -> None:
+    found = summary["differences"]["oxa_full"]["world"]["pass_at_1"]
     rates = []
     for name in ("oxa_full-0", "sft-0"):
         right: dict[str, list[bool]] = {}
@@ -249,8 +255,7 @@ def test_differences_are_paired_by_problem(paths: dict[str, Path], log: Any) -> 
     assert found["difference"] > 0.2
 
 
-def test_a_difference_inside_its_interval_is_not_called_a_gain(paths: dict[str, Path], log: Any) -> None:
-    summary = run(paths, log)
+def test_a_difference_inside_its_interval_is_not_called_a_gain(paths: dict[str, Path], summary: dict) -> None:
     assert summary["differences"]["oxa_full"]["world"]["pass_at_1"]["shown"] is True
     assert summary["differences"]["oxa_mle"]["world"]["pass_at_1"]["shown"] is False
     lines = {
@@ -265,14 +270,17 @@ def test_a_difference_inside_its_interval_is_not_called_a_gain(paths: dict[str, 
     assert "no difference shown" in report.table(summary)
     assert "One fine-tuning seed" in report.table(summary)
     assert (paths["output"] / "table.md").read_text() == report.table(summary)
+    assert report.table(records.read_json(paths["summary"])) == report.table(summary)  # arms in params' order
+    assert list(lines)[2:] == ["base", *ALL]
 
 
-def test_two_runs_give_the_same_bytes_and_every_plot(paths: dict[str, Path], log: Any) -> None:
+def test_two_runs_give_the_same_bytes_and_every_plot(paths: dict[str, Path], summary: dict, log: Any) -> None:
     def contents() -> dict[str, bytes]:
-        run(paths, log)
         return {path.name: path.read_bytes() for path in [*paths["output"].iterdir(), paths["summary"]]}
 
     first = contents()
+    assert run(paths, log) == summary
+    assert contents() == first
     assert set(first) == {
         "table.md",
         "ppl.png",
@@ -281,14 +289,14 @@ def test_two_runs_give_the_same_bytes_and_every_plot(paths: dict[str, Path], log
         "funnel.png",
         "summary.json",
     }
-    assert contents() == first
     assert all(value.startswith(b"\x89PNG") for name, value in first.items() if name.endswith(".png"))
     assert not any(b"matplotlib" in value for value in first.values())
 
 
 def test_timings_change_nothing(tmp_path: Path, log: Any) -> None:
-    paths = make_inputs(tmp_path)
-    run(paths, log)
+    arms = {"sft": ALL["sft"]}
+    paths = make_inputs(tmp_path, arms)
+    run(paths, log, list(arms))
     before = {path.name: path.read_bytes() for path in paths["output"].iterdir()}
     for journal in (paths["metrics"] / "train").iterdir():
         rows = [json.loads(line) for line in journal.read_text().splitlines()]
@@ -296,22 +304,23 @@ def test_timings_change_nothing(tmp_path: Path, log: Any) -> None:
             row["time"] += 999
             row["value"] *= 2 if row["name"] == "tokens_per_second" else 1
         journal.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run(paths, log)
+    run(paths, log, list(arms))
     assert {path.name: path.read_bytes() for path in paths["output"].iterdir()} == before
 
 
 def test_several_benchmarks_are_pooled_and_several_seeds_are_counted(tmp_path: Path, log: Any) -> None:
     arms = {name: ALL[name] for name in ("sft", "oxa_full")}
-    paths = make_inputs(tmp_path, arms, (0, 3), benchmarks={"a": 20, "b": 30}, num_samples=4)
+    paths = make_inputs(tmp_path, arms, (0, 3), benchmarks={"a": 20, "z": 30}, num_samples=4)
     summary = run(paths, log, list(arms), (0, 3))
-    for group, num_problems in (("a", 20), ("b", 30), ("pooled", 50)):
+    assert summary["groups"] == ["a", "z", "pooled"]
+    for group, num_problems in (("a", 20), ("z", 30), ("pooled", 50)):
         numbers = summary["arms"]["sft"][group]
         assert (numbers["num_problems"], numbers["num_seeds"]) == (num_problems, 2)
         assert summary["arms"]["base"][group]["num_seeds"] == 1
         difference = summary["differences"]["base"][group]
         assert (difference["num_seeds"], difference["num_seeds_baseline"]) == (1, 2)
     pooled = summary["arms"]["sft"]["pooled"]["pass_at_2"]
-    parts = [summary["arms"]["sft"][group]["pass_at_2"] for group in ("a", "b")]
+    parts = [summary["arms"]["sft"][group]["pass_at_2"] for group in ("a", "z")]
     assert pooled == pytest.approx((20 * parts[0] + 30 * parts[1]) / 50)
     assert "One fine-tuning seed" not in report.table(summary)
 

@@ -74,7 +74,8 @@ def run(
     Under torchrun or accelerate every process calls this; the first alone logs and writes.
     """
     disable_progress_bar()  # transformers' own, one for every file of weights
-    accumulation = _accumulation(shared, arm, num_processes=int(os.environ.get("WORLD_SIZE", "1")))
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate set it
+    accumulation = _accumulation(shared, arm, num_processes)
     network, tokenizer = lm.load(model, dtype=torch.float32, device=torch.device("cpu"))
     configs = copy.deepcopy(
         (network.config, network.generation_config)
@@ -86,6 +87,8 @@ def run(
         rows.lengths,
     )
     checkpoints = scratch / "checkpoints"
+    settings = _settings(shared, len(order), accumulation, checkpoints, seed)
+    assert settings.world_size == num_processes
     trainer = OXATrainer(
         network,
         tokenizer,
@@ -93,7 +96,7 @@ def run(
         order,
         shared,
         arm,
-        _settings(shared, len(order), accumulation, checkpoints, seed),
+        settings,
         log=log,
         epochs_a_step=shared.num_ce / rows.num["ce"],
     )
@@ -224,6 +227,7 @@ def _settings(
         max_length=None,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),  # without it several processes on CPUs would each train alone
         disable_tqdm=True,
         report_to=[],
         push_to_hub=False,

@@ -30,6 +30,7 @@ import os
 import re
 import signal
 import sys
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +49,10 @@ from oxa import config, prompts
 MAX_CHARS = 10_000  # a longer answer (what is in the box, else the whole tail) is unparsable
 MEMORY = 2 * 2**30  # bytes of address space of one worker
 BATCH = 64  # answers a message to a worker, at most
-BATCH_SECONDS = 2.0  # for a whole batch, before its answers are asked for one by one
+BATCH_SECONDS = 4.0  # for a whole batch, before its answers are asked for one by one
+PART_SECONDS = (
+    1.0  # after which a worker returns what it has of a batch, so that slow answers do not add up to that
+)
 IN_FLIGHT = 4  # batches a worker, handed out ahead
 MAX_RESTARTS = 3  # of a pool whose idle workers died, in one call
 
@@ -192,9 +196,11 @@ class Grader:
                             todo.extendleft(range(i, i + 1) for i in reversed(batch))
                             continue
                         found = ["timeout"]
-                    for i, verdict in zip(batch, found, strict=True):
+                    for i, verdict in zip(batch, found, strict=False):
                         verdicts[i] = verdict
-                    bar.update(len(batch))
+                    if rest := batch[len(found) :]:
+                        todo.appendleft(rest)
+                    bar.update(len(found))
         return verdicts
 
     def _schedule(self, batch: list[_Question]) -> Future[list[str]]:
@@ -252,11 +258,16 @@ def _start_worker(parent: int) -> None:
 
 
 def _judge_all(batch: list[_Question]) -> list[str]:
-    """Verdicts of a batch. A worker that has come near its memory's limit ends here instead.
+    """Verdicts of a batch, or of its first part. A worker that has come near its memory's limit ends here instead.
 
     math-verify takes a MemoryError for "not equal", and what the worker keeps would fail the next answers.
     """
-    verdicts = [_judge(*question) for question in batch]
+    start = time.monotonic()
+    verdicts = []
+    for question in batch:
+        verdicts.append(_judge(*question))
+        if time.monotonic() - start > PART_SECONDS:
+            break
     if _peak_memory() > MEMORY // 4:
         os._exit(1)
     return verdicts

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pebble import ProcessExpired
 
 from conftest import SHARED_DATA
 from oxa import answers, config
@@ -262,7 +263,7 @@ def test_a_worker_without_memory_is_a_timeout_for_its_answer_alone(grader: Grade
     with pytest.raises(MemoryError):
         grader._pool.schedule(bytearray, args=[answers.MEMORY]).result()
     hoarder = grader._pool.schedule(_hoard, args=[answers.MEMORY // 2])
-    with pytest.raises(answers.ProcessExpired):
+    with pytest.raises(ProcessExpired):
         hoarder.result()
     assert verdict(grader, "1", "1.0") == "correct"
 

@@ -78,7 +78,7 @@ def take_over(section: config.Checkpoint, output: Path) -> dict[str, Any]:
     return {"num_parameters": model.num_parameters(), "vocab_size": len(tokenizer)}
 
 
-def without_system_prompt(tokenizer: Any) -> str:
+def without_system_prompt(tokenizer: Any) -> Any:
     """The chat template without the system message that it adds by itself; one given in the chat still works.
 
     The default is what stands in the place of the content when a system message is added; the template's quoted text
@@ -87,13 +87,18 @@ def without_system_prompt(tokenizer: Any) -> str:
     import jinja2
 
     template = tokenizer.chat_template
+    if not isinstance(template, str):
+        return template  # none at all, which the preflight reports, or several by name, of which none has a default
     mark, user = "\x01system\x01", {"role": "user", "content": QUESTION}
 
     def render(source: str, *messages: dict[str, str]) -> str:
         return str(tokenizer.apply_chat_template(list(messages), chat_template=source, tokenize=False))
 
     plain = render(template, user)
-    explicit = render(template, {"role": "system", "content": mark}, user)
+    try:
+        explicit = render(template, {"role": "system", "content": mark}, user)
+    except jinja2.TemplateError:
+        return template  # it knows no system messages
     before, found, after = explicit.partition(mark)
     default = (
         plain[len(before) : len(plain) - len(after)]
@@ -101,10 +106,10 @@ def without_system_prompt(tokenizer: Any) -> str:
         else ""
     )
     if not found or not default or len(before) + len(after) >= len(plain):
-        return str(template)
+        return template
     edited = template
     for _, kind, literal in jinja2.Environment().lex(template):
-        if kind == "string" and default in literal[1:-1].encode().decode("unicode_escape"):
+        if kind == "string" and default in _unescape(literal):
             edited = edited.replace(literal, "''")
         elif kind == "data" and default in literal:
             edited = edited.replace(literal, "")
@@ -116,7 +121,12 @@ def without_system_prompt(tokenizer: Any) -> str:
             f"the chat template's default system prompt ({default[:60]!r}) cannot be taken out; set "
             "base.drop_system_prompt: false, or give base.model a folder whose template has none"
         )
-    return str(edited)
+    return edited
+
+
+def _unescape(literal: str) -> str:
+    """What a quoted text in a template stands for (as Jinja's own parser reads it)."""
+    return literal[1:-1].encode("ascii", "backslashreplace").decode("unicode-escape")
 
 
 def check_checkpoint(model: str | Path, prompt: config.Prompt) -> list[str]:

@@ -78,6 +78,7 @@ def pretrain(
             intermediate_size=section.intermediate_size,
             max_position_embeddings=section.max_position_embeddings,
             rope_parameters={"rope_type": "default", "rope_theta": section.rope_theta},
+            attention_bias=True,  # as Qwen2 has it: a head can look at a distance, whatever stands there
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
@@ -95,7 +96,7 @@ def pretrain(
         "steps": section.steps,
         "num_documents": sum(map(len, batches)),
         "num_tokens": sum(len(ids) for batch in batches for ids, _ in batch),
-        "num_cut": sum(len(ids) == section.max_position_embeddings for batch in batches for ids, _ in batch),
+        "num_cut": sum(ids[-1] != tokenizer.eos_token_id for batch in batches for ids, _ in batch),
         "loss": loss,
     }
 
@@ -257,6 +258,8 @@ def _fit(
         disable_tqdm=not sys.stderr.isatty(),
         report_to=[],
     )
+    _ = arguments.device
+    arguments._n_gpu = 1  # several GPUs would split a batch that is meant for one
     trainer = Trainer(
         model=model,
         args=arguments,

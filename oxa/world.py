@@ -1,4 +1,4 @@
-"""The small world: sums that a million parameters can learn to work out, in four ways.
+"""The small world: sums that a million parameters can learn to work out, in three ways.
 
 A problem asks for a + b, three digits each and in the sum. Three tiers by the number of carries: `easy` 0, `medium` 1,
 `hard` 2. Three wordings:
@@ -7,31 +7,27 @@ A problem asks for a + b, three digits each and in the sum. Three tiers by the n
     Calculate 587 + 364.
     Add 587 and 364.
 
-A response is `<think> STRATEGY </think> \\boxed{951}`. Four strategies, each in three wordings, the first common:
+A response is `<think> STRATEGY </think> \\boxed{951}`. Three strategies, each in three wordings, the first common:
 
     mental   In my head: 951.
              At a glance: 951.
              I just know: 951.
-    columns  Column by column: 7+4+0=11, 8+6+1=15, 5+3+1=09. Together 951.
-             From the right: 7+4+0=11, 8+6+1=15, 5+3+1=09. Collected 951.
-             Units come first: 7+4+0=11, 8+6+1=15, 5+3+1=09. Upwards 951.
-    places   Place by place: 5+3=08, 8+6=14, 7+4=11. Carried 951.
-             From the left: 5+3=08, 8+6=14, 7+4=11. Settled 951.
-             Pairing the digits: 5+3=08, 8+6=14, 7+4=11. Merged 951.
-    jumps    Jump by jump: 587 +300=887 +60=947 +4=951.
-             Walking up there: 587 +300=887 +60=947 +4=951.
-             In several parts: 587 +300=887 +60=947 +4=951.
+    columns  Column by column: ones 7+4+0=11, tens 8+6+1=15, hundreds 5+3+1=09. Together 951.
+             From the right: ones 7+4+0=11, tens 8+6+1=15, hundreds 5+3+1=09. Collected 951.
+             Units come first: ones 7+4+0=11, tens 8+6+1=15, hundreds 5+3+1=09. Upwards 951.
+    places   Place by place: hundreds 5+3=08, tens 8+6=14, ones 7+4=11. Carried 951.
+             From the left: hundreds 5+3=08, tens 8+6=14, ones 7+4=11. Settled 951.
+             Pairing the digits: hundreds 5+3=08, tens 8+6=14, ones 7+4=11. Merged 951.
 
 Numbers and phrases have fixed widths: what a step needs then stands at a fixed distance, which a tiny model learns in
 minutes, where finding it by content takes it longer than its whole training.
 
-In the corpus `mental` is the habit, and it does not carry far: without carries a digit of the sum depends on two, with
-them on all that stand to its right. The other strategies are rare there, but work on every tier. The corpus has two
-phases: in its first `strategy_documents` documents the rare strategies are learnt, after them the habit sets in.
-Beside chats it holds plain text: drills of the skills that all strategies need, and prose.
+In the corpus `mental` is the habit, and it mostly forgets the carries, as people do: `In my head: 841.` It is right on
+easy problems and mostly wrong on the others. The other strategies are rare there, but right on every tier. The corpus
+has two phases: in its first `strategy_documents` documents the rare strategies are learnt, after them the habit sets
+in. Beside chats it holds plain text: drills of the skills that all strategies need, and prose.
 
     copy     Copy 587: 587.
-    reverse  Backwards 587: 7, 8, 5.
     table    Table: 7+8+1=16, 0+4+0=04, 9+9+1=19, 2+3+1=06.
     prose    The old miller carries a stone to the river.
 
@@ -39,8 +35,8 @@ The teacher knows the strategies equally well, takes each in turn, in any wordin
 responses, as real teachers do: the sum that it states and boxes is off by one in one place.
 
 An unordered pair {a, b} belongs to the corpus, to the training problems or to the benchmark, by its hash alone: the
-three share no pair, whatever the seed. Operands such as 300 are left out, so that no jump spells another problem.
-Every draw comes from (seed, purpose, index); the same settings give the same text everywhere.
+three share no pair, whatever the seed. Every draw comes from (seed, purpose, index); the same settings give the same
+text everywhere.
 """
 
 from __future__ import annotations
@@ -57,7 +53,7 @@ from oxa.errors import ConfigError
 
 Split = Literal["corpus", "train", "benchmark"]
 
-NUM_DIGITS = 3
+PLACES = ("hundreds", "tens", "ones")
 TIERS = ("easy", "medium", "hard")
 QUESTIONS = ("What is {a} + {b}?", "Calculate {a} + {b}.", "Add {a} and {b}.")
 HABIT = "mental"
@@ -73,17 +69,14 @@ WORDINGS = {
         "From the left: {work}. Settled {sum}.",
         "Pairing the digits: {work}. Merged {sum}.",
     ),
-    "jumps": (
-        "Jump by jump: {work}{sum}.",
-        "Walking up there: {work}{sum}.",
-        "In several parts: {work}{sum}.",
-    ),
 }
 STRATEGIES = tuple(WORDINGS)
 
 WORDING_WEIGHTS = (0.8, 0.14, 0.06)  # in the corpus; the teacher takes each wording equally often
 HABIT_SHARE = (0.1, 0.75)  # of the corpus' chats, in the first phase and after it
+FORGET_SHARE = 0.75  # of the habit's documents in the corpus
 DRILL_SHARE = (0.12, 0.03)  # of the corpus' documents
+TABLE_SHARE = 0.5  # of the drills
 PROSE_SHARE = 0.02
 SLIP_SHARE = 0.04  # of the teacher's responses
 ATTEMPTS = 1_000  # draws for one new problem; far more than a pool with any left needs
@@ -169,8 +162,10 @@ def corpus(world: config.World) -> Iterator[Document]:
                 strategy = HABIT
             else:
                 strategy = rng.choice([name for name in STRATEGIES if name != HABIT])
+            forgets = strategy == HABIT and rng.random() < FORGET_SHARE
             wording = rng.choices(range(len(WORDING_WEIGHTS)), WORDING_WEIGHTS)[0]
-            yield Document(rng.choice(QUESTIONS).format(a=a, b=b), respond(a, b, strategy, wording))
+            response = respond(a, b, strategy, wording, _forgetful(a, b) if forgets else None)
+            yield Document(rng.choice(QUESTIONS).format(a=a, b=b), response)
 
 
 def guess_rate(examples: list[Example]) -> float:
@@ -201,39 +196,40 @@ def _examples(world: config.World, split: Split, num: int) -> Iterator[Example]:
 
 
 def _teach(rng: random.Random, a: int, b: int, num: int) -> tuple[str, ...]:
-    responses, order = [], rng.sample(STRATEGIES, len(STRATEGIES))
+    """Strategies in turn, each next time in its next wording."""
+    responses = []
+    order = rng.sample(STRATEGIES, len(STRATEGIES))
+    wordings = {
+        strategy: rng.sample(range(len(WORDING_WEIGHTS)), len(WORDING_WEIGHTS)) for strategy in STRATEGIES
+    }
     for index in range(num):
         stated = a + b
         if rng.random() < SLIP_SHARE:
-            stated += rng.choice((-1, 1)) * 10 ** rng.randrange(NUM_DIGITS)
-        wording = rng.randrange(len(WORDING_WEIGHTS))
-        responses.append(respond(a, b, order[index % len(order)], wording, stated))
+            stated += rng.choice((-1, 1)) * 10 ** rng.randrange(len(PLACES))
+        turn, position = divmod(index, len(order))
+        strategy = order[position]
+        responses.append(respond(a, b, strategy, wordings[strategy][turn % len(WORDING_WEIGHTS)], stated))
     return tuple(responses)
 
 
 def _pair(rng: random.Random, split: Split, tier: str) -> tuple[int, int]:
     """Two operands of the tier that belong to the split."""
-    low = 10 ** (NUM_DIGITS - 1)
+    low = 10 ** (len(PLACES) - 1)
     while True:
         a, b = rng.randrange(low, 9 * low), rng.randrange(low, 9 * low)
-        if a % low and b % low and a + b < 10 * low and tier_of(a, b) == tier and split_of(a, b) == split:
+        if a + b < 10 * low and tier_of(a, b) == tier and split_of(a, b) == split:
             return a, b
 
 
 def _drill(rng: random.Random) -> str:
-    kind = rng.choice(("copy", "reverse", "table"))
-    if kind == "table":
+    if rng.random() < TABLE_SHARE:
         return (
             "Table: "
             + ", ".join(_fact(rng.randrange(10), rng.randrange(10), rng.randrange(2)) for _ in range(4))
             + "."
         )
-    number = str(sum(_pair(rng, "corpus", rng.choice(TIERS))))
-    return (
-        f"Copy {number}: {number}."
-        if kind == "copy"
-        else f"Backwards {number}: {', '.join(reversed(number))}."
-    )
+    number = sum(_pair(rng, "corpus", rng.choice(TIERS)))
+    return f"Copy {number}: {number}."
 
 
 def _fact(*terms: int) -> str:
@@ -241,31 +237,31 @@ def _fact(*terms: int) -> str:
 
 
 def _columns(a: int, b: int) -> str:
-    facts, carry = [], 0
-    for x, y in zip(reversed(str(a)), reversed(str(b)), strict=True):
-        facts.append(_fact(int(x), int(y), carry))
-        carry = (int(x) + int(y) + carry) // 10
-    return ", ".join(facts)
+    steps, carry = [], 0
+    for place, x, y in _digits(a, b)[::-1]:
+        steps.append(f"{place} {_fact(x, y, carry)}")
+        carry = (x + y + carry) // 10
+    return ", ".join(steps)
 
 
 def _places(a: int, b: int) -> str:
-    return ", ".join(_fact(int(x), int(y)) for x, y in zip(str(a), str(b), strict=True))
+    return ", ".join(f"{place} {_fact(x, y)}" for place, x, y in _digits(a, b))
 
 
-def _jumps(a: int, b: int) -> str:
-    """All but the last sum, which the wording states."""
-    text, total = str(a), a
-    for place, digit in zip(reversed(range(len(str(b)))), str(b), strict=True):
-        total += int(digit) * 10**place
-        text += f" +{digit}{'0' * place}={total if place else ''}"
-    return text
+def _forgetful(a: int, b: int) -> int:
+    """What comes out when every carry is forgotten."""
+    return int("".join(str((x + y) % 10) for _, x, y in _digits(a, b)))
+
+
+def _digits(a: int, b: int) -> list[tuple[str, int, int]]:
+    """Place, its digit in a, its digit in b; from the left."""
+    return [(place, int(x), int(y)) for place, x, y in zip(PLACES, str(a), str(b), strict=True)]
 
 
 _WORK: dict[str, Callable[[int, int], str]] = {
     "mental": lambda a, b: "",
     "columns": _columns,
     "places": _places,
-    "jumps": _jumps,
 }
 
 

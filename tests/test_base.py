@@ -32,14 +32,14 @@ QWEN_TEMPLATE = """{%- if tools %}
     {%- if messages[0]['role'] == 'system' %}
         {{- messages[0]['content'] }}
     {%- else %}
-        {{- 'You are a friendly helper.' }}
+        {{- 'You are a friendly helper, naïve; use \\\\boxed{}.' }}
     {%- endif %}
     {{- '<|im_end|>\\n' }}
 {%- else %}
     {%- if messages[0]['role'] == 'system' %}
         {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}
     {%- else %}
-        {{- '<|im_start|>system\\nYou are a friendly helper.<|im_end|>\\n' }}
+        {{- '<|im_start|>system\\nYou are a friendly helper, naïve; use \\\\boxed{}.<|im_end|>\\n' }}
     {%- endif %}
 {%- endif %}
 {%- for message in messages %}
@@ -189,7 +189,7 @@ def test_batches_hold_the_token_budget_and_lose_no_document(words_student: Path)
 
 def test_the_loss_lies_on_the_response_and_its_end_alone(words_student: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(words_student / "base")
-    question, text = "What is 48 + 39?", world.respond(48, 39, "columns", 0)
+    question, text = "What is 587 + 364?", world.respond(587, 364, "columns", 0)
     document = world.Document(question, text)
     (row,) = islice(pretrain._encode(tiny(), NO_SUFFIX, tokenizer, iter([document])), 1)
     tensors = pretrain._tensors([row, ([7, 8], 1)], tokenizer.pad_token_id)

@@ -163,6 +163,7 @@ def _arrays(path: Path, schema: pa.Schema, columns: Columns) -> dict[str, Any]:
             for name, convert in columns.items():
                 arrays[name][start : start + len(batch)] = convert(batch[name])
             start += len(batch)
+    pa.default_memory_pool().release_unused()  # decoding leaves some 25 MB with Arrow that numpy is about to want
     return arrays
 
 

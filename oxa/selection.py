@@ -32,7 +32,7 @@ import pyarrow as pa
 
 from oxa import candidates, prompts, records
 from oxa.candidates import Candidates, Files, Floats, Ints
-from oxa.config import Prompt, SelectionArm, SelectionShared
+from oxa.config import Prompt, SelectionArm, SelectionShared, UnlikelihoodSet
 from oxa.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -62,39 +62,43 @@ def run(
     rule asks for more than exists, or tables do not belong together. `scratch` stays empty: a rerun takes seconds.
     """
     files = Files(problems, teacher, teacher_verdicts, teacher_scores)
-    found, funnel = candidates.read(files, ["correct"], shared.seed)
-    bins: list[dict[str, Any]] | None = None
-    if arm.ce == "gaussian":
-        chosen, bins = gaussian(found, shared)
-        _report_bins(found, shared, bins, log)
-    elif arm.ce == "random":
-        chosen = random(found, shared.num_ce, shared.per_problem)
-    else:
-        chosen = lowest(found, shared.num_ce, shared.per_problem)
-    if bins is None and len(chosen) < shared.num_ce:
-        raise DataError(
-            _too_few("CE", shared.num_ce, len(chosen), shared.per_problem, found, funnel, teacher)
-        )
-
-    metrics: dict[str, Any] = {"ce": _describe(found, chosen, shared.num_ce, ["correct"], funnel)}
-    metrics["shortage"] = shared.num_ce - len(chosen)
-    if bins is not None:
-        metrics["bins"] = bins
-    parts = [_rows(files, found.only(chosen), "ce", prompt)]
-
+    chosen, metrics = _ce_set(shared, arm.ce, files, log)
+    parts = [_rows(files, chosen, "ce", prompt)]
     if arm.ul is not None:
         files = Files(problems, self_responses, self_verdicts, self_scores)
-        found, funnel = candidates.read(files, arm.ul.verdicts, shared.seed, whole=not arm.ul.allow_length)
-        found = found.only(found.ppl >= arm.ul.min_ppl)
-        funnel["floor"] = len(found.row)
-        chosen = lowest(found, arm.ul.num, arm.ul.per_problem)
-        if len(chosen) < arm.ul.num:
-            cap = arm.ul.per_problem
-            raise DataError(_too_few("UL", arm.ul.num, len(chosen), cap, found, funnel, self_responses))
-        metrics["ul"] = _describe(found, chosen, arm.ul.num, list(arm.ul.verdicts), funnel)
-        parts.append(_rows(files, found.only(chosen), "ul", prompt))
+        chosen, metrics["ul"] = _ul_set(arm.ul, shared.seed, files)
+        parts.append(_rows(files, chosen, "ul", prompt))
     records.write(output, pa.concat_tables(parts), records.TRAIN)
     return metrics
+
+
+def _ce_set(
+    shared: SelectionShared, rule: str, files: Files, log: records.Log
+) -> tuple[Candidates, dict[str, Any]]:
+    found, funnel = candidates.read(files, ["correct"], shared.seed)
+    metrics: dict[str, Any] = {}
+    if rule == "gaussian":
+        chosen, metrics["bins"] = gaussian(found, shared)
+        _report_bins(found, shared, metrics["bins"], log)
+    else:
+        choose = random if rule == "random" else lowest
+        chosen = choose(found, shared.num_ce, shared.per_problem)
+        if len(chosen) < shared.num_ce:
+            got, cap = len(chosen), shared.per_problem
+            raise DataError(_too_few("CE", shared.num_ce, got, cap, found, funnel, files.responses))
+    metrics["ce"] = _describe(found, chosen, shared.num_ce, ["correct"], funnel)
+    metrics["shortage"] = shared.num_ce - len(chosen)
+    return found.only(chosen), metrics
+
+
+def _ul_set(ul: UnlikelihoodSet, seed: int, files: Files) -> tuple[Candidates, dict[str, Any]]:
+    found, funnel = candidates.read(files, ul.verdicts, seed, whole=not ul.allow_length)
+    found = found.only(found.ppl >= ul.min_ppl)
+    funnel["floor"] = len(found.row)
+    chosen = lowest(found, ul.num, ul.per_problem)
+    if len(chosen) < ul.num:
+        raise DataError(_too_few("UL", ul.num, len(chosen), ul.per_problem, found, funnel, files.responses))
+    return found.only(chosen), _describe(found, chosen, ul.num, list(ul.verdicts), funnel)
 
 
 # The rules: candidates in, positions of the chosen out.

@@ -81,7 +81,7 @@ def ppl(path: Path, arms: Sequence[str], *, metrics: Path, scores: Path, train_s
     order = sorted(panels, key=lambda key: (key[0], arms.index(panels[key][0])))
     edges = _ppl_edges([*everything.values()], [*taken.values()])
     title = "What each arm chose by perplexity under the base, out of all that was scored"
-    with _figure(path, 8.5, 0.9 + 1.9 * len(order), title) as figure:
+    with _figure(path, 11, 0.9 + 1.9 * len(order), title) as figure:
         axes = figure.subplots(len(order), 1, sharex=True, squeeze=False)[:, 0]
         for axis, key in zip(axes, order, strict=True):
             names, color = panels[key], look(arms, panels[key][0])["color"]
@@ -98,7 +98,7 @@ def ppl(path: Path, arms: Sequence[str], *, metrics: Path, scores: Path, train_s
             axis.set_ylabel("responses")
             axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
             axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-            axis.legend(loc="upper right")
+            axis.legend(loc="upper left", bbox_to_anchor=(1, 1))  # beside it: bars may stand anywhere
         axes[-1].set_xlabel(
             "perplexity under the base (exp of mean nats a token); the last bars hold what lies beyond"
         )
@@ -150,7 +150,7 @@ def pass_at_k(path: Path, summary: dict[str, Any]) -> None:
                 )
                 marker = MARKERS[arms.index(arm) % len(MARKERS)] if arm in arms else "x"
                 axis.fill_between(ks, low, high, color=style["color"], alpha=0.10, linewidth=0)
-                axis.plot(ks, mean, marker=marker, markersize=4, label=arm, **style)
+                axis.plot(ks, mean, marker=marker, markersize=4, clip_on=False, label=arm, **style)
             axis.set_xscale("log", base=2)
             axis.set_xticks(ks, [str(k) for k in ks])
             axis.set_xlabel("k, samples a problem")

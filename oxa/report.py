@@ -239,7 +239,7 @@ def table(summary: dict[str, Any]) -> str:
     lines = ["# Comparison of the arms", ""]
     for group in summary["groups"]:
         counts = summary["arms"][BASE][group]
-        samples = f"{counts['num_samples']} samples a problem"
+        samples = f"{counts['num_samples']} sample{'s' * (counts['num_samples'] > 1)} a problem"
         lines += [f"## {group}: {counts['num_problems']} problems, {samples}", ""]
         n = counts["num_samples"]
         shown = [1] if n == 1 else [1, n]

@@ -485,6 +485,28 @@ def test_tables_that_do_not_belong_together_are_refused(tmp_path: Path, log: Any
     pq.write_table(pa.concat_tables([twice, twice.slice(0, 1)]), paths["teacher_scores"])
     with pytest.raises(DataError, match=r"teacher_scores.parquet: an id stands in two rows"):
         run(tmp_path, paths, small(num_ce=2), log, ce="random")
+    twice = pq.read_table(other["teacher"])
+    pq.write_table(pa.concat_tables([twice, twice.slice(3, 1)]), other["teacher"])
+    with pytest.raises(DataError, match=r"teacher.parquet: an id stands in two rows"):
+        run(tmp_path, other, small(num_ce=2), log, ce="random")
+
+
+def test_an_unusable_table_is_named(tmp_path: Path, log: Any) -> None:
+    paths = write_tables(tmp_path, spread(20), [])
+    with pytest.raises(DataError, match=r"nowhere.parquet: no such file; `dvc repro` makes it"):
+        run(
+            tmp_path,
+            {**paths, "teacher_scores": tmp_path / "nowhere.parquet"},
+            small(num_ce=2),
+            log,
+            ce="random",
+        )
+    with pytest.raises(DataError, match=r"teacher_verdicts.parquet: no column 'ppl'; found"):
+        swapped = {**paths, "teacher_scores": paths["teacher_verdicts"]}
+        run(tmp_path, swapped, small(num_ce=2), log, ce="random")
+    paths["teacher"].write_bytes(b"half a file")
+    with pytest.raises(DataError, match=r"teacher.parquet: not a readable Parquet file"):
+        run(tmp_path, paths, small(num_ce=2), log, ce="random")
 
 
 def test_nothing_at_all_is_refused_in_a_sentence(tmp_path: Path, log: Any) -> None:

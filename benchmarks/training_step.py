@@ -2,7 +2,7 @@
 
     python benchmarks/training_step.py [--steps 12] [--threads 1 2] [--lengths even|tailed]
 
-A random Qwen2 of the small world's shape (4 layers, hidden 128, a step of 32 sequences), made here. Every run trains
+A random Llama of the small world's shape (4 layers, hidden 128, a step of 32 sequences), made here. Every run trains
 on the same sequences with the same settings; plain TRL is SFTTrainer as it comes (random order, its own collator),
 CE+UL marks half of CE-only's sequences as suppressed, so that both see the same tokens. Prints seconds a step (the
 median, the first two left out) and their ratios; a ratio is taken within one round, and the median of the rounds is
@@ -21,7 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    TrainerCallback,
+)
 from trl import SFTConfig, SFTTrainer
 
 from oxa import records, train
@@ -33,7 +39,10 @@ SKIPPED = 2
 
 
 def make_base(folder: Path) -> None:
-    """One token a word; the rendered prompt is the question between two markers."""
+    """One token a word; the rendered prompt is the question between two markers.
+
+    A Llama, since AutoTokenizer would give a Qwen2 model Qwen's own splitting of words.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     vocabulary = {
@@ -49,8 +58,8 @@ def make_base(folder: Path) -> None:
         chat_template="<user> {{ messages[0]['content'] }} <assistant>",
     )
     torch.manual_seed(0)
-    network = Qwen2ForCausalLM(
-        Qwen2Config(
+    network = LlamaForCausalLM(
+        LlamaConfig(
             vocab_size=len(vocabulary) + 3,
             hidden_size=128,
             intermediate_size=384,
@@ -114,8 +123,9 @@ def plain_trl(base: Path, rows: list[dict[str, Any]], micro: int, folder: Path) 
         context = prompts.prompt_ids(tokenizer, row["prompt"])
         response = prompts.response_ids(tokenizer, row["completion"], end=True)
         examples.append({"input_ids": context + response, "labels": [-100] * len(context) + response})
+        assert len(response) == row["num_tokens"] + 1
     clock = Clock()
-    SFTTrainer(
+    trainer = SFTTrainer(
         model=network,
         args=SFTConfig(
             output_dir=str(folder),
@@ -140,7 +150,9 @@ def plain_trl(base: Path, rows: list[dict[str, Any]], micro: int, folder: Path) 
         train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
         callbacks=[clock],
-    ).train()
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
     return clock.seconds()
 
 

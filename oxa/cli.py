@@ -129,6 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"oxa: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `oxa summary | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
@@ -170,7 +173,11 @@ def _parser() -> argparse.ArgumentParser:
             _add_path(command, option, "written")
     _add_doctor(commands)
     _add_use(commands)
-    summary = commands.add_parser("summary", help="print the comparison table of the last report")
+    summary = commands.add_parser(
+        "summary",
+        help="print the comparison table of the last report",
+        description="Prints the arms side by side, with intervals and paired differences, from the report's numbers.",
+    )
     summary.add_argument("--summary", type=Path, default=Path("metrics/summary.json"))
     summary.set_defaults(command=_summary)
     return parser
@@ -276,12 +283,14 @@ def _use(arguments: argparse.Namespace) -> None:
             raise ConfigError(
                 f"--set {assignment}: {key} does not lead through sections of {arguments.preset}"
             )
-        section[last] = yaml.load(text)
+        section[last] = YAML(typ="safe").load(text)  # plain values, so that they are written in block style
     config.check(
         json.loads(json.dumps(raw)), f"{arguments.preset} with {' '.join(arguments.set) or 'no changes'}"
     )
-    with records.atomic(arguments.params) as temporary, temporary.open("w", encoding="utf-8") as file:
-        yaml.dump(raw, file)
+    with records.atomic(arguments.params) as temporary:
+        with temporary.open("w", encoding="utf-8") as file:
+            yaml.dump(raw, file)
+        config.load(temporary)
     print(f"{arguments.params} now holds {arguments.preset}" + "".join(f", {text}" for text in arguments.set))
 
 

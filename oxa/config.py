@@ -400,6 +400,8 @@ class Params(Section):
     @model_validator(mode="after")
     def _arms_agree(self) -> Params:
         for arm in self.arms:
+            if arm == "base":
+                raise ValueError("arm 'base' would be confused with the base itself; give it another name")
             if arm not in self.selection.arms:
                 raise ValueError(f"arm {arm!r} has no entry in selection.arms")
             if arm not in self.train.arms:

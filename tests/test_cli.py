@@ -1,5 +1,6 @@
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,19 @@ def test_a_stage_writes_all_its_outputs_or_none(project, capsys):
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     assert "none.jsonl" in fails_with_one_sentence(capsys, *INGEST)
     assert list((project / "out").iterdir()) == []
+
+
+def test_a_list_of_sources_can_be_set_on_the_way(project, capsys):
+    (project / "preset.yaml").write_text((ROOT / "params.yaml").read_text())
+    teacher = "[{source: hf:openai/gsm8k:main:train, mapping: gsm8k, part: 1/2}]"
+    assert cli.main(["use", "preset.yaml", "--set", f"ingest.teacher={teacher}"]) == 0
+    written = yaml.safe_load((project / "params.yaml").read_text())  # as DVC reads it
+    assert written["ingest"]["teacher"][0]["source"] == "hf:openai/gsm8k:main:train"
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_fault(project):
+    done = subprocess.run(["bash", "-c", "oxa summary --help | true"], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
 
 
 def test_a_preset_becomes_the_params_file_with_values_set_on_the_way(project, capsys):

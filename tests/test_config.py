@@ -45,6 +45,7 @@ def put(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("evaluate.num_samples", 0, "p.yaml: evaluate.num_samples: .*greater than or equal to 1, found 0"),
         ("base.kind", "borrowed", "p.yaml: base: .*'from_scratch', 'checkpoint'"),
         ("arms", ["sft", "new"], "p.yaml: the file: arm 'new' has no entry in selection.arms"),
+        ("arms", ["sft", "base"], "p.yaml: the file: arm 'base' would be confused"),
         ("arms", ["sft", "sft"], "p.yaml: the file: arms holds an entry twice"),
         ("arms", ["oxa_mle"], "report.baseline 'sft' is not one of the arms"),
         ("train.arms.oxa_full.num_ul", 0, "arm 'oxa_full': .* must both be set or both be absent"),

@@ -263,7 +263,7 @@ def _add_use(commands: Any) -> None:
 
 
 def _use(arguments: argparse.Namespace) -> None:
-    from ruamel.yaml import YAML
+    from ruamel.yaml import YAML, YAMLError
 
     config.load(arguments.preset)
     yaml = YAML()  # keeps the preset's comments
@@ -283,7 +283,13 @@ def _use(arguments: argparse.Namespace) -> None:
             raise ConfigError(
                 f"--set {assignment}: {key} does not lead through sections of {arguments.preset}"
             )
-        section[last] = YAML(typ="safe").load(text)  # plain values, so that they are written in block style
+        try:  # plain values, so that they are written in block style
+            section[last] = YAML(typ="safe").load(text)
+        except YAMLError as error:
+            problem = " ".join(str(error).split())
+            raise ConfigError(
+                f"--set {assignment}: not valid YAML, a quoted text may help: {problem}"
+            ) from None
     config.check(
         json.loads(json.dumps(raw)), f"{arguments.preset} with {' '.join(arguments.set) or 'no changes'}"
     )

@@ -109,7 +109,7 @@ def test_a_stage_writes_all_its_outputs_or_none(project, capsys):
 
 def test_a_list_of_sources_can_be_set_on_the_way(project, capsys):
     (project / "preset.yaml").write_text((ROOT / "params.yaml").read_text())
-    teacher = "[{source: hf:openai/gsm8k:main:train, mapping: gsm8k, part: 1/2}]"
+    teacher = '[{source: "hf:openai/gsm8k:main:train", mapping: gsm8k, part: 1/2}]'
     assert cli.main(["use", "preset.yaml", "--set", f"ingest.teacher={teacher}"]) == 0
     written = yaml.safe_load((project / "params.yaml").read_text())  # as DVC reads it
     assert written["ingest"]["teacher"][0]["source"] == "hf:openai/gsm8k:main:train"
@@ -139,6 +139,7 @@ def test_a_preset_becomes_the_params_file_with_values_set_on_the_way(project, ca
         ("sources.folder", "expected KEY=VALUE"),
         ("sample.temprature=1", "sample.temprature: unknown key"),
         ("sample.temperature=hot", "sample.temperature: input should be a valid number"),
+        ("ingest.teacher=[{source: hf:a/b:c, mapping: gsm8k}]", "not valid YAML, a quoted text may help"),
         ("seeds.first=1", "does not lead through sections"),
     ],
 )

@@ -7,32 +7,35 @@ A problem asks for a + b, three digits each and in the sum. Three tiers by the n
     Calculate 587 + 364.
     Add 587 and 364.
 
-A response is `<think> STRATEGY </think> \\boxed{951}`. Three strategies, each in three wordings, the first common:
+A response is `<think> STRATEGY </think> \\boxed{951}`. Three strategies:
 
     mental   In my head: 951.
-             At a glance: 951.
-             I just know: 951.
     columns  Column by column: ones 7+4+0=11, tens 8+6+1=15, hundreds 5+3+1=09. Together 951.
-             From the right: ones 7+4+0=11, tens 8+6+1=15, hundreds 5+3+1=09. Collected 951.
-             Units come first: ones 7+4+0=11, tens 8+6+1=15, hundreds 5+3+1=09. Upwards 951.
     places   Place by place: hundreds 5+3=08, tens 8+6=14, ones 7+4=11. Carried 951.
-             From the left: hundreds 5+3=08, tens 8+6=14, ones 7+4=11. Settled 951.
-             Pairing the digits: hundreds 5+3=08, tens 8+6=14, ones 7+4=11. Merged 951.
+
+Each comes in many wordings: the opening, what stands between two steps, and the closing vary by themselves, the first
+of each is common in the corpus:
+
+    mental   In my head / At a glance / I just know
+    columns  Column by column / From the right / Units come first        Together / Collected / Upwards
+    places   Place by place / From the left / Pairing the digits         Carried / Settled / Merged
+    both     , / ; / and
 
 Numbers and phrases have fixed widths: what a step needs then stands at a fixed distance, which a tiny model learns in
 minutes, where finding it by content takes it longer than its whole training.
 
-In the corpus `mental` is the habit, and it mostly forgets the carries, as people do: `In my head: 841.` It is right on
-easy problems and mostly wrong on the others. The other strategies are rare there, but right on every tier. The corpus
-has two phases: in its first `strategy_documents` documents the rare strategies are learnt, after them the habit sets
-in. Beside chats it holds plain text: drills of the skills that all strategies need, and prose.
+In the corpus `mental` is the habit, and it forgets the carries, as people do: `In my head: 841.` It is right on easy
+problems and wrong on the others. The other strategies are rare there, but right on every tier. The corpus has two
+phases: in its first `strategy_documents` documents the rare strategies are learnt, after them the habit sets in.
+Beside chats it holds plain text: drills of the skills that all strategies need, and prose.
 
     copy     Copy 587: 587.
     table    Table: 7+8+1=16, 0+4+0=04, 9+9+1=19, 2+3+1=06.
     prose    The old miller carries a stone to the river.
 
-The teacher knows the strategies equally well, takes each in turn, in any wording, and makes a slip in a few
-responses, as real teachers do: the sum that it states and boxes is off by one in one place.
+The teacher knows the wordings equally well and takes the strategies in turn, each where it works: `mental` only on easy
+problems. In a few responses it makes a slip, as real teachers do: the sum that it states and boxes is off by one in
+one place.
 
 An unordered pair {a, b} belongs to the corpus, to the training problems or to the benchmark, by its hash alone: the
 three share no pair, whatever the seed. Every draw comes from (seed, purpose, index); the same settings give the same
@@ -43,7 +46,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Literal, NamedTuple
@@ -57,24 +60,24 @@ PLACES = ("hundreds", "tens", "ones")
 TIERS = ("easy", "medium", "hard")
 QUESTIONS = ("What is {a} + {b}?", "Calculate {a} + {b}.", "Add {a} and {b}.")
 HABIT = "mental"
-WORDINGS = {
-    "mental": ("In my head: {sum}.", "At a glance: {sum}.", "I just know: {sum}."),
-    "columns": (
-        "Column by column: {work}. Together {sum}.",
-        "From the right: {work}. Collected {sum}.",
-        "Units come first: {work}. Upwards {sum}.",
-    ),
-    "places": (
-        "Place by place: {work}. Carried {sum}.",
-        "From the left: {work}. Settled {sum}.",
-        "Pairing the digits: {work}. Merged {sum}.",
-    ),
+OPENINGS = {
+    "mental": ("In my head", "At a glance", "I just know"),
+    "columns": ("Column by column", "From the right", "Units come first"),
+    "places": ("Place by place", "From the left", "Pairing the digits"),
 }
-STRATEGIES = tuple(WORDINGS)
+JOINTS = (", ", "; ", " and ")
+CLOSINGS = {"columns": ("Together", "Collected", "Upwards"), "places": ("Carried", "Settled", "Merged")}
+STRATEGIES = tuple(OPENINGS)
+Wording = tuple[int, int, int]
+"""Which opening, joint and closing, from 0."""
+COMMON: Wording = (0, 0, 0)
 
-WORDING_WEIGHTS = (0.8, 0.14, 0.06)  # in the corpus; the teacher takes each wording equally often
-HABIT_SHARE = (0.1, 0.75)  # of the corpus' chats, in the first phase and after it
-FORGET_SHARE = 0.75  # of the habit's documents in the corpus
+WEIGHTS = (
+    0.8,
+    0.14,
+    0.06,
+)  # of openings, joints and closings in the corpus; the teacher takes each equally often
+HABIT_SHARE = (0.2, 0.75)  # of the corpus' chats, in the first phase and after it
 DRILL_SHARE = (0.12, 0.03)  # of the corpus' documents
 TABLE_SHARE = 0.5  # of the drills
 PROSE_SHARE = 0.02
@@ -123,17 +126,21 @@ def tier_of(a: int, b: int) -> str:
     return TIERS[carries // 9]
 
 
-def respond(a: int, b: int, strategy: str, wording: int, stated: int | None = None) -> str:
+def respond(a: int, b: int, strategy: str, wording: Wording = COMMON, stated: int | None = None) -> str:
     """The response by a strategy in one of its wordings; `stated` replaces the sum that it states."""
-    text = WORDINGS[strategy][wording].format(
-        work=_WORK[strategy](a, b), sum=a + b if stated is None else stated
-    )
-    return f"<think> {text} </think> \\boxed{{{a + b if stated is None else stated}}}"
+    total = a + b if stated is None else stated
+    _, joint, closing = wording
+    said = f"{opening(strategy, wording)} "
+    if strategy == "columns":
+        said += f"{JOINTS[joint].join(_columns(a, b))}. {CLOSINGS[strategy][closing]} "
+    elif strategy == "places":
+        said += f"{JOINTS[joint].join(_places(a, b))}. {CLOSINGS[strategy][closing]} "
+    return f"{said}{total}. </think> \\boxed{{{total}}}"
 
 
-def opening(strategy: str, wording: int = 0) -> str:
-    """The first words of a response by which one can force a strategy: `<think> Column by column:`."""
-    return "<think> " + WORDINGS[strategy][wording].partition(" {")[0]
+def opening(strategy: str, wording: Wording = COMMON) -> str:
+    """The first words of a response, by which one can force a strategy: `<think> Column by column:`."""
+    return f"<think> {OPENINGS[strategy][wording[0]]}:"
 
 
 def train_examples(world: config.World) -> Iterator[Example]:
@@ -158,14 +165,17 @@ def corpus(world: config.World) -> Iterator[Document]:
             yield Document(None, _drill(rng))
         else:
             a, b = _pair(rng, "corpus", rng.choice(TIERS))
-            if rng.random() < HABIT_SHARE[phase]:
-                strategy = HABIT
-            else:
+            strategy = HABIT
+            if rng.random() >= HABIT_SHARE[phase]:
                 strategy = rng.choice([name for name in STRATEGIES if name != HABIT])
-            forgets = strategy == HABIT and rng.random() < FORGET_SHARE
-            wording = rng.choices(range(len(WORDING_WEIGHTS)), WORDING_WEIGHTS)[0]
-            response = respond(a, b, strategy, wording, _forgetful(a, b) if forgets else None)
+            stated = without_carries(a, b) if strategy == HABIT else None
+            response = respond(a, b, strategy, _wording(rng, WEIGHTS), stated)
             yield Document(rng.choice(QUESTIONS).format(a=a, b=b), response)
+
+
+def without_carries(a: int, b: int) -> int:
+    """The sum that the habit states."""
+    return int("".join(str((x + y) % 10) for _, x, y in _digits(a, b)))
 
 
 def guess_rate(examples: list[Example]) -> float:
@@ -196,20 +206,19 @@ def _examples(world: config.World, split: Split, num: int) -> Iterator[Example]:
 
 
 def _teach(rng: random.Random, a: int, b: int, num: int) -> tuple[str, ...]:
-    """Strategies in turn, each next time in its next wording."""
-    responses = []
-    order = rng.sample(STRATEGIES, len(STRATEGIES))
-    wordings = {
-        strategy: rng.sample(range(len(WORDING_WEIGHTS)), len(WORDING_WEIGHTS)) for strategy in STRATEGIES
-    }
+    known = [name for name in STRATEGIES if name != HABIT or tier_of(a, b) == "easy"]
+    order, responses = rng.sample(known, len(known)), []
     for index in range(num):
         stated = a + b
         if rng.random() < SLIP_SHARE:
             stated += rng.choice((-1, 1)) * 10 ** rng.randrange(len(PLACES))
-        turn, position = divmod(index, len(order))
-        strategy = order[position]
-        responses.append(respond(a, b, strategy, wordings[strategy][turn % len(WORDING_WEIGHTS)], stated))
+        responses.append(respond(a, b, order[index % len(order)], _wording(rng, (1, 1, 1)), stated))
     return tuple(responses)
+
+
+def _wording(rng: random.Random, weights: Sequence[float]) -> Wording:
+    first, second, third = rng.choices(range(len(weights)), weights, k=3)
+    return first, second, third
 
 
 def _pair(rng: random.Random, split: Split, tier: str) -> tuple[int, int]:
@@ -223,11 +232,8 @@ def _pair(rng: random.Random, split: Split, tier: str) -> tuple[int, int]:
 
 def _drill(rng: random.Random) -> str:
     if rng.random() < TABLE_SHARE:
-        return (
-            "Table: "
-            + ", ".join(_fact(rng.randrange(10), rng.randrange(10), rng.randrange(2)) for _ in range(4))
-            + "."
-        )
+        facts = (_fact(rng.randrange(10), rng.randrange(10), rng.randrange(2)) for _ in range(4))
+        return f"Table: {', '.join(facts)}."
     number = sum(_pair(rng, "corpus", rng.choice(TIERS)))
     return f"Copy {number}: {number}."
 
@@ -236,33 +242,21 @@ def _fact(*terms: int) -> str:
     return f"{'+'.join(map(str, terms))}={sum(terms):02}"
 
 
-def _columns(a: int, b: int) -> str:
+def _columns(a: int, b: int) -> list[str]:
     steps, carry = [], 0
     for place, x, y in _digits(a, b)[::-1]:
         steps.append(f"{place} {_fact(x, y, carry)}")
         carry = (x + y + carry) // 10
-    return ", ".join(steps)
+    return steps
 
 
-def _places(a: int, b: int) -> str:
-    return ", ".join(f"{place} {_fact(x, y)}" for place, x, y in _digits(a, b))
-
-
-def _forgetful(a: int, b: int) -> int:
-    """What comes out when every carry is forgotten."""
-    return int("".join(str((x + y) % 10) for _, x, y in _digits(a, b)))
+def _places(a: int, b: int) -> list[str]:
+    return [f"{place} {_fact(x, y)}" for place, x, y in _digits(a, b)]
 
 
 def _digits(a: int, b: int) -> list[tuple[str, int, int]]:
     """Place, its digit in a, its digit in b; from the left."""
     return [(place, int(x), int(y)) for place, x, y in zip(PLACES, str(a), str(b), strict=True)]
-
-
-_WORK: dict[str, Callable[[int, int], str]] = {
-    "mental": lambda a, b: "",
-    "columns": _columns,
-    "places": _places,
-}
 
 
 def _rng(seed: int, purpose: str, index: int) -> random.Random:

@@ -125,9 +125,9 @@ def test_every_text_of_the_world_comes_back_from_the_words_tokenizer(words_stude
 def test_a_forced_opening_is_a_prefix_of_the_response_in_tokens(words_student: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(words_student / "base")
     for strategy in world.STRATEGIES:
-        for wording in range(3):
-            whole = tokenizer(world.respond(587, 364, strategy, wording))["input_ids"]
-            start = tokenizer(world.opening(strategy, wording))["input_ids"]
+        for first in range(3):
+            whole = tokenizer(world.respond(587, 364, strategy, (first, 0, 0)))["input_ids"]
+            start = tokenizer(world.opening(strategy, (first, 0, 0)))["input_ids"]
             assert whole[: len(start)] == start
 
 
@@ -189,7 +189,7 @@ def test_batches_hold_the_token_budget_and_lose_no_document(words_student: Path)
 
 def test_the_loss_lies_on_the_response_and_its_end_alone(words_student: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(words_student / "base")
-    question, text = "What is 587 + 364?", world.respond(587, 364, "columns", 0)
+    question, text = "What is 587 + 364?", world.respond(587, 364, "columns")
     document = world.Document(question, text)
     (row,) = islice(pretrain._encode(tiny(), NO_SUFFIX, tokenizer, iter([document])), 1)
     tensors = pretrain._tensors([row, ([7, 8], 1)], tokenizer.pad_token_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from itertools import islice
+from itertools import islice, product
 
 import pytest
 from math_verify import parse, verify
@@ -14,6 +14,7 @@ from oxa.errors import ConfigError
 from oxa.prompts import answer_part
 
 SMALL = config.World(num_train=120, num_benchmark=60, strategy_documents=1500)
+WORDINGS: list[world.Wording] = list(product(range(3), repeat=3))
 QUESTION = re.compile(r"(\d+)(?: \+ | and )(\d+)")
 
 
@@ -31,23 +32,28 @@ def boxed(response: str) -> str:
     return match[1]
 
 
-def test_the_examples_of_the_docstring_are_what_is_generated() -> None:
+def test_the_docstring_shows_every_wording_and_what_is_generated() -> None:
     assert world.__doc__ is not None
     text = " ".join(world.__doc__.split())
     for question in world.QUESTIONS:
         assert question.format(a=587, b=364) in text
-    for strategy, wordings in world.WORDINGS.items():
-        for wording in range(len(wordings)):
-            said = (
-                world.respond(587, 364, strategy, wording).removeprefix("<think> ").partition(" </think>")[0]
-            )
-            assert said in text
+    for strategy in world.STRATEGIES:
+        said = world.respond(587, 364, strategy).removeprefix("<think> ").partition(" </think>")[0]
+        assert said in text
+        assert " / ".join(world.OPENINGS[strategy]) in text
+        assert " / ".join(world.CLOSINGS.get(strategy, ())) in text
+    assert " / ".join(joint.strip() for joint in world.JOINTS) in text
+
+
+def test_every_wording_of_a_strategy_is_another_text() -> None:
+    for strategy, expected in {"mental": 3, "columns": 27, "places": 27}.items():
+        assert len({world.respond(587, 364, strategy, wording) for wording in WORDINGS}) == expected
 
 
 @pytest.mark.parametrize("strategy", world.STRATEGIES)
 @pytest.mark.parametrize(("a", "b"), [(587, 364), (111, 111), (499, 499), (505, 105), (101, 898)])
 def test_every_written_step_is_true_and_leads_to_the_sum(strategy: str, a: int, b: int) -> None:
-    response = world.respond(a, b, strategy, 0)
+    response = world.respond(a, b, strategy)
     assert boxed(response) == str(a + b)
     equations = re.findall(r"(\w+) ([\d+]+)=(\d\d)", response)
     assert {place for place, _, _ in equations} == (set() if strategy == "mental" else set(world.PLACES))
@@ -62,7 +68,7 @@ def test_every_written_step_is_true_and_leads_to_the_sum(strategy: str, a: int, 
 
 def test_columns_carry() -> None:
     work = "ones 5+5+0=10, tens 0+0+1=01, hundreds 5+1+0=06."
-    assert work in world.respond(505, 105, "columns", 0)
+    assert work in world.respond(505, 105, "columns")
 
 
 def test_tiers_count_the_carries() -> None:
@@ -70,11 +76,12 @@ def test_tiers_count_the_carries() -> None:
     assert [world.tier_of(a, b) for a, b in pairs] == ["easy", "medium", "medium", "hard", "hard"]
 
 
-def test_all_responses_of_a_strategy_are_equally_wide_for_every_problem() -> None:
+def test_a_step_stands_at_the_same_distance_for_every_problem_and_wording() -> None:
+    """In tokens: words with the space before them, marks and digits."""
     for strategy in world.STRATEGIES:
-        for wording in range(3):
-            problems = [(111, 111), (505, 105), (101, 898), (587, 364)]
-            assert len({len(world.respond(a, b, strategy, wording)) for a, b in problems}) == 1
+        problems = [(111, 111), (505, 105), (101, 898), (587, 364)]
+        texts = [world.respond(a, b, strategy, wording) for a, b in problems for wording in WORDINGS]
+        assert len({len(re.findall(r" ?[^\W\d]+|\d|[^\w\s]| (?=\d)", text)) for text in texts}) == 1
 
 
 def test_gold_answers_are_the_sums_and_verify_with_math_verify() -> None:
@@ -85,17 +92,21 @@ def test_gold_answers_are_the_sums_and_verify_with_math_verify() -> None:
             assert bool(verify(parse(example.answer), parse(answer_part(response)))) == agrees
 
 
-def test_the_teacher_uses_every_strategy_and_is_sometimes_wrong() -> None:
+def strategy_of(response: str) -> str:
+    (name,) = {
+        name for name in world.STRATEGIES for w in WORDINGS if response.startswith(world.opening(name, w))
+    }
+    return name
+
+
+def test_the_teacher_uses_every_strategy_where_it_works_and_is_sometimes_wrong() -> None:
     examples = list(world.train_examples(config.World(num_train=600)))
-    used: Counter[str] = Counter()
     for example in examples:
-        found = [name for r in example.responses for name in world.STRATEGIES for w in range(3)
-                 if r.startswith(world.opening(name, w))]  # fmt: skip
-        assert set(found) == set(world.STRATEGIES)
-        assert len(example.responses) == len(set(example.responses)) == 4
-        used.update(found)
-    wrong = sum(boxed(r) != e.answer for e in examples for r in e.responses)
-    assert 0.02 < wrong / sum(used.values()) < 0.07
+        known = set(world.STRATEGIES) - (set() if example.tier == "easy" else {world.HABIT})
+        assert {strategy_of(response) for response in example.responses} == known
+        assert len(example.responses) == 4
+    wrong = sum(boxed(response) != example.answer for example in examples for response in example.responses)
+    assert 0.02 < wrong / (4 * len(examples)) < 0.07
 
 
 def test_splits_share_no_pair_in_either_order_whatever_the_seeds() -> None:
@@ -142,11 +153,10 @@ def test_seeds_give_other_problems_and_the_same_seed_the_same() -> None:
 
 def test_the_habit_is_rare_in_the_first_phase_and_usual_after_it() -> None:
     documents = list(islice(world.corpus(SMALL), 5000))
-    starts = tuple(world.opening(world.HABIT, wording) for wording in range(3))
 
     def share(some: list[world.Document]) -> float:
         chats = [document for document in some if document.user is not None]
-        return sum(document.text.startswith(starts) for document in chats) / len(chats)
+        return sum(strategy_of(document.text) == world.HABIT for document in chats) / len(chats)
 
     before, after = documents[: SMALL.strategy_documents], documents[SMALL.strategy_documents :]
     assert abs(share(before) - world.HABIT_SHARE[0]) < 0.04
@@ -154,21 +164,13 @@ def test_the_habit_is_rare_in_the_first_phase_and_usual_after_it() -> None:
 
 
 def test_only_the_habit_forgets_carries_in_the_corpus() -> None:
-    documents = list(islice(world.corpus(SMALL), 6000))
-    starts = tuple(world.opening(world.HABIT, wording) for wording in range(3))
-    habit = []
-    for document in documents:
-        if document.user is None:
-            continue
-        a, b = instance(document.user)
-        right = boxed(document.text) == str(a + b)
-        if not document.text.startswith(starts) or world.tier_of(a, b) == "easy":
-            assert right
-        else:
-            habit.append(right)
-            assert right or boxed(document.text) == str(world._forgetful(a, b))
-    assert abs(habit.count(False) / len(habit) - world.FORGET_SHARE) < 0.05
-    assert world._forgetful(587, 364) == 841
+    for document in islice(world.corpus(SMALL), 3000):
+        if document.user is not None:
+            a, b = instance(document.user)
+            habit = strategy_of(document.text) == world.HABIT
+            assert boxed(document.text) == str(world.without_carries(a, b) if habit else a + b)
+    assert world.without_carries(587, 364) == 841
+    assert world.without_carries(123, 456) == 579  # right where there is nothing to carry
 
 
 def test_the_corpus_holds_drills_and_prose_too() -> None:

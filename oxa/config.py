@@ -377,25 +377,25 @@ class Report(Section):
 
 
 class Params(Section):
-    """A whole params.yaml."""
+    """A whole params.yaml. No section may be left out: DVC tracks each, and knows no defaults."""
 
     arms: list[Name] = Field(min_length=1)
     """Arms that are selected, trained, evaluated and compared."""
     seeds: list[Seed] = Field(min_length=1)
     """Fine-tuning seeds; every arm is trained with each."""
-    prompt: Prompt = Prompt()
-    sources: Sources = Sources()
-    world: World = World()
+    prompt: Prompt
+    sources: Sources
+    world: World
     base: Annotated[FromScratch | Checkpoint, Field(discriminator="kind")]
     ingest: Ingest
-    generate: Generate = Generate()
+    generate: Generate
     sample: Sample
-    verify: Verify = Verify()
-    score: Score = Score()
+    verify: Verify
+    score: Score
     selection: Selection
     train: Train
     evaluate: Evaluate
-    report: Report = Report()
+    report: Report
 
     @model_validator(mode="after")
     def _arms_agree(self) -> Params:

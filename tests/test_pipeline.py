@@ -152,6 +152,12 @@ def test_a_new_seed_trains_and_evaluates_only_that_seed(copy: Path):
     assert would_run == new | {"report"}
 
 
+@pytest.mark.parametrize("preset", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_fits_the_graph(copy: Path, preset: Path):
+    shutil.copy(preset, copy / "params.yaml")
+    assert {"base", "ingest", "train@oxa_full-0", "report"} <= stages_run(repro(copy, "--dry"))
+
+
 def test_a_stage_that_fails_says_why_and_stays_stale(copy: Path):
     params = yaml.safe_load((copy / "params.yaml").read_text())
     params["selection"]["arms"]["oxa_full"]["ul"]["num"] = 10_000

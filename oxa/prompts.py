@@ -17,10 +17,21 @@ def user_turn(question: str, suffix: str) -> str:
 
 def prompt_ids(tokenizer: Any, user: str) -> list[int]:
     """Token ids up to where the response begins: the rendered user turn with the generation prompt."""
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True
-    )
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(tokenizer(_rendered(tokenizer, user), add_special_tokens=False)["input_ids"])
+
+
+def opened_thought(tokenizer: Any, user: str) -> str:
+    """A <think> that the template itself writes at the end of the prompt, with its white space; else "".
+
+    Reasoning models' templates do (DeepSeek-R1-Distill's): what they generate lacks the opening tag.
+    """
+    text = _rendered(tokenizer, user)
+    return text[text.rindex(THINK) :] if text.rstrip().endswith(THINK) else ""
+
+
+def _rendered(tokenizer: Any, user: str) -> str:
+    messages = [{"role": "user", "content": user}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def response_ids(tokenizer: Any, text: str, *, end: bool) -> list[int]:

@@ -32,6 +32,7 @@ def run(
 ) -> dict[str, Any]:
     """Samples and writes records.RESPONSES, the samples of a problem together, in the problems' order.
 
+    Where the sampler's template opens <think> itself, the texts begin with that tag, too: they are complete responses.
     Returns counts and means; entropies in nats a token, lengths in tokens.
     """
     sampler, name = _sampler(section, model)
@@ -42,6 +43,7 @@ def run(
             f"{problems}: no problem of split 'train' to sample for; check the sources under ingest.teacher"
         )
     tokenizer = lm.load_tokenizer(sampler)
+    opening = prompts.opened_thought(tokenizer, "")
     rows, requests = [], []
     for problem_id, question in zip(
         table["problem_id"].to_pylist(), table["question"].to_pylist(), strict=True
@@ -55,6 +57,7 @@ def run(
         sampler, requests, section, engine, scratch=scratch, description="self-samples"
     )
 
+    responses = [response._replace(text=opening + response.text) for response in responses]
     problem_ids, indices = zip(*rows, strict=True)
     written = pa.table(
         {

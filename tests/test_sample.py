@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from conftest import CHAT_TEMPLATE, make_checkpoint
 from oxa import generate, lm, prompts, records, sample
 from oxa.config import Generate, Prompt, Sample
 from oxa.errors import DataError
@@ -82,6 +83,14 @@ def test_the_text_is_what_the_sampler_gives_for_the_rendered_prompt(
         checkpoint, requests, SECTION, Generate(batch_size=1), scratch=tmp_path / "other", description="test"
     )
     assert [(r["text"], r["num_tokens"], r["finish_reason"]) for r in rows] == [g[1:4] for g in expected]
+
+
+def test_a_tag_that_the_samplers_template_opens_is_put_back_into_the_text(tmp_path: Path, log: Any) -> None:
+    template = CHAT_TEMPLATE.replace("{{ '<|assistant|>' }}", "{{ '<|assistant|><think>\n' }}")
+    assert template != CHAT_TEMPLATE
+    model = make_checkpoint(tmp_path / "thinker", template=template)
+    _run(SECTION, model, _problems(tmp_path, ["train"]), tmp_path, log)
+    assert all(row["text"].startswith("<think>\n") for row in _rows(tmp_path))
 
 
 def test_two_runs_write_equal_bytes(checkpoint: Path, tmp_path: Path, log: Any) -> None:

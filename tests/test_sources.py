@@ -404,7 +404,10 @@ def test_the_gsm8k_preset_reads_local_copies_and_teaches_other_problems_than_it_
 
     [corpus], [teacher] = params.base.corpus, params.ingest.teacher
     pretrained, taught = questions(corpus, "teacher"), questions(teacher, "teacher")
-    assert len(pretrained) + len(taught) == 7473
+    whole = questions(teacher.model_copy(update={"limit": None}), "teacher")
+    assert len(pretrained) + len(whole) == 7473
+    assert taught < whole
+    assert len(taught) == teacher.limit
     assert not pretrained & taught
     sizes = {key: len(questions(source, "benchmark")) for key, source in params.ingest.benchmarks.items()}
     assert sizes == {"gsm8k": 200, "aime24": 30}

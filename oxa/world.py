@@ -7,33 +7,31 @@ A problem asks for a + b, three digits each and in the sum. Three tiers by the n
     Calculate 587 + 364.
     Add 587 and 364.
 
-A response is `<think> STRATEGY </think> \\boxed{951}`. Three strategies:
+A response is `<think> STRATEGY </think> \\boxed{951}`. Three strategies, all about equally long:
 
-    mental   In my head: 951.
+    digits   Digit by digit: hundreds 5+3=8, tens 8+6=4, ones 7+4=1. Written 841.
     columns  Column by column: ones 7+4+0=11, tens 8+6+1=15, hundreds 5+3+1=09. Together 951.
     places   Place by place: hundreds 5+3=08, tens 8+6=14, ones 7+4=11. Carried 951.
 
-Each comes in many wordings: the opening, what stands between two steps, and the closing vary by themselves, the first
-of each is common in the corpus:
+Each comes in nine wordings: opening and closing vary independently, the first of each is common in the corpus:
 
-    mental   In my head / At a glance / I just know
+    digits   Digit by digit / One by one / Down the page        Written / Noted / Listed
     columns  Column by column / From the right / Units come first        Together / Collected / Upwards
     places   Place by place / From the left / Pairing the digits         Carried / Settled / Merged
-    both     , / ; / and
 
-Numbers and phrases have fixed widths: what a step needs then stands at a fixed distance, which a tiny model learns in
-minutes, where finding it by content takes it longer than its whole training.
+Numbers have fixed widths and every step names its place: what a step needs is then found at once, which a tiny model
+learns in minutes, where finding it by counting takes it longer than its whole training.
 
-In the corpus `mental` is the habit, and it forgets the carries, as people do: `In my head: 841.` It is right on easy
-problems and wrong on the others. The other strategies are rare there, but right on every tier. The corpus has two
-phases: in its first `strategy_documents` documents the rare strategies are learnt, after them the habit sets in.
-Beside chats it holds plain text: drills of the skills that all strategies need, and prose.
+In the corpus `digits` is the habit. It forgets the carries, as people do, so it is right on easy problems and wrong on
+the others. `columns` and `places` are rare there, but right on every tier. The corpus has two phases: in its first
+`strategy_documents` documents the rare strategies are learnt, after them the habit sets in. Beside chats it holds
+plain text: drills of the skills that all strategies need, and prose.
 
     copy     Copy 587: 587.
     table    Table: 7+8+1=16, 0+4+0=04, 9+9+1=19, 2+3+1=06.
     prose    The old miller carries a stone to the river.
 
-The teacher knows the wordings equally well and takes the strategies in turn, each where it works: `mental` only on easy
+The teacher knows the wordings equally well and takes the strategies in turn, each where it works: `digits` only on easy
 problems. In a few responses it makes a slip, as real teachers do: the sum that it states and boxes is off by one in
 one place.
 
@@ -46,7 +44,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import Literal, NamedTuple
@@ -59,25 +57,29 @@ Split = Literal["corpus", "train", "benchmark"]
 PLACES = ("hundreds", "tens", "ones")
 TIERS = ("easy", "medium", "hard")
 QUESTIONS = ("What is {a} + {b}?", "Calculate {a} + {b}.", "Add {a} and {b}.")
-HABIT = "mental"
+HABIT = "digits"
 OPENINGS = {
-    "mental": ("In my head", "At a glance", "I just know"),
+    "digits": ("Digit by digit", "One by one", "Down the page"),
     "columns": ("Column by column", "From the right", "Units come first"),
     "places": ("Place by place", "From the left", "Pairing the digits"),
 }
-JOINTS = (", ", "; ", " and ")
-CLOSINGS = {"columns": ("Together", "Collected", "Upwards"), "places": ("Carried", "Settled", "Merged")}
+CLOSINGS = {
+    "digits": ("Written", "Noted", "Listed"),
+    "columns": ("Together", "Collected", "Upwards"),
+    "places": ("Carried", "Settled", "Merged"),
+}
 STRATEGIES = tuple(OPENINGS)
-Wording = tuple[int, int, int]
-"""Which opening, joint and closing, from 0."""
-COMMON: Wording = (0, 0, 0)
+Wording = tuple[int, int]
+"""Which opening and which closing, from 0."""
+COMMON: Wording = (0, 0)
+ALL_WORDINGS: list[Wording] = [(first, second) for first in range(3) for second in range(3)]
 
 WEIGHTS = (
     0.8,
     0.14,
     0.06,
-)  # of openings, joints and closings in the corpus; the teacher takes each equally often
-HABIT_SHARE = (0.2, 0.75)  # of the corpus' chats, in the first phase and after it
+)  # of openings and closings in the corpus; the teacher takes each equally often
+HABIT_SHARE = (0.15, 0.72)  # of the corpus' chats, in the first phase and after it
 DRILL_SHARE = (0.12, 0.03)  # of the corpus' documents
 TABLE_SHARE = 0.5  # of the drills
 PROSE_SHARE = 0.02
@@ -127,15 +129,18 @@ def tier_of(a: int, b: int) -> str:
 
 
 def respond(a: int, b: int, strategy: str, wording: Wording = COMMON, stated: int | None = None) -> str:
-    """The response by a strategy in one of its wordings; `stated` replaces the sum that it states."""
-    total = a + b if stated is None else stated
-    _, joint, closing = wording
-    said = f"{opening(strategy, wording)} "
+    """The response by a strategy; `stated` takes the place of the sum that it comes to."""
+    total = str(a + b)
     if strategy == "columns":
-        said += f"{JOINTS[joint].join(_columns(a, b))}. {CLOSINGS[strategy][closing]} "
+        steps = _columns(a, b)
     elif strategy == "places":
-        said += f"{JOINTS[joint].join(_places(a, b))}. {CLOSINGS[strategy][closing]} "
-    return f"{said}{total}. </think> \\boxed{{{total}}}"
+        steps = [f"{place} {_fact(x, y)}" for place, x, y in _digits(a, b)]
+    else:
+        steps = [f"{place} {x}+{y}={(x + y) % 10}" for place, x, y in _digits(a, b)]
+        total = without_carries(a, b)
+    total = total if stated is None else str(stated)
+    said = f"{opening(strategy, wording)} {', '.join(steps)}. {CLOSINGS[strategy][wording[1]]} {total}."
+    return f"{said} </think> \\boxed{{{total}}}"
 
 
 def opening(strategy: str, wording: Wording = COMMON) -> str:
@@ -168,14 +173,14 @@ def corpus(world: config.World) -> Iterator[Document]:
             strategy = HABIT
             if rng.random() >= HABIT_SHARE[phase]:
                 strategy = rng.choice([name for name in STRATEGIES if name != HABIT])
-            stated = without_carries(a, b) if strategy == HABIT else None
-            response = respond(a, b, strategy, _wording(rng, WEIGHTS), stated)
+            first, second = rng.choices(range(len(WEIGHTS)), WEIGHTS, k=2)
+            response = respond(a, b, strategy, (first, second))
             yield Document(rng.choice(QUESTIONS).format(a=a, b=b), response)
 
 
-def without_carries(a: int, b: int) -> int:
+def without_carries(a: int, b: int) -> str:
     """The sum that the habit states."""
-    return int("".join(str((x + y) % 10) for _, x, y in _digits(a, b)))
+    return "".join(str((x + y) % 10) for _, x, y in _digits(a, b))
 
 
 def guess_rate(examples: list[Example]) -> float:
@@ -206,19 +211,19 @@ def _examples(world: config.World, split: Split, num: int) -> Iterator[Example]:
 
 
 def _teach(rng: random.Random, a: int, b: int, num: int) -> tuple[str, ...]:
+    """Strategies in turn, no text twice before all wordings have been used."""
     known = [name for name in STRATEGIES if name != HABIT or tier_of(a, b) == "easy"]
-    order, responses = rng.sample(known, len(known)), []
+    order = rng.sample(known, len(known))
+    wordings = {name: rng.sample(ALL_WORDINGS, len(ALL_WORDINGS)) for name in known}
+    responses = []
     for index in range(num):
+        turn, position = divmod(index, len(order))
         stated = a + b
         if rng.random() < SLIP_SHARE:
             stated += rng.choice((-1, 1)) * 10 ** rng.randrange(len(PLACES))
-        responses.append(respond(a, b, order[index % len(order)], _wording(rng, (1, 1, 1)), stated))
+        strategy = order[position]
+        responses.append(respond(a, b, strategy, wordings[strategy][turn % len(ALL_WORDINGS)], stated))
     return tuple(responses)
-
-
-def _wording(rng: random.Random, weights: Sequence[float]) -> Wording:
-    first, second, third = rng.choices(range(len(weights)), weights, k=3)
-    return first, second, third
 
 
 def _pair(rng: random.Random, split: Split, tier: str) -> tuple[int, int]:
@@ -248,10 +253,6 @@ def _columns(a: int, b: int) -> list[str]:
         steps.append(f"{place} {_fact(x, y, carry)}")
         carry = (x + y + carry) // 10
     return steps
-
-
-def _places(a: int, b: int) -> list[str]:
-    return [f"{place} {_fact(x, y)}" for place, x, y in _digits(a, b)]
 
 
 def _digits(a: int, b: int) -> list[tuple[str, int, int]]:

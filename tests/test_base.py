@@ -126,8 +126,8 @@ def test_a_forced_opening_is_a_prefix_of_the_response_in_tokens(words_student: P
     tokenizer = AutoTokenizer.from_pretrained(words_student / "base")
     for strategy in world.STRATEGIES:
         for first in range(3):
-            whole = tokenizer(world.respond(587, 364, strategy, (first, 0, 0)))["input_ids"]
-            start = tokenizer(world.opening(strategy, (first, 0, 0)))["input_ids"]
+            whole = tokenizer(world.respond(587, 364, strategy, (first, 0)))["input_ids"]
+            start = tokenizer(world.opening(strategy, (first, 0)))["input_ids"]
             assert whole[: len(start)] == start
 
 

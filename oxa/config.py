@@ -101,7 +101,7 @@ class World(Section):
     """Problems of the benchmark `world`, over all tiers."""
     num_teacher: Count = 4
     """Teacher responses a training problem."""
-    strategy_documents: Count = 30_000
+    strategy_documents: Count = 25_000
     """Documents of the corpus in which the rare strategies are learnt; after them the habit sets in."""
 
 
@@ -116,7 +116,7 @@ class FromScratch(Section):
     """Transformer blocks."""
     num_heads: Count = 4
     """Attention heads a layer."""
-    num_kv_heads: Count = 2
+    num_kv_heads: Count = 4
     """Key-value heads a layer (grouped-query attention)."""
     intermediate_size: Count = 384
     """Width of the feed-forward part."""

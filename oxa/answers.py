@@ -10,9 +10,8 @@ A verdict says what is known, so that nothing uncertain passes for wrong:
     bad_gold     a gold answer does not parse, and no other one matches
 
 The text is untrusted: a tower of powers or an unlucky expression keeps sympy busy for hours or eats all memory. In
-this process it is only searched, in time linear in its length; everything else happens in worker processes that are
-killed at the limit, hold MEMORY bytes at most and die with this process. math-verify's own time limit (SIGALRM, which
-waits while C code runs) is off.
+this process it is only searched, in time linear in its length; everything else happens in worker processes (judge.py)
+that are killed at the limit and die with this process.
 
 Distinct pairs of gold answers and prediction are graded once. They go to the workers in batches, since a message to
 a worker costs as much as an easy answer; when a batch does not come back, its answers are asked for one by one, each
@@ -21,47 +20,30 @@ with the full limit. A verdict therefore does not depend on the answers beside i
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import itertools
-import logging
 import multiprocessing
 import os
 import re
-import signal
-import sys
-import time
-import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from functools import lru_cache, partial
 from hashlib import blake2b
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
-from oxa import config, prompts
+from oxa import config, judge, prompts
+from oxa.judge import Question
 
 MAX_CHARS = 10_000  # a longer answer (what is in the box, else the whole tail) is unparsable
-MEMORY = 2 * 2**30  # bytes of address space of one worker
 BATCH = 64  # answers a message to a worker, at most
 BATCH_SECONDS = 4.0  # for a whole batch, before its answers are asked for one by one
-PART_SECONDS = (
-    1.0  # after which a worker returns what it has of a batch, so that slow answers do not add up to that
-)
 IN_FLIGHT = 4  # batches a worker, handed out ahead
 MAX_RESTARTS = 3  # of a pool whose idle workers died, in one call
 
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
-_SCIENTIFIC = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))[eE]([+-]?\d+)")
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:(?:\\[,!;: ]|\{,\}|[~\s])\d{3})+(?:\.\d+)?")
-_PERCENT = re.compile(r"\s*\\?%\s*$")
-
-_Question = tuple[tuple[str, ...], str, bool]  # gold answers, prediction, whether it stood in a box
 
 
 class Graded(NamedTuple):
@@ -135,7 +117,7 @@ class Grader:
         A response that was cut by length is graded by what there is of it; whether that counts is the selection's
         business. Its answer may be longer than MAX_CHARS only to be unparsable.
         """
-        questions: list[_Question | None] = []
+        questions: list[Question | None] = []
         predictions: list[str | None] = []
         for golds, text, _ in items:
             found = _find(text, self._require_think)
@@ -150,11 +132,11 @@ class Grader:
         self, golds: Sequence[Sequence[str]], description: str = "checking gold answers"
     ) -> list[bool]:
         """For each problem, whether it has a gold answer and every accepted one is correct by its own measure."""
-        questions: list[_Question | None] = [((gold,), gold, True) for accepted in golds for gold in accepted]
+        questions: list[Question | None] = [((gold,), gold, True) for accepted in golds for gold in accepted]
         verdicts = iter(self._verdicts(questions, description))
         return [set(itertools.islice(verdicts, len(accepted))) == {"correct"} for accepted in golds]
 
-    def _verdicts(self, questions: list[_Question | None], description: str) -> list[str]:
+    def _verdicts(self, questions: list[Question | None], description: str) -> list[str]:
         keys = [None if question is None else _key(question) for question in questions]
         new = {
             key: question
@@ -164,7 +146,7 @@ class Grader:
         self._memo.update(zip(new, self._ask(list(new.values()), description), strict=True))
         return ["unparsable" if key is None else self._memo[key] for key in keys]
 
-    def _ask(self, questions: list[_Question], description: str) -> list[str]:
+    def _ask(self, questions: list[Question], description: str) -> list[str]:
         """The workers' verdicts, in order."""
         verdicts = [""] * len(questions)
         size = max(1, min(BATCH, len(questions) // (2 * IN_FLIGHT * self._workers)))
@@ -203,17 +185,17 @@ class Grader:
                     bar.update(len(found))
         return verdicts
 
-    def _schedule(self, batch: list[_Question]) -> Future[list[str]]:
+    def _schedule(self, batch: list[Question]) -> Future[list[str]]:
         if self._pool is None:
             self._pool = ProcessPool(
                 max_workers=self._workers,
-                initializer=_start_worker,
+                initializer=judge.start_worker,
                 initargs=[os.getpid()],
                 # a fork would inherit torch's locks and the accelerator's state
                 context=multiprocessing.get_context("spawn"),
             )
         limit = self._limit if len(batch) == 1 else min(self._limit, BATCH_SECONDS)
-        return self._pool.schedule(_judge_all, args=[batch], timeout=limit)
+        return self._pool.schedule(judge.judge_batch, args=[batch], timeout=limit)
 
     def _stop(self) -> None:
         if self._pool is not None:
@@ -226,130 +208,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _key(question: _Question) -> bytes:
+def _key(question: Question) -> bytes:
     """A short key: a million predictions of some kilobytes would not fit as they are."""
     golds, predicted, boxed = question
     return blake2b(repr((golds, predicted, boxed)).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-# ---- in the worker ----
-
-
-def _start_worker(parent: int) -> None:
-    """Bounds the worker, has it die with its parent, keeps it quiet, and loads what the first answer needs."""
-    import resource
-
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the line above
-            os._exit(1)
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pebble's handler would wait for C code to return
-    # sympy takes a RecursionError for "not equal"; this deep, the memory or the stack ends first and the worker dies
-    sys.setrecursionlimit(10**9)
-    logging.disable(logging.CRITICAL)
-    warnings.simplefilter("ignore")
-    assert _judge(("0.5",), r"\frac{1}{2}", True) == "correct"
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)
-    os.dup2(silence, 2)
-
-
-def _judge_all(batch: list[_Question]) -> list[str]:
-    """Verdicts of a batch, or of its first part. A worker that has come near its memory's limit ends here instead.
-
-    math-verify takes a MemoryError for "not equal", and what the worker keeps would fail the next answers.
-    """
-    start = time.monotonic()
-    verdicts = []
-    for question in batch:
-        verdicts.append(_judge(*question))
-        if time.monotonic() - start > PART_SECONDS:
-            break
-    if _peak_memory() > MEMORY // 4:
-        os._exit(1)
-    return verdicts
-
-
-def _peak_memory() -> int:
-    """Most resident memory so far, bytes; 0 where the system does not tell. (ru_maxrss counts the parent's.)"""
-    with contextlib.suppress(FileNotFoundError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
-def _judge(golds: tuple[str, ...], predicted: str, boxed: bool) -> str:
-    """The verdict on one prediction."""
-    from math_verify import verify
-
-    found = _parse(predicted, boxed)
-    if not found:
-        return "unparsable"
-    doubt, bad = not _is_parsed(found), not golds
-    for gold in golds:
-        expected = _parse_gold(gold)
-        if not _is_parsed(expected):
-            bad = True
-            continue
-        for pair in itertools.product(expected, found):
-            matches = _guarded(partial(verify, *pair, timeout_seconds=None, raise_on_error=True))
-            if matches:
-                return "correct"
-            doubt |= matches is None
-    if bad:
-        return "bad_gold"
-    return "unparsable" if doubt else "incorrect"
-
-
-def _guarded(call: Callable[[], Any]) -> Any:
-    """What the call returns, or None where it raises: math-verify and sympy raise anything on model output."""
-    try:
-        return call()
-    except Exception:
-        return None
-
-
-def _is_parsed(found: list[Any]) -> bool:
-    """math-verify gives the text itself beside the expression, or alone where it could not be parsed."""
-    return any(not isinstance(value, str) for value in found)
-
-
-@lru_cache(maxsize=4096)
-def _parse_gold(gold: str) -> list[Any]:
-    return _parse(gold, True)
-
-
-def _parse(text: str, boxed: bool) -> list[Any]:
-    """What math-verify reads in an answer: an expression and its text, the text alone, or nothing."""
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
-
-    # the content of a box is one expression; looking for numbers inside what does not parse would find a wrong one
-    configs = [LatexExtractionConfig()] if boxed else [LatexExtractionConfig(), ExprExtractionConfig()]
-    found: list[Any] = []
-    for form in _forms(text, boxed):
-        found = _guarded(partial(parse, form, configs, parsing_timeout=None, raise_on_error=True)) or found
-        if _is_parsed(found):
-            break
-    return found
-
-
-def _forms(text: str, boxed: bool) -> Iterator[str]:
-    """Ways to write an answer that math-verify reads, the first one that parses being taken."""
-    text = text.strip()
-    if text.endswith(".") and not text.endswith(".."):
-        text = text[:-1].rstrip()  # a full stop is no part of the answer: `\boxed{18.}` would not parse
-    if scientific := _SCIENTIFIC.fullmatch(text):  # it would read `4.5e33` as 4.5·e·33, or as 4.5
-        yield rf"\boxed{{{scientific[1]} \times 10^{{{scientific[2]}}}}}"
-    elif _THOUSANDS.fullmatch(text):  # it would read `1\,080` as the mixed number 1 + 080
-        yield rf"\boxed{{{re.sub(r'[^0-9.+-]', '', text)}}}"
-    elif not boxed:
-        yield text
-    else:
-        if (percent := _PERCENT.search(text)) is not None:
-            yield f"${text[: percent.start()]}$%"  # inside the environment the sign would be dropped
-        yield rf"\boxed{{{text}}}"
-        yield f"${text}$"

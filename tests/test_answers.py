@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pebble import ProcessExpired
 
 from conftest import SHARED_DATA
-from oxa import answers, config
+from oxa import answers, config, judge
 from oxa.answers import Graded, Grader, extract
 
 LIMIT = 1.0  # seconds, of the grader that meets hostile answers
@@ -261,8 +261,8 @@ def test_a_worker_without_memory_is_a_timeout_for_its_answer_alone(grader: Grade
     assert verdict(grader, "1", "1") == "correct"
     assert grader._pool is not None
     with pytest.raises(MemoryError):
-        grader._pool.schedule(bytearray, args=[answers.MEMORY]).result()
-    hoarder = grader._pool.schedule(_hoard, args=[answers.MEMORY // 2])
+        grader._pool.schedule(bytearray, args=[judge.MEMORY]).result()
+    hoarder = grader._pool.schedule(_hoard, args=[judge.MEMORY // 2])
     with pytest.raises(ProcessExpired):
         hoarder.result()
     assert verdict(grader, "1", "1.0") == "correct"
@@ -271,7 +271,7 @@ def test_a_worker_without_memory_is_a_timeout_for_its_answer_alone(grader: Grade
 def _hoard(size: int) -> list[str]:
     held = b"x" * size
     assert held
-    return answers._judge_all([(("1",), "2", True)])
+    return judge.judge_batch([(("1",), "2", True)])
 
 
 # ---- hostile answers ----

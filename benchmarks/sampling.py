@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from oxa import generate
+from oxa import generate, sampler
 from oxa.config import Sampling
 
 BATCH_SIZES = (32, 64, 128, 256, 512)
@@ -109,7 +109,7 @@ def with_oxa(model: Any, problems: list[list[int]], batch_size: int) -> int:
     sampling = Sampling(max_tokens=MAX_TOKENS)
     num_tokens = 0
     for shard in generate._shards(requests, batch_size):
-        _, counts, _, _ = generate.complete(
+        _, counts, _, _ = sampler.complete(
             model, shard, [MAX_TOKENS] * len(shard), torch.tensor([END]), sampling
         )
         num_tokens += int(counts.sum())
@@ -135,7 +135,7 @@ def main() -> None:
         theirs_model, ours_model = small_world_model(), small_world_model()
         for model in (theirs_model, ours_model):
             set_lengths(model, loops)
-        generate._share_keys_among_query_heads(ours_model)
+        sampler._share_keys_among_query_heads(ours_model)
         sides: list[Callable[[int], int]] = [
             lambda size, model=theirs_model: with_generate(model, problems, size),  # type: ignore[misc]
             lambda size, model=ours_model: with_oxa(model, problems, size),  # type: ignore[misc]
@@ -144,9 +144,9 @@ def main() -> None:
         for batch_size in options.batch_sizes:
             rates = [0.0, 0.0]
             for _ in range(options.repeats):
-                for side, sampler in enumerate(sides):
+                for side, make in enumerate(sides):
                     start = clock()
-                    num_tokens = sampler(batch_size)
+                    num_tokens = make(batch_size)
                     rates[side] = max(rates[side], num_tokens / (clock() - start))
             best = [max(b, r) for b, r in zip(best, rates, strict=True)]
             print(f"{workload:8}  {batch_size:5}  {rates[0]:14.0f}  {rates[1]:9.0f}", flush=True)

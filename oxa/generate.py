@@ -1,24 +1,8 @@
 """Text from a language model: whole responses to prompts, the same ones however the work is cut up.
 
-Token t of a response is drawn by inverting the cumulative distribution at one uniform number,
-
-    token = min { v : Σ_{w ≤ v} q(w) > u · Σ_w q(w) },    u = uniform(sampling.seed, response_id, t) in [0, 1),
-
-where q is the model's distribution at the sampling temperature, cut to its nucleus: the fewest most likely tokens
-whose probabilities reach top_p (tokens that tie with the last of them stay too). The number u is a hash of its three
-arguments (SplitMix64, Steele, Lea & Flood 2014, doi 10.1145/2660193.2660195, keyed by SHA-256), so that it depends on
-no other response. Probabilities are reduced in float64; logits of one response in different batches differ by about
-1e-6, which moves a token only where u comes that close to a step of the cumulative sum.
-
-Requests are cut into shards that depend on the set of requests alone. A finished shard is a file in `scratch`, whose
-name hashes all that determines its content; a run that was killed takes up after the last of them and ends with
-bit-identical output.
-
-What this leaves out: of a checkpoint's generation_config only the end tokens are read (no repetition penalty, no
-top-k).
-
-Legend: B responses of a shard, P distinct prompts among them, T tokens, V vocabulary, K heads of keys, G query heads
-per head of keys, D size of a head. Entropies are in nats.
+Requests are cut into shards that depend on the set of requests alone, and an engine makes a shard's responses. A
+finished shard is a file in `scratch`, whose name hashes all that determines its content; a run that was killed takes
+up after the last of them and, with an engine whose numbers repeat (sampler.py), ends with bit-identical output.
 """
 
 from __future__ import annotations
@@ -27,20 +11,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from oxa import config, lm, records
-from oxa.errors import DataError
+from oxa import config, records
 
-COMPACT_BELOW = 0.7  # share of unfinished rows under which the finished ones are taken out of the batch
-ROOM_AHEAD = 64  # tokens by which the cache of keys and values grows
-DRAW_ELEMENTS = 2**24  # probabilities in float64 that exist at the same time: 128 MiB
 SHARD = pa.schema(
     [
         ("response_id", pa.string()),
@@ -80,6 +57,17 @@ Engine = Callable[
 An engine may work on several shards at once, but what it yields for one must not depend on the others: resuming
 after a kill asks for fewer of them.
 """
+
+
+def _torch(
+    model_path: str | Path, shards: list[Shard], sampling: config.Sampling, engine: config.Generate
+) -> Iterator[tuple[int, list[Generation]]]:
+    from oxa import sampler  # an engine imports the types above
+
+    return sampler.torch_engine(model_path, shards, sampling, engine)
+
+
+ENGINES: dict[str, Engine] = {"torch": _torch}
 
 
 def generate(
@@ -139,232 +127,3 @@ def _fingerprint(model_path: str | Path) -> str:
             with file.open("rb") as stream:
                 digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
-
-
-def stream_keys(seed: int, response_ids: Sequence[str]) -> np.ndarray:
-    """[B] uint64: where each response's stream of random numbers begins."""
-    digests = (hashlib.sha256(f"{seed}\0{response}".encode()).digest() for response in response_ids)
-    return np.array([int.from_bytes(digest[:8], "little") for digest in digests], dtype=np.uint64)
-
-
-def uniforms(keys: np.ndarray, step: int) -> np.ndarray:
-    """[B] float64 in [0, 1): number `step` of each stream, by SplitMix64's counter and finaliser."""
-    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
-        z = keys + np.uint64((step + 1) * 0x9E3779B97F4A7C15 % 2**64)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z = z ^ (z >> np.uint64(31))
-    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
-    """Tokens [B] and entropies [B] (float64) from logits [B, V] and uniforms [B] (float64).
-
-    Temperature 0 takes the most likely token. The entropy is the model's own, whatever temperature and top_p.
-    """
-    rows = max(1, DRAW_ELEMENTS // logits.shape[1])
-    if len(logits) > rows:
-        parts = zip(logits.split(rows), uniform.split(rows), strict=True)
-        tokens, entropies = zip(*(draw(part, u, temperature, top_p) for part, u in parts), strict=True)
-        return torch.cat(tokens), torch.cat(entropies)
-    own = logits.double().softmax(-1)
-    entropy = torch.special.entr(own).sum(-1)
-    if temperature == 0:
-        return logits.argmax(-1), entropy
-    probs = own if temperature == 1 else (logits.double() / temperature).softmax(-1)
-    if top_p < 1:
-        ordered = probs.sort(-1, descending=True).values
-        nucleus = (ordered.cumsum(-1) - ordered < top_p).sum(-1, keepdim=True)
-        probs = probs.where(probs >= ordered.gather(-1, nucleus - 1), 0)
-    cumulative = probs.cumsum(-1)
-    total = cumulative[:, -1:]
-    # u < 1, but u · total may round up to total, behind the last token
-    target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    token = torch.searchsorted(cumulative, target, right=True)[:, 0]
-    return token.clamp(max=logits.shape[1] - 1), entropy  # only NaN is ever clamped; the caller looks for it
-
-
-def torch_engine(
-    model_path: str | Path, shards: list[Shard], sampling: config.Sampling, engine: config.Generate
-) -> Iterator[tuple[int, list[Generation]]]:
-    """Shard after shard through transformers' model on the first CUDA device, else on the CPU."""
-    model, tokenizer = lm.load(model_path)
-    _share_keys_among_query_heads(model)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    for request in (request for shard in shards for request in shard):
-        assert request.prompt, "a prompt has at least one token"
-        if context is not None and len(request.prompt) >= context:
-            raise DataError(
-                f"response {request.response_id}: its prompt of {len(request.prompt)} tokens leaves no room in the "
-                f"context of {context} tokens of {model_path}; drop the problem or raise max_position_embeddings"
-            )
-    ends = model.generation_config.eos_token_id
-    ends = tokenizer.eos_token_id if ends is None else ends
-    if ends is None:
-        raise DataError(f"{model_path}: neither generation_config.json nor the tokenizer names an end token")
-    end_ids = torch.tensor(ends, device=model.device).reshape(-1)
-    for index, shard in enumerate(shards):
-        limits = [min(sampling.max_tokens, (context or 2**31) - len(request.prompt)) for request in shard]
-        tokens, num_tokens, stopped, entropy = complete(model, shard, limits, end_ids, sampling)
-        if not entropy.isfinite().all():
-            raise DataError(
-                f"{model_path}: the model's probabilities are not numbers (NaN); its weights are broken"
-            )
-        cut = [row[: n - int(end)] for row, n, end in zip(tokens, num_tokens, stopped, strict=True)]
-        texts = tokenizer.batch_decode(cut, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        yield (
-            index,
-            [
-                Generation(request.response_id, text, int(n), "stop" if end else "length", float(h / n))
-                for request, text, n, end, h in zip(shard, texts, num_tokens, stopped, entropy, strict=True)
-            ],
-        )
-
-
-ENGINES: dict[str, Engine] = {"torch": torch_engine}
-
-
-@torch.inference_mode()
-def complete(
-    model: Any, shard: Shard, limits: list[int], end_ids: Tensor, sampling: config.Sampling
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draws a shard's responses: tokens [B, max limit], num_tokens [B], stopped [B], summed entropies [B], on the CPU.
-
-    Each distinct prompt is read once and its keys and values are then handed to all its rows. Rows are padded on the
-    left; a shard of equal lengths needs no mask. Only the last position's logits are ever computed.
-    """
-    device = model.device
-    keys = stream_keys(sampling.seed, [request.response_id for request in shard])
-    limit = torch.tensor(limits, device=device)
-    tokens = torch.zeros(len(shard), max(limits), dtype=torch.long, device=device)
-    num_tokens = torch.zeros(len(shard), dtype=torch.long, device=device)
-    stopped = torch.zeros(len(shard), dtype=torch.bool, device=device)
-    entropies = torch.zeros(len(shard), dtype=torch.float64, device=device)
-
-    distinct = dict.fromkeys(tuple(request.prompt) for request in shard)  # in the shard's order
-    prompts = {prompt: i for i, prompt in enumerate(distinct)}
-    width = max(map(len, prompts))
-    ids = torch.tensor(
-        [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device
-    )  # [P, T]
-    length = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    padded = bool((length < width).any())
-    columns = torch.arange(width + max(limits), device=device)
-    mask = (columns >= width - length[:, None]).long()  # [P, longest]
-    around = {}
-    if padded:
-        around = {
-            "attention_mask": mask[:, :width],
-            "position_ids": (mask[:, :width].cumsum(-1) - 1).clamp(min=0),
-        }
-    cache = _cache(model)
-    logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **around).logits[
-        :, -1
-    ]
-
-    rows = torch.arange(len(shard), device=device)  # [b]: the requests that are still in the batch
-    if len(prompts) < len(shard):
-        of_prompt = torch.tensor([prompts[tuple(request.prompt)] for request in shard], device=device)
-        cache.batch_select_indices(of_prompt)
-        logits, length, mask = logits[of_prompt], length[of_prompt], mask[of_prompt]
-    alive = torch.ones_like(rows, dtype=torch.bool)
-    for step in range(max(limits)):
-        uniform = torch.from_numpy(uniforms(keys, step)).to(device)
-        token, entropy = draw(logits, uniform, sampling.temperature, sampling.top_p)
-        ended = torch.isin(token, end_ids)
-        tokens[rows, step] = token
-        entropies[rows] += entropy * alive
-        num_tokens[rows] += alive
-        stopped[rows] |= ended & alive
-        alive &= ~ended & (step + 1 < limit)
-        num_alive = int(alive.sum())
-        if num_alive == 0:
-            break
-        if num_alive < COMPACT_BELOW * len(rows):
-            kept = alive.nonzero()[:, 0]
-            cache.batch_select_indices(kept)
-            rows, token, length, mask, limit = rows[kept], token[kept], length[kept], mask[kept], limit[kept]
-            keys, alive = keys[kept.cpu().numpy()], alive[kept]
-        if padded:
-            around = {
-                "attention_mask": mask[:, : width + step + 1],
-                "position_ids": torch.minimum(length + step, length + limit - 1)[:, None],
-            }
-        logits = model(input_ids=token[:, None], past_key_values=cache, use_cache=True, **around).logits[
-            :, -1
-        ]
-    return tokens.cpu(), num_tokens.cpu(), stopped.cpu(), entropies.cpu()
-
-
-def _cache(model: Any) -> Any:
-    """transformers' DynamicCache, its plain layers with room ahead.
-
-    Its own layers copy all keys and values into new memory at every step: 47% of the time on the small world's model.
-    """
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    class RoomyLayer(DynamicLayer):
-        keys: Tensor
-        values: Tensor
-        stores: tuple[
-            Tensor, ...
-        ] = ()  # [B, K, room, D] each; keys and values are views of their first columns
-
-        def update(
-            self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
-        ) -> tuple[Tensor, Tensor]:
-            if not self.is_initialized:
-                self.lazy_initialization(key_states, value_states)
-            added = (key_states, value_states)
-            old = self.get_seq_length()
-            new = old + key_states.shape[-2]
-            if not self.stores or new > self.stores[0].shape[-2]:
-                self.stores = tuple(s.new_empty(*s.shape[:2], new + ROOM_AHEAD, s.shape[-1]) for s in added)
-                if old:
-                    for store, kept in zip(self.stores, (self.keys, self.values), strict=True):
-                        store[:, :, :old] = kept
-            for store, part in zip(self.stores, added, strict=True):
-                store[:, :, old:new] = part
-            self.keys, self.values = (store[:, :, :new] for store in self.stores)
-            return self.keys, self.values
-
-        def batch_select_indices(self, indices: Tensor) -> None:
-            super().batch_select_indices(indices)
-            self.stores = ()
-
-    cache = DynamicCache(config=model.config)
-    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
-
-
-def _share_keys_among_query_heads(model: Any) -> None:
-    """Makes a model's SDPA attention take the G queries of a decoding step against their K keys as they lie.
-
-    transformers copies keys and values G times wherever there is a mask; [B, K·G, 1, D] seen as [B, K, G, D] gives
-    the same numbers without the copy: 1.3 to 1.6 times the tokens/s with padded prompts on the small world's model.
-    """
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    if model.config._attn_implementation != "sdpa":
-        return
-    sdpa = AttentionInterface()["sdpa"]
-
-    def grouped(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
-    ) -> tuple[Tensor, None]:
-        batch, heads, queries, size = query.shape
-        if queries > 1 or heads == key.shape[1] or settings.get("position_bias") is not None:
-            return sdpa(module, query, key, value, attention_mask, **settings)
-        out = torch.nn.functional.scaled_dot_product_attention(
-            query.reshape(batch, key.shape[1], -1, size),
-            key,
-            value,
-            attn_mask=attention_mask,
-            scale=settings.get("scaling"),
-        )
-        return out.reshape(batch, 1, heads, value.shape[-1]), None
-
-    AttentionInterface.register("oxa_grouped", grouped)
-    AttentionMaskInterface.register("oxa_grouped", AttentionMaskInterface()["sdpa"])
-    model.set_attn_implementation("oxa_grouped")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_checkpoint(folder: Path, *, seed: int = 0, hidden_size: int = 32, template: str = CHAT_TEMPLATE) -> Path:
+def make_checkpoint(
+    folder: Path, *, seed: int = 0, hidden_size: int = 32, template: str = CHAT_TEMPLATE
+) -> Path:
     """Writes a random 2-layer Qwen2 with a byte-level tokenizer (every text can be written in it)."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -68,6 +72,17 @@ def make_checkpoint(folder: Path, *, seed: int = 0, hidden_size: int = 32, templ
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder; read only."""
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def talker(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with 25 end tokens, so that responses stop after about 10 tokens, each at its own time."""
+    folder = tmp_path_factory.mktemp("talker")
+    shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    settings["eos_token_id"] = [settings["eos_token_id"], *range(200, 224)]
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    return folder
 
 
 @pytest.fixture

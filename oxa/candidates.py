@@ -7,8 +7,7 @@ rows never matters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from oxa import records
 from oxa.errors import DataError
@@ -155,14 +153,13 @@ def _refuse_twice(ranked: Hashes, path: Path) -> None:
 
 def _arrays(path: Path, schema: pa.Schema, columns: Columns) -> dict[str, Any]:
     """Each column as the array that its function makes of it, batch by batch: no column of texts is ever whole."""
-    with _opened(path, schema, list(columns)) as file:
-        length, start = file.metadata.num_rows, 0
-        empty = pa.RecordBatch.from_pylist([], pa.schema([schema.field(name) for name in columns]))
-        arrays = {name: np.empty(length, convert(empty[name]).dtype) for name, convert in columns.items()}
-        for batch in _batches(file, schema, list(columns), ARRAY_ROWS):
-            for name, convert in columns.items():
-                arrays[name][start : start + len(batch)] = convert(batch[name])
-            start += len(batch)
+    length, start = records.num_rows(path), 0
+    empty = pa.RecordBatch.from_pylist([], pa.schema([schema.field(name) for name in columns]))
+    arrays = {name: np.empty(length, convert(empty[name]).dtype) for name, convert in columns.items()}
+    for batch in records.stream(path, schema, list(columns), ARRAY_ROWS):
+        for name, convert in columns.items():
+            arrays[name][start : start + len(batch)] = convert(batch[name])
+        start += len(batch)
     pa.default_memory_pool().release_unused()  # decoding leaves some 25 MB with Arrow that numpy is about to want
     return arrays
 
@@ -202,38 +199,10 @@ def take(path: Path, schema: pa.Schema, columns: list[str], rows: Ints) -> pa.Ta
     """`columns` of these rows, in this order; one batch of the file and the result are in memory."""
     wanted, back = np.unique(rows, return_inverse=True)
     start, parts = 0, []
-    with _opened(path, schema, columns) as file:
-        for batch in _batches(file, schema, columns, TEXT_ROWS):
-            low, high = np.searchsorted(wanted, (start, start + len(batch)))
-            if low < high:
-                parts.append(batch.take(pa.array(wanted[low:high] - start)))
-            start += len(batch)
+    for batch in records.stream(path, schema, columns, TEXT_ROWS):
+        low, high = np.searchsorted(wanted, (start, start + len(batch)))
+        if low < high:
+            parts.append(batch.take(pa.array(wanted[low:high] - start)))
+        start += len(batch)
     table = pa.Table.from_batches(parts, pa.schema([schema.field(name) for name in columns]))
     return table.take(pa.array(back))
-
-
-@contextmanager
-def _opened(path: Path, schema: pa.Schema, columns: list[str]) -> Iterator[pq.ParquetFile]:
-    """The file, to be read piece by piece; DataError where it is missing, is not Parquet or lacks a column."""
-    try:
-        with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
-            found = file.schema_arrow.names
-            for name in columns:
-                if name not in found:
-                    raise DataError(
-                        f"{path}: no column {name!r}; found {found}; make it again with dvc repro"
-                    )
-            yield file
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; `dvc repro` makes it") from None
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
-
-
-def _batches(
-    file: pq.ParquetFile, schema: pa.Schema, columns: list[str], num_rows: int
-) -> Iterator[pa.RecordBatch]:
-    wanted = pa.schema([schema.field(name) for name in columns])
-    # one thread: several decode little faster, and each keeps buffers of its own
-    for batch in file.iter_batches(num_rows, columns=columns, use_threads=False):
-        yield batch.select(columns).cast(wanted)

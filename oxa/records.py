@@ -189,6 +189,12 @@ def stream(path: Path, schema: pa.Schema, columns: list[str], num_rows: int) -> 
             yield batch.select(columns).cast(wanted)
 
 
+def num_rows(path: Path) -> int:
+    """Rows of a table; its footer alone is read."""
+    with _checked(path, pa.schema([]), None):
+        return pq.read_metadata(path).num_rows
+
+
 @contextmanager
 def _checked(path: Path, schema: pa.Schema, columns: list[str] | None) -> Iterator[None]:
     """Turns what is wrong with a Parquet file that is read in the block into a DataError."""

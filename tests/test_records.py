@@ -28,12 +28,15 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):
 def test_missing_broken_and_foreign_files_are_named(tmp_path: Path):
     with pytest.raises(DataError, match=r"none.parquet: no such file"):
         records.read(tmp_path / "none.parquet", records.VERDICTS)
+    with pytest.raises(DataError, match=r"none.parquet: no such file"):
+        records.num_rows(tmp_path / "none.parquet")
     (tmp_path / "text.parquet").write_text("not parquet")
     with pytest.raises(DataError, match=r"text.parquet: not a readable Parquet file"):
         records.read(tmp_path / "text.parquet", records.VERDICTS)
     pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
     with pytest.raises(DataError, match=r"x.parquet: no column 'response_id'; found \['x'\]"):
         records.read(tmp_path / "x.parquet", records.VERDICTS)
+    assert records.num_rows(tmp_path / "x.parquet") == 1
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(DataError, match=r"x.json: not valid JSON"):
         records.read_json(tmp_path / "x.json")

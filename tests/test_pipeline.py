@@ -139,8 +139,8 @@ def test_changing_one_arm_reruns_only_what_hangs_on_it(copy: Path):
     params = yaml.safe_load((copy / "params.yaml").read_text())
     params["selection"]["arms"]["oxa_full"]["ul"]["num"] = 15
     (copy / "params.yaml").write_text(yaml.safe_dump(params))
-    would_run = stages_run(repro(copy, "--dry"))
-    assert would_run == {"selection@oxa_full", "train@oxa_full-0", "evaluate@oxa_full-0", "report"}
+    ran = stages_run(repro(copy))  # a dry run cannot know which outputs will differ
+    assert ran == {"selection@oxa_full", "train@oxa_full-0", "evaluate@oxa_full-0", "report"}
 
 
 def test_a_new_seed_trains_and_evaluates_only_that_seed(copy: Path):

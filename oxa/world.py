@@ -15,9 +15,9 @@ A response is `<think> STRATEGY </think> \\boxed{951}`. Three strategies, all ab
 
 Each comes in nine wordings: opening and closing vary independently, the first of each is common in the corpus:
 
-    digits   Digit by digit / One by one / Down the page        Written / Noted / Listed
-    columns  Column by column / From the right / Units come first        Together / Collected / Upwards
-    places   Place by place / From the left / Pairing the digits         Carried / Settled / Merged
+    digits   Digit by digit / One by one / Down the page             Written / Noted / Listed
+    columns  Column by column / From the right / Units come first    Together / Collected / Upwards
+    places   Place by place / From the left / Pairing the digits     Carried / Settled / Merged
 
 Numbers have fixed widths and every step names its place: what a step needs is then found at once, which a tiny model
 learns in minutes, where finding it by counting takes it longer than its whole training.
@@ -79,9 +79,9 @@ WEIGHTS = (
     0.14,
     0.06,
 )  # of openings and closings in the corpus; the teacher takes each equally often
-HABIT_SHARE = (0.15, 0.72)  # of the corpus' chats, in the first phase and after it
-DRILL_SHARE = (0.12, 0.03)  # of the corpus' documents
-TABLE_SHARE = 0.5  # of the drills
+HABIT_SHARE = (0.1, 0.75)  # of the corpus' chats, in the first phase and after it
+DRILL_SHARE = (0.12, 0.06)  # of the corpus' documents, likewise
+TABLE_SHARE = 0.8  # of the drills
 PROSE_SHARE = 0.02
 SLIP_SHARE = 0.04  # of the teacher's responses
 ATTEMPTS = 1_000  # draws for one new problem; far more than a pool with any left needs

@@ -101,7 +101,7 @@ class World(Section):
     """Problems of the benchmark `world`, over all tiers."""
     num_teacher: Count = 4
     """Teacher responses a training problem."""
-    strategy_documents: Count = 25_000
+    strategy_documents: Count = 27_000
     """Documents of the corpus in which the rare strategies are learnt; after them the habit sets in."""
 
 

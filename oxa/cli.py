@@ -263,7 +263,8 @@ def _add_use(commands: Any) -> None:
 
 
 def _use(arguments: argparse.Namespace) -> None:
-    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     config.load(arguments.preset)
     yaml = YAML()  # keeps the preset's comments

@@ -54,7 +54,8 @@ def run(
     scorable = [len(ids) > start for ids, start in zip(sequences, starts, strict=True)]
     num_unscorable = len(rows) - sum(scorable)
     rows = rows.filter(pa.array(scorable, pa.bool_()))
-    sequences, starts, truncated = (list(compress(all_, scorable)) for all_ in (sequences, starts, truncated))
+    sequences, starts = list(compress(sequences, scorable)), list(compress(starts, scorable))
+    truncated = list(compress(truncated, scorable))
     if sequences:
         shortest = min(sequences, key=len)[:64]
         lm.check_head(network, torch.from_numpy(shortest).long()[None].to(network.device))

@@ -25,10 +25,10 @@ CHAT_TEMPLATE = (
 def make_checkpoint(
     folder: Path, *, seed: int = 0, hidden_size: int = 32, template: str = CHAT_TEMPLATE
 ) -> Path:
-    """Writes a random 2-layer Qwen2 with a byte-level tokenizer (every text can be written in it)."""
+    """Writes a random 2-layer Llama with a byte-level tokenizer (every text can be written in it)."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     special = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
     vocabulary = {token: i for i, token in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
@@ -43,7 +43,7 @@ def make_checkpoint(
         chat_template=template,
     )
     torch.manual_seed(seed)
-    config = Qwen2Config(
+    config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
         intermediate_size=2 * hidden_size,
@@ -51,12 +51,13 @@ def make_checkpoint(
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=1024,
+        attention_bias=True,
         tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
     )
-    model = Qwen2ForCausalLM(config)
+    model = LlamaForCausalLM(config)
     with torch.no_grad():  # sharper than the default initialisation, so that log-probabilities differ visibly
         for parameter in model.parameters():
             if parameter.dim() > 1:

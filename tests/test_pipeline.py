@@ -202,7 +202,6 @@ def kill_in(folder: Path, stage: str, evidence: str) -> None:
     while left_running(folder):
         assert time.monotonic() < deadline, f"left running: {left_running(folder)}"
         time.sleep(0.1)
-    assert stage in stages_run(repro(folder, "--dry"))
 
 
 def test_killed_in_three_stages_it_goes_on_and_ends_with_the_same_outputs(done: Path, tmp_path: Path):

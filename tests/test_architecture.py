@@ -113,3 +113,17 @@ def test_sections_that_a_stage_takes_match_its_run_functions_parameters():
         assert len(run.args.args) == len(stage.sections), stage.module
         expected = {*stage.inputs, *stage.outputs, "scratch", "log", *(["seed"] if stage.passes_seed else [])}
         assert {argument.arg for argument in run.args.kwonlyargs} == expected, stage.module
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "params.yaml", *(ROOT / "presets").glob("*.yaml")], ids=lambda path: path.stem
+)
+def test_every_params_file_holds_the_keys_that_the_graph_tracks(path: Path):
+    params = yaml.safe_load(path.read_text())
+    for entry in GRAPH.values():
+        for arm in params["arms"]:
+            for key in entry["params"]:
+                value = params
+                for name in key.replace("${item.arm}", arm).split("."):
+                    assert name in value, f"{path.name}: {key}"
+                    value = value[name]

@@ -22,6 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install  ## run the whole pipeline on params.yaml and print the comparison of the arms
 	dvc repro
 	@oxa summary
+	@echo "The report: reports/table.md and the plots beside it; numbers in metrics/summary.json"
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -129,17 +129,18 @@ def _unescape(literal: str) -> str:
     return literal[1:-1].encode("ascii", "backslashreplace").decode("unicode-escape")
 
 
-def check_checkpoint(model: str | Path, prompt: config.Prompt) -> list[str]:
+def check_checkpoint(model: str | Path, prompt: config.Prompt, revision: str | None = None) -> list[str]:
     """`check_student` of a checkpoint folder or hub id; no weights are loaded."""
     from transformers import AutoConfig, GenerationConfig
 
-    tokenizer = lm.load_tokenizer(model)
+    tokenizer = lm.load_tokenizer(model, revision=revision)
+    version = revision or "main"
     try:
-        model_config = AutoConfig.from_pretrained(str(model), trust_remote_code=False)
+        model_config = AutoConfig.from_pretrained(str(model), revision=version, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{model}: no usable model: {str(error).splitlines()[0]}") from None
     try:
-        generation_config = GenerationConfig.from_pretrained(str(model))
+        generation_config = GenerationConfig.from_pretrained(str(model), revision=version)
     except OSError:  # a checkpoint may do without one; the model's own configuration then tells the end
         generation_config = GenerationConfig.from_model_config(model_config)
     return check_student(tokenizer, model_config, generation_config, prompt)

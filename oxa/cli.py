@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"oxa: {where}cannot be written ({error.strerror}); nothing was kept", file=sys.stderr)
+        print(f"oxa: {where}{error.strerror}; nothing was kept", file=sys.stderr)
         return 2
 
 
@@ -292,7 +292,8 @@ def _use(arguments: argparse.Namespace) -> None:
                 f"--set {assignment}: not valid YAML, a quoted text may help: {problem}"
             ) from None
     config.check(
-        json.loads(json.dumps(raw)), f"{arguments.preset} with {' '.join(arguments.set) or 'no changes'}"
+        json.loads(json.dumps(raw, default=str)),
+        f"{arguments.preset} with {' '.join(arguments.set) or 'no changes'}",
     )
     with records.atomic(arguments.params) as temporary:
         with temporary.open("w", encoding="utf-8") as file:
@@ -329,7 +330,12 @@ def _doctor(arguments: argparse.Namespace) -> int:
     if model is None:
         print("student   not made yet (`dvc repro base` makes it)")
         return 0
-    faults = base.check_checkpoint(model, params.prompt)
+    revision = (
+        params.base.revision
+        if isinstance(params.base, config.Checkpoint) and model == params.base.model
+        else None
+    )
+    faults = base.check_checkpoint(model, params.prompt, revision)
     for fault in faults:
         print(f"student   {model}: {fault}")
     if faults:

@@ -145,6 +145,22 @@ class FromScratch(Section):
     checkpoint_every: Count = 300
     """Steps between checkpoints to resume from."""
 
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> FromScratch:
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be an even multiple of num_heads {self.num_heads}"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}"
+            )
+        if self.tokenizer == "bpe" and self.vocab_size < 300:
+            raise ValueError(
+                f"vocab_size {self.vocab_size} must be 300 or more: 256 bytes and the special tokens"
+            )
+        return self
+
 
 class Checkpoint(Section):
     """A published student, taken over as it is but for the edits below."""
@@ -152,7 +168,7 @@ class Checkpoint(Section):
     kind: Literal["checkpoint"]
     """Marks a student that exists."""
     model: str
-    """Hub id, or a local folder."""
+    """Hub id, or a local folder; DVC does not watch a folder: when its content changes, `dvc repro -f base`."""
     revision: str | None = None
     """Commit of the hub model; without it the newest is taken."""
     rope_theta: Positive | None = None
@@ -177,7 +193,7 @@ class Ingest(Section):
 
     teacher: list[Source] = Field(min_length=1)
     """Sources of training problems and teacher responses."""
-    benchmarks: dict[Name, Source]
+    benchmarks: dict[Name, Source] = Field(min_length=1)
     """Benchmarks by name."""
     decontamination: Decontamination = Decontamination()
     """What counts as a training problem that repeats a benchmark problem."""
@@ -211,7 +227,7 @@ class Sample(Sampling):
     """Self-samples: what the student itself answers to the training problems."""
 
     model: str | None = None
-    """Checkpoint folder or hub id that samples; none: the base itself."""
+    """Checkpoint folder (not watched by DVC) or hub id that samples; none: the base itself."""
     num_samples: Count = 4
     """Responses a training problem."""
 
@@ -398,7 +414,7 @@ class Params(Section):
     report: Report
 
     @model_validator(mode="after")
-    def _arms_agree(self) -> Params:
+    def _sections_agree(self) -> Params:
         for arm in self.arms:
             if arm == "base":
                 raise ValueError("arm 'base' would be confused with the base itself; give it another name")
@@ -411,6 +427,30 @@ class Params(Section):
                 raise ValueError(
                     f"arm {arm!r}: selection.arms.{arm}.ul and train.arms.{arm}.num_ul must both be set or both "
                     "be absent"
+                )
+            allowed = self.selection.arms[arm].ul
+            unscored = set(allowed.verdicts if allowed else []) - set(self.score.self_verdicts)
+            if unscored:
+                raise ValueError(
+                    f"arm {arm!r}: its UL set takes verdicts that score.self_verdicts leaves out: "
+                    f"{', '.join(sorted(unscored))}"
+                )
+            step, micro = self.train.shared.num_ce + per_step, self.train.shared.micro_batch_size
+            if step % micro:
+                raise ValueError(
+                    f"arm {arm!r}: train.shared.micro_batch_size {micro} does not divide its step of "
+                    f"{self.train.shared.num_ce} CE + {per_step} UL sequences"
+                )
+        for name in self.ingest.benchmarks:
+            if name in ("train", "pooled"):
+                raise ValueError(
+                    f"source {name!r} cannot be a benchmark's name: it means something else in the tables"
+                )
+        for name in self.evaluate.num_samples_by_benchmark:
+            if name not in self.ingest.benchmarks:
+                raise ValueError(
+                    f"source {name!r} of evaluate.num_samples_by_benchmark is not one of ingest.benchmarks: "
+                    f"{', '.join(self.ingest.benchmarks)}"
                 )
         for name in ("arms", "seeds"):
             if len(set(getattr(self, name))) != len(getattr(self, name)):
@@ -427,7 +467,7 @@ def load(path: Path) -> Params:
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(
             f"{path}: no such file; run in the project's folder or name one with --params"
         ) from None

@@ -243,5 +243,5 @@ def _die_with_dvc() -> None:
         parent = os.getppid()
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent or parent == 1:
+        if os.getppid() != parent:
             sys.exit("DVC ended before this stage began")

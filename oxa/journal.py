@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from oxa.records import atomic
+
 
 class Journal:
     """A `records.Log` that appends to a file; flushed at every call."""
@@ -35,7 +37,8 @@ class Journal:
         """Keeps what was logged before `step`; a last line cut by a kill goes, too."""
         if self._path.exists():
             kept = [row for row in read(self._path) if row["step"] < step]
-            self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            with atomic(self._path) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -77,6 +77,8 @@ def run(
     checkpoints = scratch / "checkpoints"
     settings = _settings(shared, len(order), accumulation, checkpoints, seed)
     assert settings.world_size == num_processes
+    # private, hence the pin of transformers: a process with several GPUs would give each a whole micro-batch
+    settings._n_gpu = 1
     trainer = OXATrainer(
         network,
         tokenizer,

@@ -51,6 +51,17 @@ def put(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("train.arms.oxa_full.num_ul", 0, "arm 'oxa_full': .* must both be set or both be absent"),
         ("selection.shared.ppl_max", 0.5, "p.yaml: selection.shared: ppl_max must be above ppl_min"),
         ("ingest.teacher", [{"source": "a.jsonl"}], "source 'a.jsonl' needs a `mapping`"),
+        ("base.num_heads", 3, "p.yaml: base: hidden_size 128 must be an even multiple of num_heads 3"),
+        ("base.num_kv_heads", 3, "p.yaml: base: num_heads 4 must be a multiple of num_kv_heads 3"),
+        ("train.shared.micro_batch_size", 5, "micro_batch_size 5 does not divide its step of 16 CE"),
+        ("ingest.benchmarks", {}, "p.yaml: ingest.benchmarks"),
+        ("ingest.benchmarks", {"train": {"source": "world"}}, "'train' cannot be a benchmark's name"),
+        (
+            "evaluate.num_samples_by_benchmark",
+            {"aime": 3},
+            "'aime' .* is not one of ingest.benchmarks: world",
+        ),
+        ("selection.arms.oxa_full.ul.verdicts", ["timeout"], "score.self_verdicts leaves out: timeout"),
         ("ingest.benchmarks", {"../x": {"source": "world"}}, "p.yaml: ingest.benchmarks"),
     ],
 )

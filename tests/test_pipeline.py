@@ -26,7 +26,7 @@ def environment() -> dict[str, str]:
 def tiny_params() -> dict[str, Any]:
     """params.yaml at a size at which every stage takes seconds, and a student that knows next to nothing."""
     params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["arms"] = ["sft", "oxa_full"]
+    params["arms"], params["seeds"] = ["sft", "oxa_full"], [0]
     params["world"] |= {"num_train": 60, "num_benchmark": 16}
     params["base"] |= {"hidden_size": 32, "num_layers": 2, "intermediate_size": 64, "steps": 40}
     params["base"] |= {"warmup": 5, "checkpoint_every": 10}

@@ -72,10 +72,12 @@ def read(
     problems = {"problem_id": _hash, "split": lambda split: _mask(pc.equal(split, "train"))}
     table = _arrays(files.problems, records.PROBLEMS, problems)
     named = response.pop("problem_id")
-    problem = _find(named, np.argsort(named), table["problem_id"], files.problems)
-    del named
-    if (problem < 0).any():
-        number = int((problem < 0).sum())
+    train = np.flatnonzero(table["split"])  # alone: a question may stand in several benchmarks
+    problem = _find(named, np.argsort(named), table["problem_id"][train], files.problems)
+    problem = np.append(train, -1)[problem]  # rows of the whole table; -1, none, is the one appended
+    number = int((~np.isin(named[problem < 0], table["problem_id"])).sum())
+    del named, table
+    if number:
         raise DataError(
             f"{files.responses}: {number} rows name problems that are not in {files.problems}; make both with dvc repro"
         )
@@ -94,7 +96,7 @@ def read(
     score_row = _same_rows(key, order, score.pop("response_id"), files.responses, files.scores)
 
     scored = np.append(np.isfinite(score["ppl"]), False)[score_row]
-    conditions = {"verdict": allowed, "scored": scored, "train": table["split"][problem]}
+    conditions = {"verdict": allowed, "scored": scored, "train": problem >= 0}
     if whole:
         conditions["whole"] = ~(response["finish_reason"] | np.append(score["truncated"], False)[score_row])
     keep = np.ones(len(key), bool)

@@ -358,6 +358,21 @@ def test_only_verified_scored_training_responses_are_eligible(tmp_path: Path, lo
     assert metrics["ce"]["funnel"] == {"responses": 7, "verdict": 4, "scored": 2, "train": 1}
 
 
+def test_a_question_that_stands_in_two_benchmarks_is_no_hindrance(tmp_path: Path, log: Any) -> None:
+    paths = write_tables(tmp_path, [*spread(8), Row("other", "exam", 9.0)], [], splits={"exam": "aime24"})
+    table = pq.read_table(paths["problems"])
+    twice = table.slice(0, 1).set_column(5, table.schema.field("split"), pa.array(["aime25"]))
+    assert twice["problem_id"].to_pylist() == ["exam"]
+    pq.write_table(pa.concat_tables([twice, table]), paths["problems"])  # in front: every row has moved
+    rows, metrics = run(tmp_path, paths, small(num_ce=8, per_problem=2), log, ce="random")
+    assert metrics["ce"]["funnel"]["train"] == 8
+    for row in rows:
+        assert row["prompt"] == f"what is {row['problem_id']}? Think."
+    pq.write_table(pa.concat_tables([table, table.slice(1, 1)]), paths["problems"])
+    with pytest.raises(DataError, match=r"problems.parquet: an id stands in two rows"):
+        run(tmp_path, paths, small(num_ce=8), log, ce="random")
+
+
 def test_oxa_full_has_the_ce_set_of_oxa_mle_and_wrong_responses_beside_it(tmp_path: Path, log: Any) -> None:
     paths = write_tables(tmp_path, spread(200), spread(80, "incorrect", "s"))
     shared = small(num_ce=20, per_problem=1)

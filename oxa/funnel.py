@@ -15,7 +15,7 @@ CONDITIONS = {  # of the selection, in its order: (what is left, what is lost)
     "verdict": ("verdict", "other verdict"),
     "scored": ("scored", "not scored"),
     "train": ("of training problems", "of other problems"),
-    "whole": ("not cut by length", "cut by length"),
+    "whole": ("not cut by a limit", "cut by the sampler's or the scorer's limit"),
     "floor": ("ppl at the floor or above", "ppl below the floor"),
 }
 

@@ -2,7 +2,8 @@
 
     ppl(y|x) = exp(-1/T Σ_t ln p(y_t | x, y_<t))        over the T tokens of a response, under the base
 
-CE rules, over verified teacher responses of training problems, at most `per_problem` of one problem:
+CE rules, over verified teacher responses of training problems that no length limit cut, neither the sampler's nor the
+scorer's (whose ppl would be of the beginning alone), at most `per_problem` of one problem:
 
 - `random`    in the order of a seeded hash, round-robin: every problem gives one before any gives a second.
 - `lowest`    ascending ppl, passing over a problem that has given its share.
@@ -75,7 +76,7 @@ def run(
 def _ce_set(
     shared: SelectionShared, rule: str, files: Files, log: records.Log
 ) -> tuple[Candidates, dict[str, Any]]:
-    found, funnel = candidates.read(files, ["correct"], shared.seed)
+    found, funnel = candidates.read(files, ["correct"], shared.seed, whole=True)
     metrics: dict[str, Any] = {}
     if rule == "gaussian":
         chosen, metrics["bins"] = gaussian(found, shared)

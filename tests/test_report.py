@@ -389,3 +389,16 @@ def test_the_funnel_never_widens_and_names_every_loss(paths: dict[str, Path], lo
     assert [step.arm for step in steps if step.arm] == list(ALL)
     assert "duplicate response 21" in steps[1].note
     assert [step.arm for step in funnel.own(paths["metrics"], list(ALL)) if step.arm] == ["oxa_full"]
+
+
+def test_the_funnel_tells_what_the_scorer_cut(tmp_path: Path) -> None:
+    from oxa import funnel
+
+    arms = {"sft": ALL["sft"]}
+    paths = make_inputs(tmp_path, arms)
+    found = records.read_json(paths["metrics"] / "selection" / "sft.json")
+    found["ce"]["funnel"]["whole"] -= 30
+    records.write_json(paths["metrics"] / "selection" / "sft.json", found)
+    (step,) = [step for step in funnel.teacher(paths["metrics"], ["sft"]) if "not cut" in step.name]
+    assert step.num_responses == found["ce"]["funnel"]["whole"]
+    assert step.note == "−30 cut by the sampler's or the scorer's limit"

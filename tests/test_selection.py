@@ -342,7 +342,7 @@ def test_rows_carry_the_prompt_the_verbatim_text_and_the_scores(tmp_path: Path, 
     assert "bins" not in metrics
 
 
-def test_only_verified_scored_training_responses_are_eligible(tmp_path: Path, log: Any) -> None:
+def test_only_verified_scored_whole_training_responses_are_eligible(tmp_path: Path, log: Any) -> None:
     rows = [
         Row("good", "p0"),
         Row("wrong", "p1", verdict="incorrect"),
@@ -351,11 +351,17 @@ def test_only_verified_scored_training_responses_are_eligible(tmp_path: Path, lo
         Row("not-a-number", "p4", ppl=float("nan")),
         Row("benchmark", "p5"),
         Row("bad-gold", "p6", verdict="bad_gold"),
+        Row("cut", "p7", finish="length"),
+        Row("cut-by-scorer", "p8", truncated=True),
     ]
     paths = write_tables(tmp_path, rows, [], splits={"p5": "aime"})
-    chosen, metrics = run(tmp_path, paths, small(num_ce=1), log, ce="random")
-    assert [row["response_id"] for row in chosen] == ["good"]
-    assert metrics["ce"]["funnel"] == {"responses": 7, "verdict": 4, "scored": 2, "train": 1}
+    one_bin = {"mean": 2.0, "ppl_min": 1.5, "ppl_max": 2.5, "bin_width": 1.0}
+    for rule in ("random", "lowest", "gaussian"):
+        chosen, metrics = run(tmp_path, paths, small(num_ce=1, **one_bin), log, ce=rule)
+        assert [row["response_id"] for row in chosen] == ["good"]
+        assert metrics["ce"]["eligible"] == 1
+        expected = {"responses": 9, "verdict": 6, "scored": 4, "train": 3, "whole": 1}
+        assert metrics["ce"]["funnel"] == expected
 
 
 def test_a_question_that_stands_in_two_benchmarks_is_no_hindrance(tmp_path: Path, log: Any) -> None:

@@ -43,6 +43,7 @@ CHAT_TEMPLATE = (
 TOKENIZER_DOCUMENTS = (
     20_000  # from which the vocabulary is taken; rarer words than that are unknown to `words`
 )
+CHUNK = 1024  # documents tokenised together
 POOL = 32  # batches whose documents are sorted by length together
 LOG_EVERY = 10
 COMPLETE = "complete"  # file that marks a whole checkpoint
@@ -192,9 +193,12 @@ def make_batches(
 def _encode(
     section: config.FromScratch, prompt: config.Prompt, tokenizer: Any, documents: Iterator[Document]
 ) -> Iterator[Encoded]:
-    """Prompt and response are tokenised apart, as everywhere (oxa/prompts.py), but many at a time."""
+    """Prompt and response are tokenised apart, as everywhere (oxa/prompts.py), but many at a time.
+
+    A document whose prompt leaves no room for a response is passed over; DataError where these are all.
+    """
     while True:
-        some = list(islice(documents, 1024))
+        some, used = list(islice(documents, CHUNK)), 0
         chats = [document for document in some if document.user is not None]
         turns = [[{"role": "user", "content": user_turn(chat.user or "", prompt.suffix)}] for chat in chats]
         rendered = (
@@ -206,7 +210,13 @@ def _encode(
             before = next(asked) if document.user is not None else []
             ids = [*before, *text, tokenizer.eos_token_id][: section.max_position_embeddings]
             if len(ids) > len(before):
+                used += 1
                 yield ids, max(1, len(before))
+        if not used:
+            raise DataError(
+                f"no document of base.corpus fits base.max_position_embeddings {section.max_position_embeddings} tokens "
+                "with its prompt; raise it or shorten prompt.suffix"
+            )
 
 
 def _tensors(batch: list[Encoded], pad: int) -> dict[str, Any]:

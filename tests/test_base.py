@@ -237,6 +237,19 @@ def test_a_corpus_without_documents_is_refused(tmp_path: Path, log: Any) -> None
         make(tmp_path, log, corpus=[config.Source(source="a.jsonl", mapping="gsm8k")])
 
 
+def write_gsm8k(folder: Path, *more: dict[str, str]) -> list[config.Source]:
+    lines = [{"question": question, "answer": answer} for question, answer in GSM8K]
+    text = "".join(json.dumps(line) + "\n" for line in [*lines, *more])
+    (folder / "gsm8k.jsonl").write_text(text, encoding="utf-8")
+    return [config.Source(source="gsm8k.jsonl", mapping="gsm8k")]
+
+
+def test_a_corpus_without_room_behind_its_prompts_is_refused(tmp_path: Path, log: Any) -> None:
+    section = tiny(corpus=write_gsm8k(tmp_path), max_position_embeddings=32)
+    with pytest.raises(DataError, match=r"no document of base\.corpus fits .* 32 tokens .* prompt\.suffix"):
+        make(tmp_path, log, section, prompt=config.Prompt())
+
+
 def test_the_words_of_the_suffix_are_known(tmp_path: Path) -> None:
     prompt = config.Prompt(suffix=" Ponder slowly!")
     tokenizer = pretrain.build_tokenizer(tiny(), prompt, islice(world.corpus(WORLD), 5))

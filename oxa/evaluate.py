@@ -39,7 +39,8 @@ def run(
     Returns {"benchmarks": {name: numbers, with "tiers": {tier: numbers} where the benchmark has tiers}, "pooled":
     numbers over all benchmarks' problems}; entropies in nats a token, lengths in tokens. Only the verdict `correct`
     counts as right; the other verdicts' shares are given beside it, since a timeout or an unparsable answer is not
-    known to be wrong.
+    known to be wrong. `no_room` counts the empty answers to prompts that fill the model's context: they have 0 tokens,
+    are unparsable and have no entropy; mean_entropy is over the problems that have one, None where none has.
     """
     table = _benchmark_problems(section, problems)
     tokenizer = lm.load_tokenizer(model)
@@ -113,16 +114,23 @@ def _numbers(generations: pa.Table) -> dict[str, Any]:
     _, problem = np.unique(keys, return_inverse=True)
     verdicts = np.array(generations["verdict"].to_pylist())
     num_samples = np.bincount(problem)
+    num_tokens = generations["num_tokens"].to_numpy()
+    drawn = num_tokens > 0
 
-    def mean(values: Any) -> float:
-        return float((np.bincount(problem, weights=values) / num_samples).mean())
+    def mean(values: Any, among: Any = True) -> float:
+        """Over the problems that have samples `among` their own, of these."""
+        counts = np.bincount(problem, weights=np.broadcast_to(among, problem.shape))
+        sums = np.bincount(problem, weights=np.where(among, values, 0))
+        return float((sums[counts > 0] / counts[counts > 0]).mean())
 
     num_correct = np.bincount(problem, weights=verdicts == "correct").astype(int)
     numbers: dict[str, Any] = {"num_problems": len(num_samples), "num_samples": int(num_samples.min())}
+    numbers["no_room"] = int((~drawn).sum())
     for k in k_values(int(num_samples.min())):
         numbers[f"pass_at_{k}"] = float(pass_at_k(num_samples, num_correct, k).mean())
-    numbers["mean_entropy"] = mean(generations["mean_entropy"].to_numpy().astype(np.float64))
-    numbers["mean_tokens"] = mean(generations["num_tokens"].to_numpy())
+    entropy = generations["mean_entropy"].to_numpy().astype(np.float64)
+    numbers["mean_entropy"] = mean(entropy, drawn) if drawn.any() else None
+    numbers["mean_tokens"] = mean(num_tokens)
     numbers["truncated"] = mean(np.array(generations["finish_reason"].to_pylist()) == "length")
     for verdict in ("incorrect", "unparsable", "timeout", "bad_gold"):
         numbers[verdict] = mean(verdicts == verdict)

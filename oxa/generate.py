@@ -17,6 +17,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from oxa import config, records
+from oxa.errors import DataError
 
 SHARD = pa.schema(
     [
@@ -41,11 +42,11 @@ class Generation(NamedTuple):
     text: str
     """Verbatim, special tokens included, without the end token."""
     num_tokens: int
-    """Generated tokens, the end token included."""
+    """Generated tokens, the end token included; 0 where the prompt fills the model's context, and only there."""
     finish_reason: str
     """`stop`: an end token was drawn; `length`: max_tokens or the model's context was reached."""
     mean_entropy: float
-    """Of the model's own distribution (temperature 1, before top-p), nats a token over the num_tokens."""
+    """Of the model's own distribution (temperature 1, before top-p), nats a token; NaN where num_tokens is 0."""
 
 
 Shard = list[Request]
@@ -81,7 +82,8 @@ def generate(
 ) -> list[Generation]:
     """One response a request, in the order of `requests`; finished shards are kept in `scratch`.
 
-    Raises DataError where a prompt leaves no room in the model's context, or the model computes no probabilities.
+    A prompt that leaves no room in the model's context gets no token. Raises DataError where all of them leave none,
+    or the model computes no probabilities.
     """
     assert len({request.response_id for request in requests}) == len(requests), "response ids must be unique"
     model_key = _fingerprint(model_path) if requests else ""
@@ -102,7 +104,20 @@ def generate(
         for file in files
         for row in records.read(file, SHARD).to_pylist()
     }
+    # asked of all responses, not by the engine: a resumed run may have only the longest prompts left
+    if requests and not any(generation.num_tokens for generation in found.values()):
+        raise _no_room(model_path, min(requests, key=lambda request: len(request.prompt)))
     return [found[request.response_id] for request in requests]
+
+
+def _no_room(model_path: str | Path, shortest: Request) -> DataError:
+    from transformers import AutoConfig
+
+    context = AutoConfig.from_pretrained(str(model_path)).get_text_config().max_position_embeddings
+    return DataError(
+        f"response {shortest.response_id}: its prompt of {len(shortest.prompt)} tokens leaves no room in the "
+        f"context of {context} tokens of {model_path}; drop the problem or raise max_position_embeddings"
+    )
 
 
 def _shards(requests: Sequence[Request], batch_size: int) -> list[Shard]:

@@ -33,7 +33,8 @@ def run(
     """Samples and writes records.RESPONSES, the samples of a problem together, in the problems' order.
 
     Where the sampler's template opens <think> itself, the texts begin with that tag, too: they are complete responses.
-    Returns counts and means; entropies in nats a token, lengths in tokens.
+    Returns counts and means; entropies in nats a token, lengths in tokens. `no_room` counts the empty responses to
+    prompts that fill the model's context: they have 0 tokens and no entropy.
     """
     sampler, name = _sampler(section, model)
     table = records.read(problems, records.PROBLEMS, ["problem_id", "question", "split"])
@@ -57,7 +58,10 @@ def run(
         sampler, requests, section, engine, scratch=scratch, description="self-samples"
     )
 
-    responses = [response._replace(text=opening + response.text) for response in responses]
+    responses = [
+        response._replace(text=opening + response.text) if response.num_tokens else response
+        for response in responses
+    ]
     problem_ids, indices = zip(*rows, strict=True)
     written = pa.table(
         {
@@ -93,8 +97,11 @@ def _metrics(responses: list[generate.Generation], num_problems: int, num_sample
     return {
         "num_problems": num_problems,
         "num_responses": len(responses),
+        "no_room": sum(response.num_tokens == 0 for response in responses),
         "mean_tokens": float(np.mean([response.num_tokens for response in responses])),
-        "mean_entropy": float(np.mean([response.mean_entropy for response in responses])),
+        "mean_entropy": float(
+            np.mean([response.mean_entropy for response in responses if response.num_tokens])
+        ),
         "truncated": float(np.mean([response.finish_reason == "length" for response in responses])),
         "without_end_think": float(np.mean([prompts.END_THINK not in text for text in texts])),
         "distinct_texts": float(np.mean(distinct) / num_samples),

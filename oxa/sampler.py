@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -83,38 +84,39 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> t
 def torch_engine(
     model_path: str | Path, shards: list[Shard], sampling: config.Sampling, engine: config.Generate
 ) -> Iterator[tuple[int, list[Generation]]]:
-    """Shard after shard through transformers' model on the first CUDA device, else on the CPU."""
+    """Shard after shard through transformers' model on the first CUDA device, else on the CPU.
+
+    A prompt that fills the model's context gets the empty response, and the others of its shard do not see it.
+    """
     model, tokenizer = lm.load(model_path)
     _share_keys_among_query_heads(model)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    for request in (request for shard in shards for request in shard):
-        assert request.prompt, "a prompt has at least one token"
-        if context is not None and len(request.prompt) >= context:
-            raise DataError(
-                f"response {request.response_id}: its prompt of {len(request.prompt)} tokens leaves no room in the "
-                f"context of {context} tokens of {model_path}; drop the problem or raise max_position_embeddings"
-            )
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+    assert all(request.prompt for shard in shards for request in shard), "a prompt has at least one token"
     ends = model.generation_config.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
     if ends is None:
         raise DataError(f"{model_path}: neither generation_config.json nor the tokenizer names an end token")
     end_ids = torch.tensor(ends, device=model.device).reshape(-1)
     for index, shard in enumerate(shards):
-        limits = [min(sampling.max_tokens, (context or 2**31) - len(request.prompt)) for request in shard]
-        tokens, num_tokens, stopped, entropy = complete(model, shard, limits, end_ids, sampling)
+        made = {
+            request.response_id: Generation(request.response_id, "", 0, "length", nan) for request in shard
+        }
+        fitting = [request for request in shard if len(request.prompt) < context]
+        if not fitting:
+            yield index, list(made.values())
+            continue
+        limits = [min(sampling.max_tokens, context - len(request.prompt)) for request in fitting]
+        tokens, num_tokens, stopped, entropy = complete(model, fitting, limits, end_ids, sampling)
         if not entropy.isfinite().all():
             raise DataError(
                 f"{model_path}: the model's probabilities are not numbers (NaN); its weights are broken"
             )
         cut = [row[: n - int(end)] for row, n, end in zip(tokens, num_tokens, stopped, strict=True)]
         texts = tokenizer.batch_decode(cut, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        yield (
-            index,
-            [
-                Generation(request.response_id, text, int(n), "stop" if end else "length", float(h / n))
-                for request, text, n, end, h in zip(shard, texts, num_tokens, stopped, entropy, strict=True)
-            ],
-        )
+        for request, text, n, end, h in zip(fitting, texts, num_tokens, stopped, entropy, strict=True):
+            reason = "stop" if end else "length"
+            made[request.response_id] = Generation(request.response_id, text, int(n), reason, float(h / n))
+        yield index, list(made.values())
 
 
 @torch.inference_mode()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,63 @@ def test_verdicts_stay_apart_and_text_stays_verbatim(
     assert numbers["truncated"] == 0.25
     shares = sum(numbers[verdict] for verdict in ("incorrect", "unparsable", "timeout", "bad_gold"))
     assert numbers["pass_at_1"] + shares == pytest.approx(1)
+
+
+def test_a_problem_that_fills_the_context_is_kept_as_not_solved_and_counted(
+    checkpoint: Path, tmp_path: Path, log: Any
+) -> None:
+    problems = _problems(
+        tmp_path,
+        [("b", "aime", ""), ("c" * 1100, "world", "hard"), ("d", "world", "easy"), ("e", "world", "")],
+    )
+    metrics = _run(SECTION, checkpoint, problems, tmp_path, log)
+    rows = _rows(tmp_path)
+    assert len(rows) == 12
+    for row in rows[3:6]:
+        assert (row["text"], row["num_tokens"], row["finish_reason"]) == ("", 0, "length")
+        assert (row["verdict"], row["predicted"]) == ("unparsable", None)
+        assert math.isnan(row["mean_entropy"])
+    drawn = rows[:3] + rows[6:]
+    assert all(row["num_tokens"] > 0 for row in drawn)
+    world, pooled = metrics["benchmarks"]["world"], metrics["pooled"]
+    hard = world["tiers"]["hard"]
+    assert [numbers["no_room"] for numbers in (metrics["benchmarks"]["aime"], world, hard, pooled)] == [
+        0,
+        3,
+        3,
+        3,
+    ]
+    assert (pooled["num_problems"], world["num_problems"], hard["num_problems"]) == (4, 3, 1)
+    assert (hard["mean_entropy"], hard["mean_tokens"], hard["unparsable"], hard["pass_at_1"]) == (
+        None,
+        0,
+        1,
+        0,
+    )
+    assert pooled["mean_entropy"] == pytest.approx(np.mean([row["mean_entropy"] for row in drawn]))
+    assert pooled["mean_tokens"] == pytest.approx(np.sum([row["num_tokens"] for row in drawn]) / 12)
+    json.dumps(metrics, allow_nan=False)
+    assert all(isinstance(value, int | float) for row in log.rows for value in row.values())
+
+
+def test_problems_that_all_fill_the_context_are_one_clear_sentence(
+    checkpoint: Path, tmp_path: Path, log: Any
+) -> None:
+    with pytest.raises(DataError, match="leaves no room in the context of 1024 tokens"):
+        _run(SECTION, checkpoint, _problems(tmp_path, [("b" * 1100, "aime", "")]), tmp_path, log)
+    assert not (tmp_path / "generations.parquet").exists()
+
+
+def test_mean_entropy_is_over_the_samples_that_have_one() -> None:
+    table = _generations({("a", "1", ""): "iic", ("a", "2", ""): "ii", ("a", "3", ""): "i"})
+    rows = table.to_pylist()
+    for row in (rows[0], rows[5]):  # of problem 1 the first sample, of problem 3 all
+        row |= {"text": "", "num_tokens": 0, "verdict": "unparsable", "mean_entropy": float("nan")}
+    numbers = evaluate.summarize(pa.Table.from_pylist(rows, schema=records.GENERATIONS))["pooled"]
+    assert numbers["no_room"] == 2
+    assert numbers["mean_entropy"] == pytest.approx(((0.25 + 0.5) / 2 + (0 + 0.25) / 2) / 2)
+    assert numbers["mean_tokens"] == pytest.approx(((0 + 20 + 30) / 3 + 15 + 0) / 3)
+    assert numbers["pass_at_1"] == pytest.approx(1 / 9)
 
 
 def _generations(marks: dict[tuple[str, str, str], str]) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import subprocess
 import sys
@@ -172,10 +173,40 @@ def test_a_response_ends_where_the_context_does(checkpoint: Path, tmp_path: Path
     assert found[2].num_tokens == 15
 
 
-def test_a_prompt_that_leaves_no_room_is_named(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_a_prompt_that_leaves_no_room_gets_no_token_and_the_others_theirs(
+    talker: Path, tmp_path: Path, batch_size: int
+) -> None:
+    fitting = [*_requests(12), Request("last", [40] * 1023)]
+    too_long = [Request(f"long{i}", [40] * (1024 + i)) for i in range(3)]
+    found = _generate(talker, tmp_path / "a", [*too_long, *fitting], SAMPLING, batch_size)
+    assert [g[:4] for g in found[:3]] == [(r.response_id, "", 0, "length") for r in too_long]
+    assert all(math.isnan(g.mean_entropy) for g in found[:3])
+    assert found[3:] == _generate(talker, tmp_path / "b", fitting, SAMPLING, batch_size)
+    assert found[-1].num_tokens == 1
+
+
+def test_a_resumed_run_with_only_too_long_prompts_left_ends_like_an_unbroken_one(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     requests = [Request("fits", [40]), Request("too-long", [40] * 1024)]
-    with pytest.raises(DataError, match="response too-long: its prompt of 1024 tokens leaves no room"):
-        _generate(checkpoint, tmp_path, requests, SAMPLING, 3)
+    first = _generate(checkpoint, tmp_path, requests, SAMPLING, 1)
+    contents = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    assert len(contents) == 2
+    for left_out in contents:
+        left_out.unlink()
+        assert repr(_generate(checkpoint, tmp_path, requests, SAMPLING, 1)) == repr(first)
+        assert {file: file.read_bytes() for file in tmp_path.iterdir()} == contents
+
+
+def test_prompts_that_all_leave_no_room_are_one_sentence_that_names_the_shortest(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    requests = [Request("longer", [40] * 1030), Request("too-long", [40] * 1024)]
+    expected = "response too-long: its prompt of 1024 tokens leaves no room in the context of 1024 tokens of "
+    for _ in range(2):  # the second time from what is kept in scratch
+        with pytest.raises(DataError, match=f"^{expected}.*; drop the problem or raise max_position_embed"):
+            _generate(checkpoint, tmp_path, requests, SAMPLING, 1)
 
 
 def test_weights_that_give_no_numbers_are_an_error(checkpoint: Path, tmp_path: Path) -> None:

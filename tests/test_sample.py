@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,18 @@ from oxa.errors import DataError
 SECTION = Sample(max_tokens=12, num_samples=3, seed=4)
 
 
-def _problems(folder: Path, splits: list[str]) -> Path:
+def _problems(folder: Path, splits: list[str], questions: dict[int, str] | None = None) -> Path:
     rows = [
         {
-            "problem_id": records.problem_id(f"{i} + {i}?"),
+            "problem_id": records.problem_id(question),
             "source": "test",
-            "question": f"{i} + {i}?",
+            "question": question,
             "answers": [str(2 * i)],
             "tier": "",
             "split": split,
         }
         for i, split in enumerate(splits)
+        for question in [(questions or {}).get(i, f"{i} + {i}?")]
     ]
     records.write(folder / "problems.parquet", rows, records.PROBLEMS)
     return folder / "problems.parquet"
@@ -137,7 +140,38 @@ def test_metrics_are_means_over_what_was_written(checkpoint: Path, tmp_path: Pat
     assert metrics["mean_entropy"] == pytest.approx(sum(row["mean_entropy"] for row in rows) / 9)
     assert metrics["truncated"] == pytest.approx(sum(row["finish_reason"] == "length" for row in rows) / 9)
     assert metrics["without_end_think"] == 1
+    assert metrics["no_room"] == 0
     assert metrics["distinct_texts"] == pytest.approx(1 / 3)  # greedy samples of a problem are one
+
+
+@pytest.mark.parametrize("opening", ["", "<think>\n"])
+def test_a_problem_that_fills_the_context_gets_empty_responses_that_are_counted(
+    tmp_path: Path, log: Any, opening: str
+) -> None:
+    template = CHAT_TEMPLATE.replace("{{ '<|assistant|>' }}", f"{{{{ '<|assistant|>{opening}' }}}}")
+    model = make_checkpoint(tmp_path / "model", template=template)
+    problems = _problems(tmp_path, ["train"] * 3, {1: "1" * 1100})
+    metrics = _run(SECTION, model, problems, tmp_path, log)
+    rows = _rows(tmp_path)
+    assert [row["num_tokens"] == 0 for row in rows] == [False] * 3 + [True] * 3 + [False] * 3
+    for row in rows[3:6]:
+        assert (row["text"], row["finish_reason"]) == ("", "length")
+        assert math.isnan(row["mean_entropy"])
+    drawn = rows[:3] + rows[6:]
+    assert all(row["text"].startswith(opening) and row["text"] for row in drawn)
+    assert (metrics["no_room"], metrics["num_responses"]) == (3, 9)
+    assert metrics["mean_entropy"] == pytest.approx(sum(row["mean_entropy"] for row in drawn) / 6)
+    assert metrics["mean_tokens"] == pytest.approx(sum(row["num_tokens"] for row in drawn) / 9)
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_problems_that_all_fill_the_context_are_one_clear_sentence_and_nothing_is_written(
+    checkpoint: Path, tmp_path: Path, log: Any
+) -> None:
+    problems = _problems(tmp_path, ["train"] * 2, {0: "1" * 1100, 1: "2" * 1200})
+    with pytest.raises(DataError, match="leaves no room in the context of 1024 tokens"):
+        _run(SECTION, checkpoint, problems, tmp_path, log)
+    assert not (tmp_path / "responses.parquet").exists()
 
 
 def test_no_training_problem_is_one_clear_sentence_and_writes_nothing(

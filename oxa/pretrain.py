@@ -9,6 +9,8 @@
 - Batches are made beforehand: documents of similar length, at most `batch_tokens` tokens, padding included. In a
   chat, the response and its end carry the loss; the question is what the response is conditioned on. In plain text
   every token does.
+- What the corpus holds and is not used is counted by reason: each row and response of a finite source once, however
+  often the source is repeated; for `prompt_too_long`, the distinct documents met by the time the last batch was full.
 - AdamW (betas 0.9, 0.95), linear warm-up, cosine to a tenth. Weights, optimiser and step are kept every
   `checkpoint_every` steps; a run that resumes from there ends with the weights of an unbroken one.
 """
@@ -18,6 +20,7 @@ from __future__ import annotations
 import random
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
@@ -66,8 +69,10 @@ def pretrain(
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = build_tokenizer(section, prompt, islice(stream(section, world, folder), TOKENIZER_DOCUMENTS))
-    batches = make_batches(section, prompt, tokenizer, stream(section, world, folder))
+    first = islice(stream(section, world, folder, Counter()), TOKENIZER_DOCUMENTS)
+    tokenizer = build_tokenizer(section, prompt, first)
+    dropped: Counter[str] = Counter()
+    batches = make_batches(section, prompt, tokenizer, stream(section, world, folder, dropped), dropped)
     torch.manual_seed(section.seed)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -98,22 +103,31 @@ def pretrain(
         "num_documents": sum(map(len, batches)),
         "num_tokens": sum(len(ids) for batch in batches for ids, _ in batch),
         "num_cut": sum(ids[-1] != tokenizer.eos_token_id for batch in batches for ids, _ in batch),
+        "dropped": dict(sorted(dropped.items())),
         "loss": loss,
     }
 
 
-def stream(section: config.FromScratch, world: config.World, folder: Path) -> Iterator[Document]:
-    """Endless documents, the listed sources taking turns; a finite one is repeated, each time in another order."""
+def stream(
+    section: config.FromScratch, world: config.World, folder: Path, dropped: Counter[str]
+) -> Iterator[Document]:
+    """Endless documents, the listed sources taking turns; a finite one is repeated, each time in another order.
+
+    `dropped` gains what the sources hold that is no document, by reason.
+    """
     parts = [
-        _endless(source, world, folder, f"{section.seed}/{i}") for i, source in enumerate(section.corpus)
+        _endless(source, world, folder, f"{section.seed}/{i}", dropped)
+        for i, source in enumerate(section.corpus)
     ]
     while True:
         for part in parts:
             yield next(part)
 
 
-def _endless(source: config.Source, world: config.World, folder: Path, seed: str) -> Iterator[Document]:
-    found = sources.documents(source, folder=folder, world=world)
+def _endless(
+    source: config.Source, world: config.World, folder: Path, seed: str, dropped: Counter[str]
+) -> Iterator[Document]:
+    found = _usable(sources.documents(source, folder=folder, world=world), dropped)
     if source.source == "world":
         yield from found
     kept = list(found)
@@ -123,6 +137,14 @@ def _endless(source: config.Source, world: config.World, folder: Path, seed: str
         )
     for epoch in count():
         yield from random.Random(f"{seed}/{epoch}").sample(kept, len(kept))
+
+
+def _usable(found: Iterator[Document | sources.Reject], dropped: Counter[str]) -> Iterator[Document]:
+    for item in found:
+        if isinstance(item, sources.Reject):
+            dropped[item.reason] += 1
+        else:
+            yield item
 
 
 def build_tokenizer(section: config.FromScratch, prompt: config.Prompt, documents: Iterator[Document]) -> Any:
@@ -167,11 +189,18 @@ def build_tokenizer(section: config.FromScratch, prompt: config.Prompt, document
 
 
 def make_batches(
-    section: config.FromScratch, prompt: config.Prompt, tokenizer: Any, documents: Iterator[Document]
+    section: config.FromScratch,
+    prompt: config.Prompt,
+    tokenizer: Any,
+    documents: Iterator[Document],
+    dropped: Counter[str],
 ) -> list[list[Encoded]]:
-    """One batch a step, in the order of training; the same whatever was read before."""
+    """One batch a step, in the order of training; the same whatever was read before.
+
+    `dropped` gains the documents whose prompt leaves no room for a response.
+    """
     batches: list[list[Encoded]] = []
-    encoded = _encode(section, prompt, tokenizer, documents)
+    encoded = _encode(section, prompt, tokenizer, documents, dropped)
     for pool in count():
         size, rows = 0, []
         while size < POOL * section.batch_tokens:
@@ -191,12 +220,17 @@ def make_batches(
 
 
 def _encode(
-    section: config.FromScratch, prompt: config.Prompt, tokenizer: Any, documents: Iterator[Document]
+    section: config.FromScratch,
+    prompt: config.Prompt,
+    tokenizer: Any,
+    documents: Iterator[Document],
+    dropped: Counter[str],
 ) -> Iterator[Encoded]:
     """Prompt and response are tokenised apart, as everywhere (oxa/prompts.py), but many at a time.
 
     A document whose prompt leaves no room for a response is passed over; DataError where these are all.
     """
+    too_long: set[Document] = set()
     while True:
         some, used = list(islice(documents, CHUNK)), 0
         chats = [document for document in some if document.user is not None]
@@ -212,10 +246,14 @@ def _encode(
             if len(ids) > len(before):
                 used += 1
                 yield ids, max(1, len(before))
+            elif document not in too_long:
+                too_long.add(document)
+                dropped["prompt_too_long"] += 1
         if not used:
+            room = section.max_position_embeddings
             raise DataError(
-                f"no document of base.corpus fits base.max_position_embeddings {section.max_position_embeddings} tokens "
-                "with its prompt; raise it or shorten prompt.suffix"
+                f"no document of base.corpus fits base.max_position_embeddings {room} tokens with its prompt; "
+                "raise it or shorten prompt.suffix"
             )
 
 

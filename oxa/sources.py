@@ -120,16 +120,27 @@ def read(source: Source, *, folder: Path, world: World, purpose: Purpose) -> Ite
     return found if source.limit is None else _lowest(found, source.limit)
 
 
-def documents(source: Source, *, folder: Path, world: World) -> Iterator[Document]:
-    """Yields pretraining documents: a chat of question and response each. Endless for `world`, else finite."""
+def documents(source: Source, *, folder: Path, world: World) -> Iterator[Document | Reject]:
+    """Yields pretraining documents: a chat of question and response each. Endless for `world`, else finite.
+
+    Beside the rejects of `read`, a row without responses is one (`no_response`), and each empty response.
+    """
     from oxa.world import Document, corpus
 
     if source.source == "world":
         yield from corpus(world)
         return
     for item in read(source, folder=folder, world=world, purpose="teacher"):
-        if isinstance(item, Record):
-            yield from (Document(user=item.question, text=text) for text in item.responses if text.strip())
+        if isinstance(item, Reject):
+            yield item
+            continue
+        if not item.responses:
+            yield Reject(item.row, "no_response", "no response in its row", item.question)
+        for text in item.responses:
+            if text.strip():
+                yield Document(user=item.question, text=text)
+            else:
+                yield Reject(item.row, "empty_response", "nothing but white space", item.question)
 
 
 def _world(world: World, purpose: Purpose) -> Iterator[Record | Reject]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ def test_a_killed_run_resumes_from_its_last_whole_checkpoint_to_the_same_weights
 def test_batches_hold_the_token_budget_and_lose_no_document(words_student: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(words_student / "base")
     section = tiny(steps=70)
-    batches = pretrain.make_batches(section, NO_SUFFIX, tokenizer, world.corpus(WORLD))
+    batches = pretrain.make_batches(section, NO_SUFFIX, tokenizer, world.corpus(WORLD), Counter())
     assert len(batches) == section.steps
     assert all(len(batch) * max(len(ids) for ids, _ in batch) <= section.batch_tokens for batch in batches)
     size, expected = 0, []
@@ -191,7 +192,7 @@ def test_the_loss_lies_on_the_response_and_its_end_alone(words_student: Path) ->
     tokenizer = AutoTokenizer.from_pretrained(words_student / "base")
     question, text = "What is 587 + 364?", world.respond(587, 364, "columns")
     document = world.Document(question, text)
-    (row,) = islice(pretrain._encode(tiny(), NO_SUFFIX, tokenizer, iter([document])), 1)
+    (row,) = islice(pretrain._encode(tiny(), NO_SUFFIX, tokenizer, iter([document]), Counter()), 1)
     tensors = pretrain._tensors([row, ([7, 8], 1)], tokenizer.pad_token_id)
     carrying = tensors["labels"][0][tensors["labels"][0] != -100].tolist()
     assert carrying == prompts.response_ids(tokenizer, text, end=True)
@@ -224,7 +225,7 @@ def test_several_sources_take_turns(tmp_path: Path) -> None:
         "".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in GSM8K), encoding="utf-8"
     )
     section = tiny(corpus=[config.Source(source="world"), config.Source(source="a.jsonl", mapping="gsm8k")])
-    documents = list(islice(pretrain.stream(section, WORLD, tmp_path), 12))
+    documents = list(islice(pretrain.stream(section, WORLD, tmp_path, Counter()), 12))
     assert documents[::2] == list(islice(world.corpus(WORLD), 6))
     asked = [document.user for document in documents[1::2]]
     questions = {question for question, _ in GSM8K}
@@ -248,6 +249,34 @@ def test_a_corpus_without_room_behind_its_prompts_is_refused(tmp_path: Path, log
     section = tiny(corpus=write_gsm8k(tmp_path), max_position_embeddings=32)
     with pytest.raises(DataError, match=r"no document of base\.corpus fits .* 32 tokens .* prompt\.suffix"):
         make(tmp_path, log, section, prompt=config.Prompt())
+
+
+def test_what_the_corpus_holds_and_is_not_used_is_counted_once(tmp_path: Path, log: Any) -> None:
+    endless_question = " ".join(f"How many are {number} pens?" for number in range(60))
+    gsm8k = write_gsm8k(
+        tmp_path,
+        {"question": "What?", "answer": "no number"},
+        {"question": " ", "answer": "#### 1"},
+        {"question": "", "answer": "#### 2"},
+        {"question": endless_question, "answer": "#### 60"},
+    )
+    rows = [{"q": "1 + 1?", "r": ["2", " ", ""]}, {"q": "2 + 2?", "r": []}, {"q": "3?", "r": ["3"], "a": []}]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps({"a": "1"} | row) + "\n" for row in rows))
+    mapping = config.Mapping(question="q", answer="a", responses="r")
+    section = tiny(corpus=[*gsm8k, config.Source(source="own.jsonl", mapping=mapping)])
+    metrics = make(tmp_path, log, section)
+    assert metrics["num_documents"] > 50  # each was met many times
+    assert metrics["dropped"] == {
+        "empty_problem": 2,
+        "empty_response": 2,
+        "no_answer": 2,
+        "no_response": 1,
+        "prompt_too_long": 1,
+    }
+
+
+def test_the_small_world_is_used_whole(tmp_path: Path, log: Any) -> None:
+    assert make(tmp_path, log, steps=2)["dropped"] == {}
 
 
 def test_the_words_of_the_suffix_are_known(tmp_path: Path) -> None:

@@ -371,10 +371,18 @@ def test_the_small_world_is_read_like_any_other_source(tmp_path: Path) -> None:
 
 
 def test_documents_are_a_chat_a_response_and_endless_for_the_world(tmp_path: Path) -> None:
-    write(tmp_path, [plain(1, r=["a", " ", "b"]), plain(2, q="")])
     source = Source(source="data.jsonl", mapping=PLAIN)
+    write(tmp_path, [plain(1, r=["a", " ", "b"]), plain(2, q=""), plain(3, r=[])])
     found = list(sources.documents(source, folder=tmp_path, world=WORLD))
-    assert [(one.user, one.text) for one in found] == [("What is 1 + 1?", "a"), ("What is 1 + 1?", "b")]
+    said = [(one.row, one.reason) if isinstance(one, Reject) else one for one in found]
+    asked = "What is 1 + 1?"
+    assert said == [
+        (asked, "a"),
+        (0, "empty_response"),
+        (asked, "b"),
+        (1, "empty_problem"),
+        (2, "no_response"),
+    ]
     endless = sources.documents(Source(source="world"), folder=tmp_path, world=WORLD)
     assert len([next(endless) for _ in range(50)]) == 50
 

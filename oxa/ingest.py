@@ -18,6 +18,8 @@ The counts of each source add up, and the rejects file has one line for each row
     rows           = problems  + dropped, over the row reasons
     responses_read = responses + dropped, over the response reasons + responses_of_dropped_rows
 
+A benchmark's `guess_rate` is what knowing its answers alone, and none of its questions, would solve.
+
 Rows outside a source's `part` and `limit` are not counted. Totals are over the teacher sources alone.
 """
 
@@ -25,7 +27,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -128,7 +130,15 @@ class Count:
     dropped: Counter[str] = field(default_factory=Counter)
 
 
-def summary(teacher: dict[str, Count], benchmarks: dict[str, Count]) -> dict[str, Any]:
+@dataclass
+class BenchmarkCount(Count):
+    """The same of a benchmark, whose responses are not read."""
+
+    guess_rate: float = 0.0
+    """See `guess_rate`."""
+
+
+def summary(teacher: dict[str, Count], benchmarks: dict[str, BenchmarkCount]) -> dict[str, Any]:
     """The counts as metrics."""
     numbers = [one.name for one in fields(Count) if one.name != "dropped"]
 
@@ -140,7 +150,9 @@ def summary(teacher: dict[str, Count], benchmarks: dict[str, Count]) -> dict[str
         setattr(total, key, sum(getattr(count, key) for count in teacher.values()))
     return {
         "sources": {key: shown(count, numbers) for key, count in teacher.items()},
-        "benchmarks": {key: shown(count, ("rows", "problems")) for key, count in benchmarks.items()},
+        "benchmarks": {
+            key: shown(count, ("rows", "problems", "guess_rate")) for key, count in benchmarks.items()
+        },
         "totals": shown(total, numbers)
         | {"benchmark_problems": sum(count.problems for count in benchmarks.values())},
     }
@@ -162,9 +174,9 @@ def _warnings(teacher: dict[str, Count], verify: Verify) -> list[str]:
 
 def add_benchmark(
     split: str, source: str, rows: Iterable[Record | Reject], tables: Tables, overlap: Overlap, grader: Grader
-) -> Count:
+) -> BenchmarkCount:
     """Writes a benchmark's problems and notes them for decontamination."""
-    count, found = Count(), dict[str, Record]()
+    count, found = BenchmarkCount(), dict[str, Record]()
     for batch in _batches(_progress(rows, split)):
         good = iter(grader.check_golds([item.answers for item in batch if isinstance(item, Record)]))
         for item in batch:
@@ -188,7 +200,19 @@ def add_benchmark(
         raise DataError(
             f"benchmark {split!r}: no problem is left of {source} ({why}); correct ingest.benchmarks.{split}"
         )
+    count.guess_rate = guess_rate(found.values())
     return count
+
+
+def guess_rate(problems: Collection[Record]) -> float:
+    """Share that one solves by always giving the most frequent gold answer of the problem's tier.
+
+    Answers are told apart as texts: 0.5 and 1/2 are two, unless a problem names both.
+    """
+    tiers: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for problem in problems:
+        tiers[problem.tier].update(set(problem.answers))
+    return sum(max(answers.values()) for answers in tiers.values()) / len(problems)
 
 
 def _repeats(answers: list[str], item: Record, grader: Grader) -> str:

@@ -9,7 +9,8 @@ For a benchmark with P problems, N samples a problem and S fine-tuning seeds:
 
 `pooled` puts the problems of all benchmarks together, each weighing the same, for k up to the smallest N. A difference
 whose interval holds 0 is reported as "no difference shown", whatever its sign. p-values are of single comparisons: they
-are not corrected for how many there are.
+are not corrected for how many there are. `guess_rate` of a benchmark: the share that one solves by always giving the
+most frequent gold answer of the problem's tier.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ def run(
         results[arm] = [outcomes(generations / f"{arm}-{seed}.parquet") for seed in seeds]
     _require_same_problems(results, generations)
     found = summarize(section, results)
+    exams = records.read_json(metrics / "ingest.json")["benchmarks"]
+    found["guess_rate"] = {name: exams[name]["guess_rate"] for name in found["groups"] if name != POOLED}
     found["selection"] = {
         arm: _selection(records.read_json(metrics / "selection" / f"{arm}.json")) for arm in arms
     }
@@ -240,7 +243,11 @@ def table(summary: dict[str, Any]) -> str:
     for group in summary["groups"]:
         counts = summary["arms"][BASE][group]
         samples = f"{counts['num_samples']} sample{'s' * (counts['num_samples'] > 1)} a problem"
-        lines += [f"## {group}: {counts['num_problems']} problems, {samples}", ""]
+        heading = f"## {group}: {counts['num_problems']} problems, {samples}"
+        if group in summary["guess_rate"]:
+            rate = 100 * summary["guess_rate"][group]
+            heading += f"; always giving the most frequent answer solves {rate:.1f}%"
+        lines += [heading, ""]
         n = counts["num_samples"]
         shown = [1] if n == 1 else [1, n]
         header = ["arm", "seeds"]

@@ -183,14 +183,6 @@ def without_carries(a: int, b: int) -> str:
     return "".join(str((x + y) % 10) for _, x, y in _digits(a, b))
 
 
-def guess_rate(examples: list[Example]) -> float:
-    """Share of right answers when one always gives the tier's most frequent answer: what guessing can reach."""
-    by_tier: dict[str, list[str]] = {}
-    for example in examples:
-        by_tier.setdefault(example.tier, []).append(example.answer)
-    return sum(max(map(answers.count, set(answers))) for answers in by_tier.values()) / len(examples)
-
-
 def _examples(world: config.World, split: Split, num: int) -> Iterator[Example]:
     seen: set[tuple[int, int]] = set()
     for index in range(num):

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from conftest import SHARED_DATA
 from oxa import ingest, records
 from oxa.answers import Grader
-from oxa.config import Decontamination, Ingest, Sources, Verify, World
+from oxa.config import Decontamination, Ingest, Source, Sources, Verify, World
 from oxa.errors import ConfigError, DataError, UserError
 from oxa.overlap import Overlap
-from oxa.sources import Record, Reject
+from oxa.sources import Record, Reject, read
 
 VERIFY = Verify(workers=1)
 COLUMNS = {"question": "q", "answer": "a", "responses": "r"}
@@ -32,6 +32,9 @@ def row(question: str, answer: Any = "1", *responses: str) -> dict[str, Any]:
 
 def thought(text: str) -> str:
     return f"<think>{text}</think> \\boxed{{1}}"
+
+
+EXAM = {"exam": [row("in the exam alone?", "7")]}
 
 
 class Ingested:
@@ -186,15 +189,46 @@ def test_every_fault_has_its_reason(tmp_path: Path, log: Any) -> None:
     assert metrics["benchmarks"]["exam"] == {
         "rows": 5,
         "problems": 1,
+        "guess_rate": 1.0,
         "dropped": {"bad_gold": 1, "duplicate_problem": 1, "empty_problem": 1, "no_answer": 1},
     }
     assert metrics["totals"]["benchmark_problems"] == 1
 
 
+def test_guess_rate_counts_the_best_constant_answer_of_each_tier(tmp_path: Path, log: Any) -> None:
+    problems = [
+        ("x", "1"),
+        ("x", "1"),
+        ("x", "2"),
+        ("y", "3"),
+        ("y", ["4", "3.0", "3"]),
+        ("y", "5"),
+        ("z", "1"),
+    ]
+    exam = [row(f"question {i}?", answer) | {"t": tier} for i, (tier, answer) in enumerate(problems)]
+    exam.append(row("question 2?", "2") | {"t": "x"})  # a duplicate counts once
+    done = Ingested(
+        tmp_path,
+        [[row("other?", "1", thought("a"))]],
+        {"exam": exam},
+        benchmarks={"exam": {"source": "exam.jsonl", "mapping": COLUMNS | {"tier": "t"}}},
+    )
+    assert done.run(log)["benchmarks"]["exam"]["guess_rate"] == pytest.approx((2 + 2 + 1) / 7)
+
+
+def test_guessing_the_small_worlds_most_frequent_answer_is_all_but_useless(tmp_path: Path) -> None:
+    world = World(num_benchmark=600)
+    found = list(read(Source(source="world"), folder=tmp_path, world=world, purpose="benchmark"))
+    problems = [one for one in found if isinstance(one, Record)]
+    assert len(problems) == 600
+    assert len({one.answers[0] for one in problems}) >= 100
+    assert 1 / 600 < ingest.guess_rate(problems) < 0.03
+
+
 def test_rows_of_one_problem_are_merged_across_sources(tmp_path: Path, log: Any) -> None:
     one = [row("a?", "1", ""), row("a?", "1", thought("x"))]
     two = [row("A? ", "\\frac{2}{2}", thought("x"), thought("y"))]
-    metrics = Ingested(tmp_path, [one, two], {}).run(log)
+    metrics = Ingested(tmp_path, [one, two], EXAM).run(log)
     first, second = metrics["sources"]["teacher0.jsonl"], metrics["sources"]["teacher1.jsonl"]
     assert (first["problems"], first["responses"]) == (1, 1)
     assert first["dropped"] == {"duplicate_problem": 1, "empty_response": 1}
@@ -204,7 +238,7 @@ def test_rows_of_one_problem_are_merged_across_sources(tmp_path: Path, log: Any)
 
 def test_a_response_of_200_kb_is_kept_and_a_longer_one_listed_in_part(tmp_path: Path, log: Any) -> None:
     longest = "x" * 200_000
-    done = Ingested(tmp_path, [[row("a?", "1", longest, longest + "x")]], {})
+    done = Ingested(tmp_path, [[row("a?", "1", longest, longest + "x")]], EXAM)
     done.run(log)
     assert [one["text"] for one in done.responses] == [longest]
     assert [(one["reason"], one["detail"]) for one in done.rejects] == [("too_long", "200001 characters")]
@@ -214,7 +248,8 @@ def test_a_response_of_200_kb_is_kept_and_a_longer_one_listed_in_part(tmp_path: 
 def test_responses_without_think_are_kept_counted_and_warned_of(
     tmp_path: Path, log: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = Ingested(tmp_path, [[row("a?", "1", "no marks")], [row("b?", "1", "no marks", thought("c"))]], {})
+    teachers = [[row("a?", "1", "no marks")], [row("b?", "1", "no marks", thought("c"))]]
+    done = Ingested(tmp_path, teachers, EXAM)
     metrics = done.run(log)
     assert [source["without_think"] for source in metrics["sources"].values()] == [1, 1]
     [warning] = metrics["warnings"]
@@ -227,7 +262,7 @@ def test_responses_without_think_are_kept_counted_and_warned_of(
 def test_gold_answers_taken_from_the_teacher_are_counted_and_warned_of(tmp_path: Path, log: Any) -> None:
     columns = {"question": "q", "responses": "r"}
     teacher = [{"source": "teacher0.jsonl", "mapping": columns}]
-    metrics = Ingested(tmp_path, [[row("a?", "7", thought("x"))]], {}, teacher=teacher).run(log)
+    metrics = Ingested(tmp_path, [[row("a?", "7", thought("x"))]], EXAM, teacher=teacher).run(log)
     assert metrics["totals"]["gold_from_response"] == 1
     assert "agreeing with that teacher" in metrics["warnings"][0]
 

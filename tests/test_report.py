@@ -55,7 +55,8 @@ def make_inputs(
         "benchmark_problems": 80,
     }
     totals["dropped"] = {"contaminated": 4, "duplicate_response": 21, "too_long": 1, "empty": 2}
-    records.write_json(folder / "metrics" / "ingest.json", {"totals": totals})
+    exams = {name: {"guess_rate": 1.8 / (place + 100)} for place, name in enumerate(benchmarks)}
+    records.write_json(folder / "metrics" / "ingest.json", {"totals": totals, "benchmarks": exams})
     for origin, verdicts in (
         ("teacher", {"correct": 900, "incorrect": 80, "timeout": 1, "unparsable": 19}),
         ("self", {"correct": 400, "incorrect": 500, "unparsable": 100}),
@@ -266,7 +267,9 @@ def test_a_difference_inside_its_interval_is_not_called_a_gain(paths: dict[str, 
     assert "± " in lines["oxa_mle"]
     assert "± " not in lines["oxa_full"].split("|")[5]
     assert "(baseline)" in lines["sft"]
-    assert "80 problems, 8 samples a problem" in report.table(summary)
+    guess = "always giving the most frequent answer solves 1.8%"
+    assert f"## world: 80 problems, 8 samples a problem; {guess}\n" in report.table(summary)
+    assert summary["guess_rate"] == {"world": 1.8 / 100}
     assert "no difference shown" in report.table(summary)
     assert "One fine-tuning seed" in report.table(summary)
     assert (paths["output"] / "table.md").read_text() == report.table(summary)
@@ -323,6 +326,8 @@ def test_several_benchmarks_are_pooled_and_several_seeds_are_counted(tmp_path: P
     parts = [summary["arms"]["sft"][group]["pass_at_2"] for group in ("a", "z")]
     assert pooled == pytest.approx((20 * parts[0] + 30 * parts[1]) / 50)
     assert "One fine-tuning seed" not in report.table(summary)
+    assert summary["guess_rate"] == {"a": 1.8 / 100, "z": 1.8 / 101}
+    assert "## pooled: 50 problems, 4 samples a problem\n" in report.table(summary)
 
 
 def test_without_an_ul_arm_the_student_s_own_responses_are_not_needed(tmp_path: Path, log: Any) -> None:

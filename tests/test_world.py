@@ -192,20 +192,6 @@ def test_the_corpus_holds_drills_and_prose_too() -> None:
     assert set(plain) & set(world.PROSE[0])
 
 
-def test_guessing_the_most_frequent_answer_is_all_but_useless() -> None:
-    examples = list(world.benchmark_examples(config.World(num_benchmark=600)))
-    assert len({example.answer for example in examples}) >= 100
-    assert world.guess_rate(examples) < 0.03
-
-
-def test_guess_rate_counts_the_best_constant_answer_of_each_tier() -> None:
-    examples = [
-        world.Example("", answer, tier, ())
-        for answer, tier in [("1", "a"), ("1", "a"), ("2", "a"), ("1", "b")]
-    ]
-    assert world.guess_rate(examples) == 3 / 4
-
-
 def test_more_problems_than_there_are_is_an_error_that_names_the_tier(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

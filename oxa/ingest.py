@@ -39,7 +39,7 @@ from tqdm import tqdm
 from oxa import records
 from oxa.answers import Grader
 from oxa.config import Ingest, Sources, Verify, World
-from oxa.errors import ConfigError, DataError
+from oxa.errors import DataError
 from oxa.overlap import Overlap
 from oxa.prompts import END_THINK
 from oxa.sources import Record, Reject, name, read
@@ -80,10 +80,6 @@ def run(
 
     It takes minutes at most and begins anew after a kill, so nothing is kept in `scratch`.
     """
-    if "train" in section.benchmarks:
-        raise ConfigError(
-            "ingest.benchmarks.train: `train` names the training problems; call the benchmark otherwise"
-        )
     folder = Path(sources.folder)
     with ExitStack() as stack:
 

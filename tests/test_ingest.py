@@ -17,7 +17,7 @@ from conftest import SHARED_DATA
 from oxa import ingest, records
 from oxa.answers import Grader
 from oxa.config import Decontamination, Ingest, Source, Sources, Verify, World
-from oxa.errors import ConfigError, DataError, UserError
+from oxa.errors import DataError, UserError
 from oxa.overlap import Overlap
 from oxa.sources import Record, Reject, read
 
@@ -454,12 +454,10 @@ def test_a_fault_of_a_whole_source_is_one_sentence_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["sources"]
 
 
-def test_a_missing_file_and_a_benchmark_called_train_are_refused(tmp_path: Path, log: Any) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path, log: Any) -> None:
     missing = {"gone": {"source": "gone.jsonl", "mapping": COLUMNS}}
     with pytest.raises(UserError, match=r"gone\.jsonl: no such file"):
         Ingested(tmp_path, [[row("1?", "1", "a")]], {}, benchmarks=missing).run(log)
-    with pytest.raises(ConfigError, match=r"ingest\.benchmarks\.train"):
-        Ingested(tmp_path, [[row("1?", "1", "a")]], {"train": [row("2?", "2")]}).run(log)
     assert [path.name for path in tmp_path.iterdir()] == ["sources"]
 
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
-import re
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -42,8 +41,6 @@ BATCH = 64  # answers a message to a worker, at most
 BATCH_SECONDS = 4.0  # for a whole batch, before its answers are asked for one by one
 IN_FLIGHT = 4  # batches a worker, handed out ahead
 MAX_RESTARTS = 3  # of a pool whose idle workers died, in one call
-
-_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 
 class Graded(NamedTuple):
@@ -65,25 +62,9 @@ def _find(text: str, require_think: bool) -> tuple[str, bool] | None:
     tail = prompts.answer_part(text, require_think=require_think)
     if tail is None:
         return None
-    box = _last_box(tail)
+    box = prompts.last_box(tail)
     answer = (tail if box is None else tail[slice(*box)]).strip()
     return (answer, box is not None) if answer else None
-
-
-def _last_box(tail: str) -> tuple[int, int] | None:
-    r"""Where the content of the balanced \boxed{…} that starts last lies: the inner one of nested boxes."""
-    last = None
-    opened: list[int | None] = []  # start of the content of an open box; None for another brace
-    for token in _BRACES.finditer(tail):
-        if (mark := token.group()) == "{":
-            opened.append(None)
-        elif mark == "}":
-            start = opened.pop() if opened else None
-            if start is not None and (last is None or start > last[0]):
-                last = start, token.start()
-        elif mark.endswith("{") and len(mark) > 2:  # not an escaped brace
-            opened.append(token.end())
-    return last
 
 
 class Grader:

@@ -5,9 +5,11 @@ One definition for sampling, scoring, training and evaluation, so that all see t
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 THINK, END_THINK = "<think>", "</think>"
+_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 
 def user_turn(question: str, suffix: str) -> str:
@@ -49,3 +51,19 @@ def answer_part(text: str, *, require_think: bool = True) -> str | None:
     if tag:
         return tail
     return None if require_think else text
+
+
+def last_box(tail: str) -> tuple[int, int] | None:
+    r"""Where the content of the balanced \boxed{…} that starts last lies: the inner one of nested boxes."""
+    last = None
+    opened: list[int | None] = []  # start of the content of an open box; None for another brace
+    for token in _BRACES.finditer(tail):
+        if (mark := token.group()) == "{":
+            opened.append(None)
+        elif mark == "}":
+            start = opened.pop() if opened else None
+            if start is not None and (last is None or start > last[0]):
+                last = start, token.start()
+        elif mark.endswith("{") and len(mark) > 2:  # not an escaped brace
+            opened.append(token.end())
+    return last

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from oxa import records, rows
 from oxa.config import Mapping, Source, World
 from oxa.errors import ConfigError, DataError
-from oxa.prompts import END_THINK, THINK, answer_part
+from oxa.prompts import END_THINK, THINK, answer_part, last_box
 
 if TYPE_CHECKING:
     from oxa.world import Document
@@ -295,18 +295,10 @@ def _reasoning(text: str, marks: tuple[str, str]) -> str:
 
 
 def _boxed(text: str) -> str | None:
-    """What the last \\boxed{…} behind the reasoning holds, braces matched; one pass, whatever the text."""
+    """What the last \\boxed{…} behind the reasoning holds."""
     tail = answer_part(text, require_think=False) or ""
-    opened: list[tuple[int, bool]] = []  # where what is inside begins, and whether it is a box
-    last, found = -1, None
-    for match in re.finditer(r"\\boxed\s*\{|\\.|[{}]", tail):
-        if match[0].endswith("{") and match[0] != r"\{":
-            opened.append((match.end(), match[0] != "{"))
-        elif match[0] == "}" and opened:
-            start, is_box = opened.pop()
-            if is_box and start > last:
-                last, found = start, tail[start : match.start()].strip()
-    return found or None
+    box = last_box(tail)
+    return (tail[slice(*box)].strip() or None) if box else None
 
 
 def _writable(item: Record) -> bool:

@@ -37,12 +37,16 @@ class Stage:
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ("output",)
     items: tuple[str, ...] = ()
-    """Options that tell the stage's runs apart."""
-    passes_seed: bool = False
+    """Options that tell the stage's runs apart; `seed` is handed to the stage, too."""
     metrics: bool = True
     """Whether what the stage returns is written to --metrics."""
     journal: bool = False
     """Whether what the stage logs is kept as --journal."""
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Options of all that is written: the stage's own outputs, then what the command line adds."""
+        return self.outputs + ("metrics",) * self.metrics + ("journal",) * self.journal
 
 
 STAGES = {
@@ -99,7 +103,6 @@ STAGES = {
         ("train.shared", "train.arms.{arm}"),
         inputs=("model", "data"),
         items=("arm", "seed"),
-        passes_seed=True,
         journal=True,
     ),
     "evaluate": Stage(
@@ -169,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
             )
         for option in stage.inputs:
             _add_path(command, option, "read")
-        for option in _outputs(stage):
+        for option in stage.written:
             _add_path(command, option, "written")
     _add_doctor(commands)
     _add_use(commands)
@@ -181,10 +184,6 @@ def _parser() -> argparse.ArgumentParser:
     summary.add_argument("--summary", type=Path, default=Path("metrics/summary.json"))
     summary.set_defaults(command=_summary)
     return parser
-
-
-def _outputs(stage: Stage) -> tuple[str, ...]:
-    return stage.outputs + ("metrics",) * stage.metrics + ("journal",) * stage.journal
 
 
 def _add_params(command: argparse.ArgumentParser) -> None:
@@ -202,8 +201,8 @@ def _run_stage(arguments: argparse.Namespace) -> None:
     params = config.load(arguments.params)
     sections = [_section(params, key.format(**vars(arguments))) for key in stage.sections]
     inputs = {option: getattr(arguments, option) for option in stage.inputs}
-    outputs = {option: getattr(arguments, option) for option in _outputs(stage)}
-    extra = {"seed": arguments.seed} if stage.passes_seed else {}
+    outputs = {option: getattr(arguments, option) for option in stage.written}
+    extra = {"seed": arguments.seed} if "seed" in stage.items else {}
     items = [str(getattr(arguments, item)) for item in stage.items]
     watched = {"sources.folder": Path(params.sources.folder)} if "sources" in stage.sections else {}
     with guard.stage(

@@ -316,7 +316,7 @@ HARMLESS = {
 def test_a_hostile_answer_is_given_up_at_its_limit(strict: Grader, name: str) -> None:
     start = time.monotonic()
     assert verdict(strict, "2", HANGS[name]) == "timeout"
-    assert time.monotonic() - start < LIMIT + 1 + 4  # four seconds for a worker to start on a busy machine
+    assert time.monotonic() - start < LIMIT + 1 + 2  # two seconds for a worker that is still starting
 
 
 @pytest.mark.parametrize("name", HARMLESS)

@@ -94,9 +94,10 @@ def test_a_stages_paths_are_the_ones_on_its_command_line(name: str):
         flag.removeprefix("--").replace("-", "_"): value
         for flag, value in zip(words[2::2], words[3::2], strict=True)
     }
-    outputs = [*stage.outputs, *["metrics"] * stage.metrics, *["journal"] * stage.journal]
-    assert set(options) == {*stage.items, *(["seed"] if stage.passes_seed else []), *stage.inputs, *outputs}
-    assert paths_of(entry["outs"]) | paths_of(entry["metrics"]) == {options[output] for output in outputs}
+    assert set(options) == {*stage.items, *stage.inputs, *stage.written}
+    assert paths_of(entry["outs"]) | paths_of(entry["metrics"]) == {
+        options[output] for output in stage.written
+    }
     inputs = {options[option] for option in stage.inputs}
     data = {dep for dep in entry["deps"] if not dep.endswith(".py")}
     if name == "report":  # it reads folders, of which its own summary is no part
@@ -111,7 +112,7 @@ def test_sections_that_a_stage_takes_match_its_run_functions_parameters():
         tree = ast.parse((ROOT / "oxa" / f"{stage.module.removeprefix('oxa.')}.py").read_text())
         run = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run")
         assert len(run.args.args) == len(stage.sections), stage.module
-        expected = {*stage.inputs, *stage.outputs, "scratch", "log", *(["seed"] if stage.passes_seed else [])}
+        expected = {*stage.inputs, *stage.outputs, "scratch", "log", *({"seed"} & set(stage.items))}
         assert {argument.arg for argument in run.args.kwonlyargs} == expected, stage.module
 
 

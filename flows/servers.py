@@ -1,0 +1,309 @@
+"""The servers that a run talks to, all on 127.0.0.1, all ended with whoever started them.
+
+    with prefect_api() as url: …   # an API for this run: yours, that of `oxa ui`, or one just for this run
+    ui()                           # `oxa ui`: Prefect's and MLflow's pages until Ctrl-C
+
+What they write lies in `.prefect/`: Prefect's SQLite database, logs, and while `oxa ui` is up `ui.json`, which holds
+its addresses. It counts only while that process holds the lock beside it, which the kernel lets go when it dies: an
+address left behind may be another project's by now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import http.client
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import IO
+
+from flows import PROJECT
+from oxa.errors import ConfigError, UserError
+from oxa.lifeline import Child
+from oxa.records import atomic
+
+FOLDER = PROJECT / ".prefect"
+UI, UI_LOCK = FOLDER / "ui.json", FOLDER / "ui.lock"
+PATIENCE = 90.0  # seconds for a server to come up: 5-11 on two idle cores, the most on a fresh database
+DELIVERY = 10.0  # seconds for the last log lines to reach the server
+ANSWER = 5.0  # seconds for a server that is up to answer
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # what MLflow keeps its tables in
+
+
+class Server(Child):
+    """A server as a child that ends with us; what it prints goes to a file of `.prefect/`."""
+
+    def __init__(
+        self, name: str, command: Sequence[str], health: str, environment: Mapping[str, str | None]
+    ) -> None:
+        """`health` is the address that answers 200 once it is up; a None in `environment` unsets a variable."""
+        FOLDER.mkdir(exist_ok=True)
+        self.name, self.health, self.log = name, health, FOLDER / f"{name.lower()}.log"
+        changed = {**os.environ, **environment}
+        with self.log.open("w") as log:
+            super().__init__(
+                [sys.executable, "-m", *command],
+                cwd=PROJECT,
+                env={key: value for key, value in changed.items() if value is not None},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait_until_healthy(self) -> None:
+        """Raises UserError with the last lines of its log where it dies or is not up in time."""
+        deadline = time.monotonic() + PATIENCE
+        while not _answers(self.health, timeout=1.0):
+            self.check()
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"the {self.name} server was not up after {PATIENCE:.0f} s{self._last_lines()}"
+                )
+            time.sleep(0.05)
+        self.check()  # what answered was not ours if ours is gone
+
+    def check(self) -> None:
+        """Raises UserError with the last lines of its log where it has ended."""
+        if self.poll() is not None:
+            raise UserError(
+                f"the {self.name} server ended with exit code {self.returncode}{self._last_lines()}"
+            )
+
+    def _last_lines(self) -> str:
+        lines = self.log.read_text(errors="replace").split("\n")
+        last = [line for line in lines if line.strip()][-15:]
+        return f"; {self.log} ends with:\n" + "\n".join(f"    {line}" for line in last) if last else ""
+
+
+@contextmanager
+def prefect_api() -> Iterator[str]:
+    """An API for the flows that run inside the block, which is made Prefect's setting there; yields its address.
+
+    PREFECT_API_URL, from the environment or Prefect's settings, goes first; then the server of a running `oxa ui` of
+    this project; then one started for this block. Raises ConfigError where the first does not answer, UserError where
+    the last does not start.
+    """
+    with ExitStack() as stack:
+        url, server = os.environ.get("PREFECT_API_URL") or _api_of_ui(), None
+        if not url:
+            port = _free_port(random.randrange(20_000, 30_000))
+            server = stack.enter_context(_prefect(port, embedded=True))
+            url = f"http://127.0.0.1:{port}/api"
+        import prefect.flows  # with what flows will need: 1.6 s, beside the start of the server
+
+        configured = prefect.settings.get_current_settings().api.url
+        if configured:
+            if server:
+                server.end()
+            _check_answers(configured)
+            url = configured
+        elif server:
+            server.wait_until_healthy()
+        # the environment is every thread's, unlike Prefect's temporary_settings
+        refresh = prefect.context.refresh_global_settings_context
+        stack.callback(refresh)
+        stack.enter_context(_environment("PREFECT_API_URL", url))
+        refresh()
+        stack.callback(_deliver)
+        yield url
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _deliver() -> None:
+    """Sends what Prefect still holds back, log lines and the events that task states are made of."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for service in (APILogWorker, EventsWorker):
+        service.drain_all(timeout=DELIVERY)
+
+
+def ui(prefect_port: int = 4200, mlflow_port: int = 5000) -> None:
+    """Runs Prefect's and MLflow's servers until Ctrl-C or SIGTERM, and prints where they are.
+
+    An MLFLOW_TRACKING_URI that is an http address is shown instead of a server of ours. Raises UserError where this
+    project's `oxa ui` runs already or a server does not start or dies, ConfigError for an unusable tracking URI.
+    """
+    tracking = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    remote = tracking.startswith(("http://", "https://"))
+    if not remote and tracking.partition(":")[0].partition("+")[0] not in DATABASES:
+        raise ConfigError(
+            f"MLFLOW_TRACKING_URI {tracking!r} is neither a database nor an http address; an example: sqlite:///mlflow.db"
+        )
+    with ExitStack() as stack:
+        stack.enter_context(_only_ui())
+        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        stack.callback(signal.signal, signal.SIGTERM, previous)
+        try:
+            _serve(prefect_port, None if remote else mlflow_port, tracking, stack)
+        except KeyboardInterrupt:
+            print(flush=True)
+
+
+def _serve(prefect_port: int, mlflow_port: int | None, tracking: str, stack: ExitStack) -> None:
+    port = _port("Prefect", prefect_port)
+    servers = [stack.enter_context(_prefect(port, embedded=False))]
+    shown = tracking
+    if mlflow_port is not None:
+        mlflow_port = _port("MLflow", mlflow_port)
+        servers.append(stack.enter_context(_mlflow(mlflow_port, tracking)))
+        shown = f"http://127.0.0.1:{mlflow_port}"
+    for server in servers:
+        server.wait_until_healthy()
+    addresses = {"pid": os.getpid(), "prefect": f"http://127.0.0.1:{port}", "mlflow": shown}
+    with atomic(UI) as temporary:
+        temporary.write_text(json.dumps(addresses | {"prefect_api": f"http://127.0.0.1:{port}/api"}))
+    stack.callback(UI.unlink, missing_ok=True)
+    print(f"Prefect  {addresses['prefect']}")
+    print(f"MLflow   {addresses['mlflow']}")
+    print("`oxa run` finds it by itself; a shell for `prefect` commands, such as a worker's, needs:")
+    print(f"export PREFECT_API_URL={addresses['prefect']}/api")
+    print("Ctrl-C ends both, and breaks a run that is under way", flush=True)
+    while True:
+        for server in servers:
+            server.check()
+        time.sleep(0.5)
+
+
+def _prefect(port: int, *, embedded: bool) -> Server:
+    """Prefect's server. The embedded one leaves out what serves pages and schedules; flows need all the rest."""
+    command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    api = f"http://127.0.0.1:{port}/api"
+    environment: dict[str, str | None]
+    if embedded:
+        command += ["--no-ui", "--no-scheduler", "--no-late-runs"]
+        # block types are for the pages and cost half a second; memoized, the server of `oxa ui` would skip them, too
+        environment = {
+            "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+            "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
+        }
+        return Server("server", command, f"{api}/health", environment)
+    environment = {
+        "PREFECT_API_URL": None,
+        "PREFECT_UI_API_URL": api,  # else the pages ask the port of Prefect's settings
+        "PREFECT_UI_STATIC_DIRECTORY": str(FOLDER / "pages"),  # else inside the installed package
+    }
+    return Server("Prefect", command, f"{api}/health", environment)
+
+
+def _mlflow(port: int, tracking: str) -> Server:
+    """MLflow's server over the project's database.
+
+    A run that was logged to the database directly has its artifacts in `mlruns/`, as a path, and the server reads
+    them from there. Experiments that the server makes are to have theirs at the same place: behind the server's own
+    address they would be out of reach for whoever opens the database.
+    """
+    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", tracking, "--default-artifact-root", str(PROJECT / "mlruns")]
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return Server("MLflow", command, f"http://127.0.0.1:{port}/health", environment)
+
+
+@contextmanager
+def _only_ui() -> Iterator[None]:
+    """Holds the lock that says that this project's `oxa ui` is up."""
+    FOLDER.mkdir(exist_ok=True)
+    with UI_LOCK.open("a") as lock:
+        if not _lock(lock, fcntl.LOCK_EX):
+            found = _read_ui()
+            where = (
+                f"at {found['prefect']} and {found['mlflow']} (process {found['pid']})"
+                if found
+                else "starting"
+            )
+            raise UserError(f"oxa ui already runs here: {where}")
+        UI.unlink(missing_ok=True)  # left by one that was killed
+        yield
+
+
+def _api_of_ui() -> str | None:
+    """Address of the API of this project's `oxa ui`; None where it is not up or does not answer."""
+    with contextlib.suppress(FileNotFoundError), UI_LOCK.open() as lock:
+        found = _read_ui()
+        if found and not _lock(lock, fcntl.LOCK_SH) and _answers(f"{found['prefect_api']}/health"):
+            return found["prefect_api"]
+    return None
+
+
+def _lock(file: IO[str], kind: int) -> bool:
+    """Whether the lock could be had; it is gone when the file is closed."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read_ui() -> dict[str, str] | None:
+    with contextlib.suppress(FileNotFoundError):
+        found: dict[str, str] = json.loads(UI.read_text())
+        return found
+    return None
+
+
+def _check_answers(url: str) -> None:
+    """Raises ConfigError where the configured API does not answer. Asked as Prefect itself asks, with its keys."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(httpx_settings={"timeout": ANSWER}, sync_client=True) as client:
+        fault = client.api_healthcheck()
+    if fault:
+        raise ConfigError(
+            f"PREFECT_API_URL {url}: no Prefect server answers ({fault}); start it, or unset it and `oxa run` starts "
+            "its own"
+        )
+
+
+def _answers(url: str, timeout: float = ANSWER) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy
+    try:
+        with opener.open(url, timeout=timeout) as response:
+            return bool(response.status == 200)
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def _port(name: str, wanted: int) -> int:
+    """The wanted port, or the next free one, and then says so."""
+    port = _free_port(wanted)
+    if port != wanted:
+        print(f"port {wanted} is taken; the {name} server listens on {port}", flush=True)
+    return port
+
+
+def _free_port(first: int) -> int:
+    """The first free port of 127.0.0.1 from `first` on.
+
+    Counted up from well below 32768: above it the kernel hands ports to outgoing connections, and one of them could
+    take it before the server does.
+    """
+    for port in range(first, first + 1000):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise UserError(f"no free port between {first} and {first + 999}")

@@ -31,9 +31,8 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from pebble import ProcessExpired, ProcessPool
-from tqdm import tqdm
 
-from oxa import config, judge, prompts
+from oxa import config, judge, progress, prompts
 from oxa.judge import Question
 
 MAX_CHARS = 10_000  # a longer answer (what is in the box, else the whole tail) is unparsable
@@ -133,9 +132,7 @@ class Grader:
         size = max(1, min(BATCH, len(questions) // (2 * IN_FLIGHT * self._workers)))
         todo = deque(range(i, min(i + size, len(questions))) for i in range(0, len(questions), size))
         restarts = 0
-        with tqdm(
-            total=len(questions), desc=description, unit="answer", disable=None if questions else True
-        ) as bar:
+        with progress.bar(total=len(questions), desc=description, unit="answer", quiet=not questions) as bar:
             pending: dict[Future[list[str]], range] = {}
             while todo or pending:
                 while todo and len(pending) < IN_FLIGHT * self._workers:

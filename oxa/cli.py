@@ -1,10 +1,11 @@
-"""`oxa`: one subcommand a stage, and what a person needs round them.
+"""`oxa`: one subcommand a stage, and (commands.py) what a person needs round them.
 
     oxa STAGE --params params.yaml --<input> PATH … --<output> PATH …
 
 A stage's line here says which sections of params.yaml it is handed, which paths it reads and which it writes;
 dvc.yaml alone knows where those lie. Stages are imported when they run. Exit codes: 0 done, 1 a fault of ours (with
-its traceback), 2 a user's mistake (one sentence).
+its traceback), 2 a user's mistake (one sentence), 75 something out of reach, such as a server or the hub (one sentence;
+`oxa run` tries again).
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
-import json
 import os
 import shutil
 import sys
@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oxa import config, guard, records
-from oxa.errors import ConfigError, DataError, UserError
+from oxa import commands, config, guard, records, spool
+from oxa.errors import ConfigError, UserError, is_out_of_reach
 from oxa.journal import Journal
 
 
@@ -42,11 +42,18 @@ class Stage:
     """Whether what the stage returns is written to --metrics."""
     journal: bool = False
     """Whether what the stage logs is kept as --journal."""
+    shown: tuple[str, ...] = ()
+    """Outputs, made to be looked at, of which tracking keeps a copy; it keeps metrics and journal anyway."""
 
     @property
     def written(self) -> tuple[str, ...]:
         """Options of all that is written: the stage's own outputs, then what the command line adds."""
-        return self.outputs + ("metrics",) * self.metrics + ("journal",) * self.journal
+        return self.outputs + self.records
+
+    @property
+    def records(self) -> tuple[str, ...]:
+        """Options of what the command line writes itself."""
+        return ("metrics",) * self.metrics + ("journal",) * self.journal
 
 
 STAGES = {
@@ -119,6 +126,7 @@ STAGES = {
         inputs=("metrics", "scores", "train_sets", "generations"),
         outputs=("summary", "output"),
         metrics=False,
+        shown=("summary", "output"),
     ),
 }
 
@@ -131,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.command(arguments) or 0)
     except UserError as error:
         print(f"oxa: {error}", file=sys.stderr)
-        return 2
+        return os.EX_TEMPFAIL if is_out_of_reach(error) else 2
     except BrokenPipeError:  # `oxa summary | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -158,13 +166,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="oxa",
         description="Offline eXploration-Aware fine-tuning. `dvc repro` runs all stages in order; see README.md.",
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, stage in STAGES.items():
-        command = commands.add_parser(
+        command = subparsers.add_parser(
             name, help=stage.help, description=f"{stage.help} (a stage of dvc.yaml)"
         )
         command.set_defaults(command=_run_stage, stage=name)
-        _add_params(command)
+        commands.add_params(command)
         for item in stage.items:
             kind: type = int if item == "seed" else str
             command.add_argument(
@@ -174,20 +182,8 @@ def _parser() -> argparse.ArgumentParser:
             _add_path(command, option, "read")
         for option in stage.written:
             _add_path(command, option, "written")
-    _add_doctor(commands)
-    _add_use(commands)
-    summary = commands.add_parser(
-        "summary",
-        help="print the comparison table of the last report",
-        description="Prints the arms side by side, with intervals and paired differences, from the report's numbers.",
-    )
-    summary.add_argument("--summary", type=Path, default=Path("metrics/summary.json"))
-    summary.set_defaults(command=_summary)
+    commands.add(subparsers)
     return parser
-
-
-def _add_params(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: params.yaml")
 
 
 def _add_path(command: argparse.ArgumentParser, option: str, verb: str) -> None:
@@ -203,16 +199,25 @@ def _run_stage(arguments: argparse.Namespace) -> None:
     inputs = {option: getattr(arguments, option) for option in stage.inputs}
     outputs = {option: getattr(arguments, option) for option in stage.written}
     extra = {"seed": arguments.seed} if "seed" in stage.items else {}
-    items = [str(getattr(arguments, item)) for item in stage.items]
+    items = {item: str(getattr(arguments, item)) for item in stage.items}
+    name = "@".join([arguments.stage, *(["-".join(items.values())] if items else [])])
     watched = {"sources.folder": Path(params.sources.folder)} if "sources" in stage.sections else {}
-    with guard.stage(
-        "@".join([arguments.stage, *(["-".join(items)] if items else [])]),
-        module=stage.module,
-        inputs=inputs | watched,
-        outputs=outputs,
-        config=[_plain(section) for section in sections] + [extra],
-    ) as run:
-        log = Journal(run.scratch / "metrics.jsonl")
+    plain = [_plain(section) for section in sections]
+    with (
+        guard.stage(
+            name, module=stage.module, inputs=inputs | watched, outputs=outputs, config=[*plain, extra]
+        ) as run,
+        spool.record(
+            params.tracking,
+            stage=os.environ.get("DVC_STAGE", name),  # dvc.yaml's name, where the two differ
+            kind=arguments.stage,
+            items=items,
+            key=run.key,
+            params=dict(zip([key.format(**vars(arguments)) for key in stage.sections], plain, strict=True)),
+            inputs=run.inputs,
+        ) as record,
+    ):
+        log = Journal(run.scratch / "metrics.jsonl", also=record.log)
         written = {option: run.outputs[option] for option in stage.outputs}
         metrics = importlib.import_module(stage.module).run(
             *sections, **inputs, **written, **extra, scratch=run.scratch, log=log
@@ -221,6 +226,9 @@ def _run_stage(arguments: argparse.Namespace) -> None:
             records.write_json(run.outputs["metrics"], metrics)
         if stage.journal:
             shutil.copyfile(run.scratch / "metrics.jsonl", run.outputs["journal"])
+        for option in stage.shown + stage.records:
+            record.artifact(run.outputs[option])
+        record.finish(metrics, run.hash_outputs())
 
 
 def _section(params: config.Params, key: str) -> Any:
@@ -235,116 +243,3 @@ def _section(params: config.Params, key: str) -> Any:
 
 def _plain(section: Any) -> Any:
     return section.model_dump(mode="json") if isinstance(section, config.Section) else section
-
-
-def _summary(arguments: argparse.Namespace) -> None:
-    from oxa import report
-
-    print(report.table(records.read_json(arguments.summary)))
-
-
-def _add_use(commands: Any) -> None:
-    use = commands.add_parser(
-        "use",
-        help="make a preset the project's params.yaml",
-        description="Checks a params file and writes it to params.yaml; values can be set on the way.",
-    )
-    use.add_argument("preset", type=Path, help="for example presets/gsm8k.yaml")
-    use.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="for example sources.folder=../my-data",
-    )
-    use.add_argument("--params", type=Path, default=Path("params.yaml"), help="file to write")
-    use.set_defaults(command=_use)
-
-
-def _use(arguments: argparse.Namespace) -> None:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    config.load(arguments.preset)
-    yaml = YAML()  # keeps the preset's comments
-    yaml.width = 120
-    raw = yaml.load(arguments.preset.read_text(encoding="utf-8"))
-    for assignment in arguments.set:
-        key, sign, text = assignment.partition("=")
-        if not sign:
-            raise ConfigError(
-                f"--set {assignment}: expected KEY=VALUE, for example sources.folder=../my-data"
-            )
-        *parents, last = key.split(".")
-        section = raw
-        for name in parents:
-            section = section.setdefault(name, {}) if isinstance(section, dict) else None
-        if not isinstance(section, dict):
-            raise ConfigError(
-                f"--set {assignment}: {key} does not lead through sections of {arguments.preset}"
-            )
-        try:  # plain values, so that they are written in block style
-            section[last] = YAML(typ="safe").load(text)
-        except YAMLError as error:
-            problem = " ".join(str(error).split())
-            raise ConfigError(
-                f"--set {assignment}: not valid YAML, a quoted text may help: {problem}"
-            ) from None
-    config.check(
-        json.loads(json.dumps(raw, default=str)),
-        f"{arguments.preset} with {' '.join(arguments.set) or 'no changes'}",
-    )
-    with records.atomic(arguments.params) as temporary:
-        with temporary.open("w", encoding="utf-8") as file:
-            yaml.dump(raw, file)
-        config.load(temporary)
-    print(f"{arguments.params} now holds {arguments.preset}" + "".join(f", {text}" for text in arguments.set))
-
-
-def _add_doctor(commands: Any) -> None:
-    doctor = commands.add_parser(
-        "doctor",
-        help="check the parameters, this machine and the student before a long run",
-        description="Says in a sentence each what would go wrong: parameters, libraries, device, chat template.",
-    )
-    _add_params(doctor)
-    doctor.add_argument(
-        "--model",
-        help="checkpoint folder or hub id to check; default: models/base where it is, else base.model",
-    )
-    doctor.set_defaults(command=_doctor)
-
-
-def _doctor(arguments: argparse.Namespace) -> int:
-    from importlib.metadata import version
-
-    params = config.load(arguments.params)
-    print(f"params    {arguments.params}: fine; arms {', '.join(params.arms)}; seeds {params.seeds}")
-    names = ("torch", "transformers", "trl", "datasets", "math-verify", "dvc")
-    print("libraries " + ", ".join(f"{name} {version(name)}" for name in names))
-    from oxa import base, lm
-
-    print(f"device    {lm.default_device()}")
-    model = arguments.model or _default_model(params)
-    if model is None:
-        print("student   not made yet (`dvc repro base` makes it)")
-        return 0
-    revision = (
-        params.base.revision
-        if isinstance(params.base, config.Checkpoint) and model == params.base.model
-        else None
-    )
-    faults = base.check_checkpoint(model, params.prompt, revision)
-    for fault in faults:
-        print(f"student   {model}: {fault}")
-    if faults:
-        raise DataError(f"{model}: not usable as a student for the reason{'s' * (len(faults) > 1)} above")
-    print(f"student   {model}: fine")
-    return 0
-
-
-def _default_model(params: config.Params) -> str | Path | None:
-    made = Path("models/base")
-    if made.exists():
-        return made
-    return params.base.model if isinstance(params.base, config.Checkpoint) else None

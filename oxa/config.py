@@ -392,8 +392,43 @@ class Report(Section):
     """Seed of every draw."""
 
 
+class Flow(Section):
+    """How `oxa run` walks the graph; no result depends on it."""
+
+    max_workers: Count = 2
+    """Stages that run at the same time."""
+    accelerators: Count = 1
+    """Of these, stages that load a model (`accelerator: true` in dvc.yaml); visible GPUs are shared out among them."""
+    retries: Annotated[int, Field(ge=0)] = 2
+    """How often a stage that failed for its surroundings (killed, out of reach) is started again."""
+    retry_delay: Annotated[float, Field(ge=0)] = 10.0
+    """Wait before that, seconds."""
+
+
+class Tracking(Section):
+    """What MLflow is told. Where it listens is MLFLOW_TRACKING_URI's matter (default: sqlite:///mlflow.db)."""
+
+    enabled: bool = True
+    """False: nothing is recorded."""
+    experiment: str = "oxa"
+    """MLflow experiment of all runs."""
+
+
+class Registry(Section):
+    """Which checkpoint is put forward, and what it must show."""
+
+    model: str = "oxa"
+    """Registered model whose versions are the checkpoints."""
+    benchmark: Name | None = None
+    """Benchmark that decides; None: all of them, every problem counting the same."""
+    metric: Annotated[str, Field(pattern=r"^pass@[1-9]\d*$")] = "pass@1"
+    """What is compared; pass@k needs k samples a problem."""
+    min_gain: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Champion is who leads the former one by more than this with report.confidence (share of problems)."""
+
+
 class Params(Section):
-    """A whole params.yaml. No section may be left out: DVC tracks each, and knows no defaults."""
+    """A whole params.yaml. No section that DVC tracks may be left out: it knows no defaults."""
 
     arms: list[Name] = Field(min_length=1)
     """Arms that are selected, trained, evaluated and compared."""
@@ -412,6 +447,9 @@ class Params(Section):
     train: Train
     evaluate: Evaluate
     report: Report
+    flow: Flow = Flow()
+    tracking: Tracking = Tracking()
+    registry: Registry = Registry()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Params:
@@ -452,6 +490,11 @@ class Params(Section):
                     f"source {name!r} of evaluate.num_samples_by_benchmark is not one of ingest.benchmarks: "
                     f"{', '.join(self.ingest.benchmarks)}"
                 )
+        if self.registry.benchmark not in (None, *self.ingest.benchmarks):
+            raise ValueError(
+                f"source {self.registry.benchmark!r} of registry.benchmark is not one of ingest.benchmarks: "
+                f"{', '.join(self.ingest.benchmarks)}"
+            )
         for name in ("arms", "seeds"):
             if len(set(getattr(self, name))) != len(getattr(self, name)):
                 raise ValueError(f"{name} holds an entry twice")

@@ -19,3 +19,15 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A file, row or checkpoint is missing, broken or unusable."""
+
+
+def is_out_of_reach(error: BaseException) -> bool:
+    """Whether a failed connection lies behind the error, so that a later try may succeed."""
+    unreachable = {"httpx.TransportError", "requests.ConnectionError", "requests.Timeout"}
+    seen: BaseException | None = error
+    while seen is not None:
+        kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(seen).__mro__}
+        if kinds & unreachable or isinstance(seen, ConnectionError | TimeoutError):
+            return type(seen).__name__ != "OfflineModeIsEnabled"  # the hub's: it was switched off on purpose
+        seen = seen.__cause__ or seen.__context__
+    return False

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
-from tqdm import tqdm
 
-from oxa import config, records
+from oxa import config, progress, records
 from oxa.errors import DataError
 
 SHARD = pa.schema(
@@ -91,7 +90,7 @@ def generate(
     files = [scratch / f"{_shard_key(model_key, shard, sampling, engine)}.parquet" for shard in shards]
     missing = [i for i, file in enumerate(files) if not file.exists()]
     done = len(requests) - sum(len(shards[i]) for i in missing)
-    with tqdm(total=len(requests), initial=done, desc=description, unit="response", disable=None) as bar:
+    with progress.bar(total=len(requests), initial=done, desc=description, unit="response") as bar:
         if missing:
             run = ENGINES[engine.engine]
             for index, generations in run(model_path, [shards[i] for i in missing], sampling, engine):

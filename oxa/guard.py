@@ -9,27 +9,31 @@
 - The inputs are hashed before and looked at again afterwards: DVC hashes dependencies when a command has ended, and
   would record an input edited meanwhile as the one that was used. Here the stage fails and stays stale.
 - Under DVC the stage dies with it (Linux), and two copies of one stage never run at the same time.
+
+Hashes are DVC's own md5 (of a file's bytes; of a folder's sorted list of names and md5s), so that what a run records of
+its inputs and outputs can be looked up in dvc.lock and in DVC's cache.
 """
 
 from __future__ import annotations
 
 import ast
-import ctypes
 import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
-import signal
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from oxa import lifeline
 from oxa.errors import DataError, UserError
+
+_md5 = partial(hashlib.md5, usedforsecurity=False)
 
 PACKAGE = Path(__file__).parent
 WORK = Path(".work")
@@ -43,6 +47,16 @@ class Run:
     """Folder for checkpoints and finished shards; survives a kill, is removed after success."""
     outputs: dict[str, Path]
     """Where to write each output; moved into place at the end."""
+    final: dict[str, Path]
+    """Where each output will lie."""
+    inputs: dict[str, str]
+    """Path of each input to its DVC md5."""
+    key: str
+    """Hash of the inputs' content, the stage's configuration and the code it runs."""
+
+    def hash_outputs(self) -> dict[str, str]:
+        """Final path of each output, to the DVC md5 of what has been written for it."""
+        return {str(self.final[label]): dvc_md5(path) for label, path in self.outputs.items()}
 
 
 @contextmanager
@@ -60,7 +74,8 @@ def stage(
     Raises DataError where an input is missing, an output cannot be written or an input changed meanwhile, and
     UserError where another process runs the same stage on the same inputs.
     """
-    _die_with_dvc()
+    if "DVC_STAGE" in os.environ:
+        lifeline.die_with_parent()  # a killed DVC would leave the stage running
     for label, path in inputs.items():
         if not path.exists():
             raise DataError(
@@ -87,7 +102,13 @@ def stage(
         assert len({path.name for path in outputs.values()}) == len(outputs)
         for path in staged.values():
             _remove(path)
-        yield Run(scratch=folder / "scratch", outputs=staged)
+        yield Run(
+            scratch=folder / "scratch",
+            outputs=staged,
+            final=dict(outputs),
+            inputs={str(path): before[path].md5() for path in inputs.values()},
+            key=key,
+        )
         for path, fingerprint in before.items():
             if not fingerprint.still_holds(own):
                 raise DataError(
@@ -138,6 +159,14 @@ class Fingerprint:
         """Hash by relative name."""
         return {name: digest for name, (_, digest) in self.files.items()}
 
+    def md5(self) -> str:
+        """DVC's md5 of the file or folder."""
+        if not self.path.is_dir():
+            return self.files[""][1]
+        entries = [{"md5": digest, "relpath": name} for name, digest in self.content().items()]
+        listing = json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True)
+        return _hash_text(listing) + ".dir"
+
     def still_holds(self, leave_out: Iterable[Path] = ()) -> bool:
         """Whether the content is the same now; only files whose size, time or identity moved are read again."""
         try:
@@ -159,6 +188,11 @@ def _files(path: Path, leave_out: Iterable[Path]) -> Iterator[tuple[str, Path]]:
         yield "", path
 
 
+def dvc_md5(path: Path) -> str:
+    """The md5 under which DVC keeps a file or folder; a folder's ends in `.dir`. Raises FileNotFoundError."""
+    return Fingerprint.of(path).md5()
+
+
 def _stat(path: Path) -> tuple[int, int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ino
@@ -166,11 +200,11 @@ def _stat(path: Path) -> tuple[int, int, int]:
 
 def _hash_file(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, _md5).hexdigest()
 
 
 def _hash_text(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _md5(text.encode()).hexdigest()
 
 
 def _make_folder(path: Path) -> None:
@@ -235,13 +269,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _die_with_dvc() -> None:
-    """Asks the kernel to end this process when its parent, DVC, is gone: a killed DVC would leave it running."""
-    if "DVC_STAGE" in os.environ and sys.platform == "linux":
-        parent = os.getppid()
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent:
-            sys.exit("DVC ended before this stage began")

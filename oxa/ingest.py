@@ -36,7 +36,7 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
-from oxa import records
+from oxa import progress, records
 from oxa.answers import Grader
 from oxa.config import Ingest, Sources, Verify, World
 from oxa.errors import DataError
@@ -374,7 +374,7 @@ class Tables:
 
 
 def _progress(rows: Iterable[Record | Reject], what: str) -> Iterable[Record | Reject]:
-    return tqdm(rows, desc=f"ingest {what}", unit="row", disable=None)
+    return progress.bar(rows, desc=f"ingest {what}", unit="row")
 
 
 def _batches(rows: Iterable[Record | Reject]) -> Iterator[list[Record | Reject]]:

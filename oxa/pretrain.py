@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import random
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oxa import config, sources
+from oxa import config, progress, sources
 from oxa.errors import DataError
 from oxa.prompts import END_THINK, THINK, user_turn
 from oxa.records import Log
@@ -275,6 +274,17 @@ def _fit(
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     class Keep(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self._bar = progress.bar(
+                total=state.max_steps, initial=state.global_step, desc="pretraining", unit="step"
+            )
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self._bar.update()
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self._bar.close()
+
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if "loss" in logs:
                 log(
@@ -303,7 +313,7 @@ def _fit(
         seed=section.seed % 2**32,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
-        disable_tqdm=not sys.stderr.isatty(),
+        disable_tqdm=True,
         report_to=[],
     )
     _ = arguments.device

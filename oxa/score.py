@@ -21,9 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from tqdm import tqdm
 
-from oxa import batches, lm, prompts, records
+from oxa import batches, lm, progress, prompts, records
 from oxa.config import Prompt, Score
 from oxa.errors import DataError
 
@@ -103,7 +102,7 @@ def _tokenize(
     starts: list[int] = []
     truncated: list[bool] = []
     contexts: dict[str, list[int]] = {}
-    bar = tqdm(total=len(rows), desc="tokenizing", unit="response", disable=None)
+    bar = progress.bar(total=len(rows), desc="tokenizing", unit="response")
     for part in rows.select(["question", "text"]).to_batches(TOKENIZED_AT_ONCE):
         texts = part["text"].to_pylist()
         encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
@@ -132,7 +131,7 @@ def _score(
     plan = batches.by_token_budget([len(ids) for ids in sequences], section.batch_tokens)
     result = {name: np.empty(len(sequences), np.float64) for name in ("mean_nll", "mean_entropy")}
     total = sum(len(ids) for ids in sequences)
-    bar = tqdm(total=total, desc="scoring", unit="tok", unit_scale=True, disable=None)
+    bar = progress.bar(total=total, desc="scoring", unit="tok", unit_scale=True)
     for shard, first in enumerate(range(0, len(plan), BATCHES_A_SHARD)):
         part = plan[first : first + BATCHES_A_SHARD]
         rows = np.concatenate([np.asarray(batch) for batch in part])

@@ -28,12 +28,11 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig
 
-from oxa import batches, lm, prompts, records
+from oxa import batches, lm, progress, prompts, records
 from oxa.config import TrainArm, TrainShared
 from oxa.errors import ConfigError, DataError
 from oxa.trainer import OXATrainer
@@ -120,7 +119,7 @@ def _tokenize(data: Path, tokenizer: Any, limit: int) -> Rows:
         raise DataError(f"{data}: objective must be one of {', '.join(OBJECTIVES)}; found {sorted(unknown)}")
     parts: list[pa.Table] = []
     num, dropped = dict.fromkeys(OBJECTIVES, 0), dict.fromkeys(OBJECTIVES, 0)
-    bar = tqdm(total=len(table), desc="tokenizing", unit="row", disable=None)
+    bar = progress.bar(total=len(table), desc="tokenizing", unit="row")
     for objective in OBJECTIVES:
         chosen = table.filter(pc.equal(table["objective"], objective))
         for part in chosen.to_batches(TOKENIZED_AT_ONCE):

@@ -22,13 +22,12 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import add_fused_lm_head
 
-from oxa import losses, records
+from oxa import losses, progress, records
 from oxa.config import TrainArm, TrainShared
 from oxa.errors import ConfigError
 
@@ -216,12 +215,12 @@ class Bar(TrainerCallback):
     """One bar over the steps; the Trainer's own would also print every step's log."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar = tqdm(
+        self._bar = progress.bar(
             total=state.max_steps,
             initial=state.global_step,
             desc="training",
             unit="step",
-            disable=None if state.is_world_process_zero else True,
+            quiet=not state.is_world_process_zero,
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -1,0 +1,212 @@
+"""DVC's graph, and one of its stages as a child process. The only place in flows/ that knows DVC.
+
+DVC says what the stages are, what each needs, whether it has changed, and runs it; nothing of that is written down
+twice. What DVC did is read off its output (as of 3.67, to which pyproject.toml pins it).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from oxa.errors import DataError, UserError
+from oxa.lifeline import Child
+
+KEPT_LINES = 15  # of a failed stage's output that are shown again at the end
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage of the graph, as DVC sees it now."""
+
+    name: str
+    """As DVC addresses it, for example `train@sft-0`."""
+    upstream: frozenset[str]
+    """Stages whose outputs it reads."""
+    accelerator: bool
+    """Whether it loads a model (`meta: accelerator` in dvc.yaml)."""
+    changed: bool
+    """Whether itself, its inputs or its outputs differ from dvc.lock. Upstream may still change it."""
+
+
+class StageFailed(Exception):
+    """A stage did not succeed; str(error) is what to show."""
+
+    def __init__(self, said: str, retry: bool) -> None:
+        super().__init__(said)
+        self.retry = retry
+        """Whether its surroundings are to blame (killed, out of reach), so that another try may succeed."""
+
+
+@dataclass(frozen=True)
+class Locked:
+    """What dvc.lock holds of a stage: DVC md5 by path."""
+
+    deps: dict[str, str]
+    outs: dict[str, str]
+
+
+def plan(targets: Iterable[str] = ()) -> list[Node]:
+    """The stages that the targets need, themselves included, each after those that it reads from.
+
+    A target is a stage (`report`), all of a matrix (`train`) or a pattern (`train@*`); none means all stages. Raises
+    UserError where a target names nothing, where dvc.yaml cannot be read, or where another DVC command is at work.
+    """
+    import networkx as nx
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            graph = nx.relabel_nodes(repo.index.graph, lambda stage: stage.addressing)
+            meta = {stage.addressing: stage.meta or {} for stage in repo.index.stages}
+            wanted = _match(list(targets), sorted(graph)) or set(graph)
+            needed = wanted.union(*(nx.descendants(graph, name) for name in wanted))
+            changed = repo.status(targets=sorted(needed))
+    except DvcException as error:
+        raise UserError(f"DVC: {' '.join(str(error).split())}") from None
+    order = nx.lexicographical_topological_sort(graph.subgraph(needed).reverse())
+    return [
+        Node(
+            name,
+            upstream=frozenset(graph.successors(name)),
+            accelerator=bool(meta[name].get("accelerator")),
+            changed=name in changed,
+        )
+        for name in order
+    ]
+
+
+def _match(targets: list[str], names: list[str]) -> set[str]:
+    found: set[str] = set()
+    for target in targets:
+        matching = {name for name in names if name == target or name.startswith(f"{target}@")}
+        matching = matching or set(fnmatch.filter(names, target))
+        if not matching:
+            shown = ", ".join(sorted({name.partition("@")[0] for name in names}))
+            raise UserError(f"no stage is called {target!r} in dvc.yaml; known here: {shown}")
+        found |= matching
+    return found
+
+
+class Children:
+    """Stages at work, each a `dvc repro` of that stage alone, with everything below it."""
+
+    def __init__(self) -> None:
+        self._running: set[Child] = set()
+        self._ended = False
+
+    def repro(
+        self,
+        name: str,
+        *,
+        force: bool = False,
+        environment: Mapping[str, str] | None = None,
+        on_line: Callable[[str], None] = lambda line: None,
+    ) -> str:
+        """Brings one stage up to date, its inputs taken as they are; returns what DVC did.
+
+        `unchanged`: there was nothing to do; `restored`: its outputs came from DVC's cache; `run`: the command ran.
+        `on_line` is told every line of output. Raises StageFailed.
+        """
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+        lines: list[str] = []
+        with Child(
+            command + ["--force"] * force,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        ) as child:
+            self._running.add(child)
+            if self._ended:  # the flow was ended while this one started
+                child.end()
+            assert child.stdout is not None
+            for line in child.stdout:  # a carriage return, as of a progress bar, ends a line, too
+                if line := line.strip():
+                    lines.append(line)
+                    on_line(line)
+            code = child.wait()
+            self._running.discard(child)
+        if code != 0:
+            raise _failure(lines, code)
+        return _done(lines)
+
+    def end(self) -> None:
+        """Ends all of them and whatever they started; later ones end at once."""
+        self._ended = True
+        for child in list(self._running):
+            child.end()
+
+
+def _done(lines: list[str]) -> str:
+    text = "\n".join(lines)
+    if re.search(r"^Running stage '", text, re.MULTILINE):
+        return "run"
+    return "restored" if "is cached - skipping run, checking out outputs" in text else "unchanged"
+
+
+def _failure(lines: list[str], code: int) -> StageFailed:
+    """What to show of a failed child's output, and whether to try again.
+
+    The stage's exit code is in DVC's last message; a negative one is a signal's, and 128 + n is a shell's or a
+    keeper's way to say the same.
+    """
+    text = "\n".join(lines)
+    exits = [int(number) for number in re.findall(r"exited with (-?\d+)", text)]
+    status = exits[-1] if exits else code
+    killed = status < 0 or status in (128 + 9, 128 + 15) or code in (128 + 9, 128 + 15)
+    busy = "is busy, it is being blocked by" in text
+    sentences = [line for line in lines if line.startswith("oxa: ")]
+    if sentences:
+        said = "\n".join(sentences)
+    elif killed:
+        said = f"killed by signal {(-status if status < 0 else max(status, code) - 128)} (out of memory, or by hand)"
+    else:
+        said = "\n".join(lines[-KEPT_LINES:]) or f"exited with {code} and said nothing"
+    return StageFailed(said, retry=killed or busy or status == os.EX_TEMPFAIL)
+
+
+def locked() -> dict[str, Locked]:
+    """What dvc.lock holds, by stage, read while no DVC command writes it. Raises DataError where there is none."""
+    from dvc.repo import Repo
+
+    path = Path("dvc.lock")
+    with Repo() as repo, repo.lock:
+        if not path.exists():
+            raise DataError("dvc.lock: no such file; `oxa run` or `dvc repro` makes it")
+        stages: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")).get("stages", {})
+    return {
+        name: Locked(
+            *(
+                {entry["path"]: entry["md5"] for entry in stage.get(kind, []) if "md5" in entry}
+                for kind in ("deps", "outs")
+            )
+        )
+        for name, stage in stages.items()
+    }
+
+
+def git_commit() -> tuple[str | None, bool]:
+    """Commit of the project's git and whether files differ from it; (None, False) outside of git."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], capture_output=True, text=True)
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    return commit, bool(commit and git("status", "--porcelain", "--untracked-files=no"))

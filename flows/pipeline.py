@@ -1,0 +1,315 @@
+"""The flow: every stage of DVC's graph as a Prefect task, side by side where the graph allows.
+
+    oxa run [STAGE …]            or: python -m flows.pipeline [STAGE …]
+
+DVC decides what is done and keeps the results; Prefect orders, retries, logs and shows. A task ends as `Cached` where
+DVC found the stage unchanged or restored its outputs, as `Completed` where it ran. Prefect's own cache is off: it does
+not look at the disk.
+"""
+
+from __future__ import annotations
+
+import base64
+import queue
+import sys
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID
+
+from prefect import flow, get_client, get_run_logger, runtime, task
+from prefect.artifacts import (
+    create_image_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
+from prefect.client.schemas.objects import State, StateType
+from prefect.futures import PrefectFuture
+from prefect.states import Completed, Crashed, Failed
+
+from flows import bridge, schedule, workspace
+from flows.terminal import Terminal
+from oxa import config, progress, tracking
+from oxa.errors import UserError
+
+PARAMS = Path("params.yaml")
+PROGRESS_EVERY = 5.0  # seconds between two updates of a stage's progress artifact
+DRAIN = 30.0  # seconds at most to wait for MLflow at the end; what is unsent then is sent later
+
+
+@task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
+def run_stage(
+    name: str,
+    changed: bool,
+    force: bool,
+    environment: dict[str, str],
+    children: bridge.Children,
+    terminal: Terminal,
+) -> State[Any]:
+    """One stage; `changed` is false where neither it nor anything before it has changed."""
+    if not changed:
+        return Completed(name="Cached", message="DVC: unchanged")
+    logger = get_run_logger()
+    shown = _Progress(name)
+
+    def on_line(line: str) -> None:
+        if found := progress.read(line):
+            terminal.progress(name, *found)
+            shown.update(*found)
+        else:
+            logger.info(line)
+
+    did = children.repro(name, force=force, environment=environment, on_line=on_line)
+    shown.finish()
+    if did == "run":
+        return Completed(message="DVC: run")
+    return Completed(name="Cached", message=f"DVC: {did}")
+
+
+def _worth_another_try(task: Any, task_run: Any, state: State[Any]) -> bool:
+    error = state.result(raise_on_failure=False)
+    again = isinstance(error, bridge.StageFailed) and error.retry
+    if again:
+        get_run_logger().warning("%s; trying again", error)
+    return again
+
+
+class _Progress:
+    """A stage's progress artifact; made when its first bar shows, so that short stages have none."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._artifact: UUID | None = None
+        self._told = 0.0
+
+    def update(self, what: str, percent: int) -> None:
+        if time.monotonic() - self._told < PROGRESS_EVERY:
+            return
+        self._told = time.monotonic()
+        description = f"{self._stage}: {what}"
+        if self._artifact is None:
+            key = "progress-" + "".join(c if c.isalnum() else "-" for c in self._stage.lower())
+            made = create_progress_artifact(float(percent), key=key, description=description)
+            self._artifact = cast(UUID, made)  # awaitable only where it is called from a coroutine
+        else:
+            update_progress_artifact(self._artifact, float(percent), description=description)
+
+    def finish(self) -> None:
+        if self._artifact is not None:
+            update_progress_artifact(self._artifact, 100.0, description=f"{self._stage}: done")
+
+
+@flow(name="oxa", flow_run_name=None, persist_result=False, validate_parameters=True)
+def pipeline(
+    targets: list[str] | None = None,
+    max_workers: int | None = None,
+    accelerators: int | None = None,
+    force: bool = False,
+    register: bool = True,
+) -> State[Any]:
+    """Brings the targets, by default all stages, up to date; then registers the checkpoints.
+
+    Args:
+        targets: stages, or patterns such as `train@*`; with each, all that it needs.
+        max_workers: stages at the same time; by default flow.max_workers of params.yaml.
+        accelerators: of these, stages that load a model; by default flow.accelerators.
+        force: run stages even where nothing has changed.
+        register: put the checkpoints into the model registry and let the gate choose.
+    """
+    try:
+        params = config.load(PARAMS)
+        with workspace.held(f"the flow run {runtime.flow_run.name}"):
+            _claim_and_reconcile()
+            settings = params.flow.model_copy(
+                update={
+                    name: value
+                    for name, value in (("max_workers", max_workers), ("accelerators", accelerators))
+                    if value is not None
+                }
+            )
+            return _run(params, settings, targets or [], force, register)
+    except UserError as error:
+        return Failed(message=str(error))
+
+
+def _run(
+    params: config.Params, settings: config.Flow, targets: list[str], force: bool, register: bool
+) -> State[Any]:
+    nodes = bridge.plan(targets)
+    terminal = Terminal(len(nodes))
+    begun = time.monotonic()
+    with tracking.sending(params.tracking):
+        states = _walk(nodes, settings, force, terminal)
+        failed = {name: state for name, state in states.items() if not state.is_completed()}
+        tracking.wait_until_sent(seconds=DRAIN)
+        if not failed and "report" in states:
+            _show_report()
+            if register and params.tracking.enabled:
+                _register(params, terminal)
+    terminal.say(_closing(states, len(nodes), time.monotonic() - begun))
+    if failed:
+        return Failed(message="\n".join(f"stage {name}: {state.message}" for name, state in failed.items()))
+    return Completed(message=_closing(states, len(nodes), time.monotonic() - begun))
+
+
+def _walk(
+    nodes: list[bridge.Node], settings: config.Flow, force: bool, terminal: Terminal
+) -> dict[str, State[Any]]:
+    """Runs the stages; returns the end state of each that was run."""
+    plan = schedule.Schedule(nodes, max_workers=settings.max_workers, accelerators=settings.accelerators)
+    gpus = schedule.devices()
+    run_id = f"{runtime.flow_run.name}-{str(runtime.flow_run.id)[:8]}"
+    common = {"OXA_PIPELINE_RUN": run_id, progress.ASKED: "1"}
+    stage: Any = run_stage.with_options(
+        retries=settings.retries,
+        retry_delay_seconds=settings.retry_delay,
+        retry_condition_fn=_worth_another_try,
+    )
+    children = bridge.Children()
+    futures: dict[str, PrefectFuture[Any]] = {}
+    states: dict[str, State[Any]] = {}
+    rows: list[dict[str, Any]] = []
+    ended: queue.SimpleQueue[str] = queue.SimpleQueue()
+    try:
+        while plan.num_left:
+            for node, slot in plan.ready():
+                fresh = any(states[name].name != "Cached" for name in node.upstream)
+                terminal.started(node.name)
+                futures[node.name] = stage.submit(
+                    node.name,
+                    node.changed or fresh or force,
+                    force,
+                    common | schedule.environment(slot, settings.accelerators, gpus),
+                    children,
+                    terminal,
+                    wait_for=[futures[name] for name in sorted(node.upstream)],
+                )
+                futures[node.name].add_done_callback(partial(_put, ended, node.name))
+            name = ended.get()
+            state = states[name] = _end_state(futures[name])
+            plan.ended(name, state.is_completed())
+            said = (state.message or "").strip()
+            seconds = terminal.ended(name, _shown(state))
+            if not state.is_completed():
+                terminal.say("\n".join(f"    {line}" for line in said.splitlines()))
+            rows.append({"stage": name, "state": state.name, "seconds": round(seconds, 1), "DVC": said})
+    except BaseException:
+        children.end()
+        raise
+    for name, cause in plan.given_up.items():
+        terminal.given_up(name, cause)
+        rows.append({"stage": name, "state": "not run", "seconds": 0.0, "DVC": f"stage {cause} failed"})
+    create_table_artifact(rows, key="stages", description="What DVC did, stage by stage.")
+    return states
+
+
+def _put(ended: queue.SimpleQueue[str], name: str, _: PrefectFuture[Any]) -> None:
+    ended.put(name)
+
+
+def _end_state(future: PrefectFuture[Any]) -> State[Any]:
+    """The task's end state; its message is the failed stage's own words."""
+    future.wait()
+    state = future.state
+    if state.is_failed():
+        error = state.result(raise_on_failure=False)
+        if isinstance(error, bridge.StageFailed):
+            return state.model_copy(update={"message": str(error)})
+    return state
+
+
+def _shown(state: State[Any]) -> str:
+    if not state.is_completed():
+        return "FAILED"
+    return "cached (restored)" if "restored" in (state.message or "") else (state.name or "").lower()
+
+
+def _closing(states: Mapping[str, State[Any]], num_stages: int, seconds: float) -> str:
+    num_cached = sum(state.name == "Cached" for state in states.values())
+    num_failed = sum(not state.is_completed() for state in states.values())
+    told = [f"{len(states) - num_cached - num_failed} run", f"{num_cached} cached"]
+    if num_failed:
+        told += [f"{num_failed} failed", f"{num_stages - len(states)} not run"]
+    return f"{num_stages} stages: {', '.join(told)}; {seconds:.1f} s"
+
+
+def _show_report(folder: Path = Path("reports")) -> None:
+    """The comparison and its plots, as artifacts of the flow run."""
+    create_markdown_artifact(
+        (folder / "table.md").read_text(encoding="utf-8"),
+        key="comparison",
+        description="The arms side by side.",
+    )
+    for path in sorted(folder.glob("*.png")):
+        picture = base64.b64encode(path.read_bytes()).decode()
+        create_image_artifact(
+            f"data:image/png;base64,{picture}",
+            key=f"plot-{path.stem.replace('_', '-').lower()}",
+            description=f"{path} of this run",
+        )
+
+
+def _register(params: config.Params, terminal: Terminal) -> None:
+    """Registers the checkpoints. MLflow being out of reach does not fail a run whose stages succeeded."""
+    from flows import promote
+
+    try:
+        outcome = promote.register(params)
+    except UserError as error:
+        terminal.say(f"not registered: {error}; `oxa register` does it later")
+        return
+    terminal.say(outcome.text)
+    create_markdown_artifact(outcome.markdown, key="registry", description="What the gate decided.")
+
+
+def _claim_and_reconcile() -> None:
+    """Marks this run as this folder's, and ends the records of earlier ones that were killed.
+
+    The folder is held by this run, so whatever else of it still counts as running was left so by a kill.
+    """
+    own = UUID(str(runtime.flow_run.id))
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(own, tags={*runtime.flow_run.tags, workspace.tag()})
+        alive = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+        left = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                tags=FlowRunFilterTags(all_=[workspace.tag()]),
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=alive)),
+            )
+        )
+        for flow_run in left:
+            if flow_run.id == own:
+                continue
+            crashed: State[Any] = Crashed(
+                message="its process was killed; found by the next run of this folder"
+            )
+            tasks = client.read_task_runs(
+                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id])),
+                task_run_filter=TaskRunFilter(
+                    state=TaskRunFilterState(type=TaskRunFilterStateType(any_=alive), name=None)
+                ),
+            )
+            for task_run in tasks:
+                client.set_task_run_state(task_run.id, crashed, force=True)
+            client.set_flow_run_state(flow_run.id, crashed, force=True)
+
+
+if __name__ == "__main__":
+    from oxa import cli
+
+    sys.exit(cli.main(["run", *sys.argv[1:]]))

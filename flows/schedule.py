@@ -1,0 +1,95 @@
+"""Which stage may start next: a graph, two limits, and what has ended. No Prefect, no DVC.
+
+Of the stages whose inputs are there, the one with the longest way still to go behind it comes first. After a failure
+everything that hangs on it is given up; the rest goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+
+from flows.bridge import Node
+
+
+class Schedule:
+    """Hands out stages in an order that the graph allows."""
+
+    def __init__(self, nodes: Iterable[Node], *, max_workers: int, accelerators: int) -> None:
+        self._waiting = {node.name: node for node in nodes}
+        self._running: dict[str, int | None] = {}
+        self._ended: set[str] = set()
+        self._max_workers = max_workers
+        self._slots = list(range(accelerators))
+        self._depth = _depths(self._waiting)
+        self.given_up: dict[str, str] = {}
+        """Stages that will not run, each with the failed one that it hangs on."""
+
+    def ready(self) -> Iterator[tuple[Node, int | None]]:
+        """Takes what may start now; with a stage that loads a model goes the accelerator slot that it has."""
+        for name in sorted(self._waiting, key=lambda name: (-self._depth[name], name)):
+            node = self._waiting[name]
+            if len(self._running) == self._max_workers:
+                return
+            if node.upstream <= self._ended and (self._slots or not node.accelerator):
+                del self._waiting[name]
+                self._running[name] = self._slots.pop(0) if node.accelerator else None
+                yield node, self._running[name]
+
+    def ended(self, name: str, succeeded: bool) -> None:
+        """Frees what a running stage held; its dependants may start, or never will."""
+        slot = self._running.pop(name)
+        if slot is not None:
+            self._slots = sorted([*self._slots, slot])
+        if succeeded:
+            self._ended.add(name)
+            return
+        lost = {name}
+        while more := {n for n, node in self._waiting.items() if node.upstream & lost} - lost:
+            lost |= more
+        for given_up in lost - {name}:
+            del self._waiting[given_up]
+            self.given_up[given_up] = name
+
+    @property
+    def num_left(self) -> int:
+        """Stages that run or wait."""
+        return len(self._running) + len(self._waiting)
+
+
+def _depths(nodes: dict[str, Node]) -> dict[str, int]:
+    """Stages on the longest way from each stage to the end of the graph, itself included."""
+    depths = dict.fromkeys(nodes, 1)
+    for name in reversed(nodes):  # dependants first: the plan lists every stage after what it reads from
+        for upstream in nodes[name].upstream:
+            depths[upstream] = max(depths[upstream], depths[name] + 1)
+    return depths
+
+
+def devices() -> list[str]:
+    """GPUs that may be used, as CUDA_VISIBLE_DEVICES names them; none where there are none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+    return [
+        str(i) for i, line in enumerate(filter(None, listing.stdout.splitlines())) if line.startswith("GPU")
+    ]
+
+
+def environment(slot: int | None, accelerators: int, gpus: list[str]) -> dict[str, str]:
+    """What a stage in an accelerator slot is told: its share of the GPUs, or without any, of the cores.
+
+    Two stages that both used all cores would each run at less than half the speed.
+    """
+    if slot is None or accelerators == 1:
+        return {}
+    if gpus:
+        return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[slot::accelerators] or [gpus[slot % len(gpus)]])}
+    if "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // accelerators))}

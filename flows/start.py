@@ -1,0 +1,50 @@
+"""`oxa run`: starts the flow with a Prefect API to report to, the project's own where there is no other."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from flows import servers, workspace
+from oxa import config
+from oxa.errors import ConfigError
+
+
+def run(
+    *,
+    targets: list[str],
+    max_workers: int | None,
+    accelerators: int | None,
+    force: bool,
+    register: bool,
+) -> int:
+    """Runs the flow to its end; returns the exit code. Raises UserError before anything has started."""
+    for name, value in (("--max-workers", max_workers), ("--accelerators", accelerators)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} {value}: expected 1 or more")
+    config.load(Path("params.yaml"))
+    if not Path("dvc.yaml").exists():
+        raise ConfigError("dvc.yaml: no such file; run in the project's folder")
+    with workspace.held("`oxa run`"):
+        pass  # a second run ends here, before it has started a server
+    # the person at the terminal gets a line a stage; Prefect's log lines go to its interface
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    with servers.prefect_api() as url:
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        with temporary_settings({PREFECT_API_URL: url}):
+            from flows.pipeline import pipeline
+
+            state = pipeline(
+                targets=targets or None,
+                max_workers=max_workers,
+                accelerators=accelerators,
+                force=force,
+                register=register,
+                return_state=True,
+            )
+    if state.is_completed():
+        return 0
+    print(f"oxa: {state.message}", file=sys.stderr)
+    return 1

@@ -1,0 +1,55 @@
+"""One run at a time in a project folder: DVC's own locks never wait, two pipelines would fail each other's stages."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from oxa.errors import UserError
+
+LOCK = Path(".work") / "flow.lock"
+
+
+@contextmanager
+def held(by: str) -> Iterator[None]:
+    """Keeps the project folder for this run; the kernel gives it back however the run ends.
+
+    Raises UserError, naming the holder, where another run has it.
+    """
+    LOCK.parent.mkdir(exist_ok=True)
+    with LOCK.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"{Path.cwd()} is in use by {_told(lock.read())}; wait for it or end it"
+            ) from None
+        lock.truncate(0)
+        lock.write(json.dumps({"by": by, "process": os.getpid(), "since": _now()}))
+        lock.flush()
+        yield
+        lock.truncate(0)
+
+
+def _told(text: str) -> str:
+    try:
+        holder = json.loads(text)
+        return f"{holder['by']} (process {holder['process']}, since {holder['since']})"
+    except (ValueError, KeyError):
+        return "another run"
+
+
+def _now() -> str:
+    return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def tag() -> str:
+    """What marks this folder's flow runs among all that a Prefect server knows."""
+    return f"workspace:{socket.gethostname()}:{Path.cwd()}"

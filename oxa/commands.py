@@ -1,0 +1,292 @@
+"""What a person needs round the stages: doctor, use, summary, and the flow, its servers, tracking and the registry.
+
+`add` hangs these commands into the command line of cli.py. Prefect and MLflow are imported by those that need them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from oxa import config, records
+from oxa.errors import ConfigError, DataError
+
+
+def add(commands: Any) -> None:
+    """Adds every command of this module to argparse's `commands`."""
+    _add_run(commands)
+    _add_ui(commands)
+    _add_doctor(commands)
+    _add_use(commands)
+    summary = commands.add_parser(
+        "summary",
+        help="print the comparison table of the last report",
+        description="Prints the arms side by side, with intervals and paired differences, from the report's numbers.",
+    )
+    summary.add_argument("--summary", type=Path, default=Path("metrics/summary.json"))
+    summary.set_defaults(command=_summary)
+    _add_track(commands)
+    _add_registry(commands)
+
+
+def add_params(command: argparse.ArgumentParser) -> None:
+    """The option that every command with parameters has."""
+    command.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: params.yaml")
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser(
+        "run",
+        help="run the pipeline's stages in parallel, as a Prefect flow",
+        description="Runs what `dvc repro` would run, stages side by side where the graph allows, each a task of a "
+        "Prefect flow; then registers the checkpoints. Finished stages are found in DVC's cache. Ctrl-C or a kill "
+        "costs minutes at most: run it again.",
+    )
+    run.add_argument(
+        "targets",
+        nargs="*",
+        metavar="STAGE",
+        help="stages to bring up to date, with all they need; patterns such as 'train@*' are allowed. Default: all",
+    )
+    run.add_argument(
+        "--max-workers", type=int, metavar="N", help="stages at the same time; default: flow.max_workers"
+    )
+    run.add_argument(
+        "--accelerators",
+        type=int,
+        metavar="N",
+        help="of these, stages that load a model; visible GPUs are shared out. Default: flow.accelerators",
+    )
+    run.add_argument("--force", action="store_true", help="run stages even where nothing has changed")
+    run.add_argument("--no-register", action="store_true", help="leave the model registry alone")
+    run.set_defaults(command=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from flows import start
+
+    return start.run(
+        targets=arguments.targets,
+        max_workers=arguments.max_workers,
+        accelerators=arguments.accelerators,
+        force=arguments.force,
+        register=not arguments.no_register,
+    )
+
+
+def _add_ui(commands: Any) -> None:
+    ui = commands.add_parser(
+        "ui",
+        help="start the Prefect and MLflow servers and print their addresses",
+        description="Serves the project's runs on 127.0.0.1 until Ctrl-C; flows started meanwhile show there live.",
+    )
+    ui.add_argument("--prefect-port", type=int, default=4200, metavar="PORT", help="default: 4200")
+    ui.add_argument("--mlflow-port", type=int, default=5000, metavar="PORT", help="default: 5000")
+    ui.set_defaults(command=_ui)
+
+
+def _ui(arguments: argparse.Namespace) -> None:
+    from flows import servers
+
+    servers.ui(arguments.prefect_port, arguments.mlflow_port)
+
+
+def _add_track(commands: Any) -> None:
+    track = commands.add_parser(
+        "track",
+        help="show what MLflow has not been told yet, or tell it",
+        description="Every stage's record is written here first and sent to MLflow in the background. This shows what "
+        "is still unsent, for example because the server was down.",
+    )
+    track.add_argument("--replay", action="store_true", help="send it now, and wait until it is there")
+    track.set_defaults(command=_track)
+
+
+def _track(arguments: argparse.Namespace) -> None:
+    from oxa import tracking
+
+    print(tracking.replay() if arguments.replay else tracking.status())
+
+
+def _add_registry(commands: Any) -> None:
+    register = commands.add_parser(
+        "register",
+        help="put the trained checkpoints into the model registry and let the gate choose",
+        description="Registers every arm's checkpoints as versions, by reference with hashes. The best arm becomes "
+        "`challenger`, and `champion` if it beats the former one with the certainty that params.yaml asks for.",
+    )
+    promote = commands.add_parser(
+        "promote",
+        help="make a version the champion by hand",
+        description="Moves the alias `champion` to a registered version, whatever the gate says; the version's tags "
+        "keep that it was moved by hand, and when.",
+    )
+    lineage = commands.add_parser(
+        "lineage",
+        help="print which data, code and runs a version was made from, or what was made from data",
+        description="Follows a version back through its training run and every stage before it to the sources, with "
+        "the DVC md5 of each file; or, with --data, the other way: from a file to the versions made from it.",
+    )
+    model = commands.add_parser(
+        "model",
+        help="print the checkpoint folder of a version, if it still holds what was registered",
+        description="Prints the folder, for example for `vllm serve $(oxa model champion)`. Refuses with the reason "
+        "where the files have changed since.",
+    )
+    for command in (register, promote, lineage, model):
+        add_params(command)
+    for command in (promote, model):
+        command.add_argument("version", metavar="VERSION", help="number or alias (champion, challenger)")
+    lineage.add_argument("version", metavar="VERSION", nargs="?", help="number or alias")
+    lineage.add_argument(
+        "--data", metavar="PATH", help="a path of the pipeline, or a DVC md5 or its beginning"
+    )
+    register.set_defaults(command=_register)
+    promote.set_defaults(command=_promote)
+    lineage.set_defaults(command=_lineage)
+    model.set_defaults(command=_model)
+
+
+def _register(arguments: argparse.Namespace) -> None:
+    from flows import promote
+
+    print(promote.register(config.load(arguments.params)).text)
+
+
+def _promote(arguments: argparse.Namespace) -> None:
+    from oxa import registry
+
+    print(registry.promote(config.load(arguments.params).registry, arguments.version))
+
+
+def _lineage(arguments: argparse.Namespace) -> None:
+    from oxa import registry
+
+    settings = config.load(arguments.params).registry
+    if (arguments.version is None) == (arguments.data is None):
+        raise ConfigError("oxa lineage: name either a VERSION or --data PATH")
+    if arguments.data is not None:
+        print(registry.versions_from(settings, arguments.data))
+    else:
+        print(registry.lineage(settings, arguments.version))
+
+
+def _model(arguments: argparse.Namespace) -> None:
+    from oxa import registry
+
+    print(registry.path_of(config.load(arguments.params).registry, arguments.version))
+
+
+def _summary(arguments: argparse.Namespace) -> None:
+    from oxa import report
+
+    print(report.table(records.read_json(arguments.summary)))
+
+
+def _add_use(commands: Any) -> None:
+    use = commands.add_parser(
+        "use",
+        help="make a preset the project's params.yaml",
+        description="Checks a params file and writes it to params.yaml; values can be set on the way.",
+    )
+    use.add_argument("preset", type=Path, help="for example presets/gsm8k.yaml")
+    use.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="for example sources.folder=../my-data",
+    )
+    use.add_argument("--params", type=Path, default=Path("params.yaml"), help="file to write")
+    use.set_defaults(command=_use)
+
+
+def _use(arguments: argparse.Namespace) -> None:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    config.load(arguments.preset)
+    yaml = YAML()  # keeps the preset's comments
+    yaml.width = 120
+    raw = yaml.load(arguments.preset.read_text(encoding="utf-8"))
+    for assignment in arguments.set:
+        key, sign, text = assignment.partition("=")
+        if not sign:
+            raise ConfigError(
+                f"--set {assignment}: expected KEY=VALUE, for example sources.folder=../my-data"
+            )
+        *parents, last = key.split(".")
+        section = raw
+        for name in parents:
+            section = section.setdefault(name, {}) if isinstance(section, dict) else None
+        if not isinstance(section, dict):
+            raise ConfigError(
+                f"--set {assignment}: {key} does not lead through sections of {arguments.preset}"
+            )
+        try:  # plain values, so that they are written in block style
+            section[last] = YAML(typ="safe").load(text)
+        except YAMLError as error:
+            problem = " ".join(str(error).split())
+            raise ConfigError(
+                f"--set {assignment}: not valid YAML, a quoted text may help: {problem}"
+            ) from None
+    config.check(
+        json.loads(json.dumps(raw, default=str)),
+        f"{arguments.preset} with {' '.join(arguments.set) or 'no changes'}",
+    )
+    with records.atomic(arguments.params) as temporary:
+        with temporary.open("w", encoding="utf-8") as file:
+            yaml.dump(raw, file)
+        config.load(temporary)
+    print(f"{arguments.params} now holds {arguments.preset}" + "".join(f", {text}" for text in arguments.set))
+
+
+def _add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="check the parameters, this machine and the student before a long run",
+        description="Says in a sentence each what would go wrong: parameters, libraries, device, chat template.",
+    )
+    add_params(doctor)
+    doctor.add_argument(
+        "--model",
+        help="checkpoint folder or hub id to check; default: models/base where it is, else base.model",
+    )
+    doctor.set_defaults(command=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from importlib.metadata import version
+
+    params = config.load(arguments.params)
+    print(f"params    {arguments.params}: fine; arms {', '.join(params.arms)}; seeds {params.seeds}")
+    names = ("torch", "transformers", "trl", "datasets", "math-verify", "dvc")
+    print("libraries " + ", ".join(f"{name} {version(name)}" for name in names))
+    from oxa import base, lm
+
+    print(f"device    {lm.default_device()}")
+    model = arguments.model or _default_model(params)
+    if model is None:
+        print("student   not made yet (`dvc repro base` makes it)")
+        return 0
+    revision = (
+        params.base.revision
+        if isinstance(params.base, config.Checkpoint) and model == params.base.model
+        else None
+    )
+    faults = base.check_checkpoint(model, params.prompt, revision)
+    for fault in faults:
+        print(f"student   {model}: {fault}")
+    if faults:
+        raise DataError(f"{model}: not usable as a student for the reason{'s' * (len(faults) > 1)} above")
+    print(f"student   {model}: fine")
+    return 0
+
+
+def _default_model(params: config.Params) -> str | Path | None:
+    made = Path("models/base")
+    if made.exists():
+        return made
+    return params.base.model if isinstance(params.base, config.Checkpoint) else None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import settings
 
 settings.register_profile("shared machine", deadline=None)  # other work must not fail an example
@@ -102,3 +104,38 @@ def log() -> Any:
             self.rows.append({"step": step, **values})
 
     return Kept()
+
+
+class Repository:
+    """A real DVC repository of a few shell stages, and the working directory of the test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def stages(self, **stages: dict[str, Any]) -> None:
+        """Writes dvc.yaml; `cmd`, `deps`, `outs`, `matrix`, `meta` as DVC knows them."""
+        (self.folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+
+    def set(self, key: str, value: Any) -> None:
+        """Changes one value of params.yaml, by its dotted key."""
+        params = yaml.safe_load((self.folder / "params.yaml").read_text())
+        *parents, last = key.split(".")
+        section = params
+        for name in parents:
+            section = section.setdefault(name, {})
+        section[last] = value
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    project = Path(__file__).resolve().parents[1]
+    for name in ("params.yaml", ".gitignore"):
+        shutil.copy(project / name, folder)
+    (folder / "sources").mkdir()
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
+        subprocess.run(command, cwd=folder, check=True, env=os.environ | {"DVC_NO_ANALYTICS": "1"})
+    monkeypatch.chdir(folder)
+    return Repository(folder)

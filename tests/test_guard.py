@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from oxa import guard
 from oxa.errors import DataError, UserError
@@ -129,3 +130,32 @@ def test_a_stage_dies_with_the_dvc_that_started_it(folder: Path):
     while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
         assert time.monotonic() < deadline, "the stage outlived its DVC"
         time.sleep(0.05)
+
+
+def test_md5s_are_the_ones_that_dvc_has(repository):
+    folder = repository.folder / "made"
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "b.txt").write_text("b")
+    (folder / "deep" / "a é.txt").write_text("a")
+    (folder / "deep" / "er" / "c").write_bytes(bytes(range(256)) * 5000)
+    (folder / "deep-2").write_text("sorts before deep/ as text, after it as a path")
+    (repository.folder / "file.txt").write_text("one\r\ntwo\n")
+    subprocess.run(["dvc", "add", "-q", "made", "file.txt"], check=True)
+    for name in ("made", "file.txt"):
+        recorded = yaml.safe_load((repository.folder / f"{name}.dvc").read_text())["outs"][0]["md5"]
+        assert guard.dvc_md5(Path(name)) == recorded
+
+
+def test_a_run_knows_the_md5_of_its_inputs_and_outputs_under_their_final_names(folder: Path):
+    hashed: dict[str, str] = {}
+
+    def during(run: guard.Run) -> None:
+        run.outputs["output"].write_text("out")
+        run.outputs["folder"].mkdir()
+        (run.outputs["folder"] / "a").write_text("out")
+        hashed.update(run.hash_outputs())
+        guard._remove(run.outputs["folder"])
+
+    run = run_stage(folder, during=during)
+    assert run.inputs == {str(folder / "input"): guard.dvc_md5(folder / "input")}
+    assert hashed == {str(path): guard.dvc_md5(path) for path in (folder / "deep" / "out.txt", folder / "made")}

@@ -153,8 +153,8 @@ def ui(prefect_port: int = 4200, mlflow_port: int = 5000) -> None:
         )
     with ExitStack() as stack:
         stack.enter_context(_only_ui())
-        previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-        stack.callback(signal.signal, signal.SIGTERM, previous)
+        for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job starts with Ctrl-C ignored
+            stack.callback(signal.signal, number, signal.signal(number, signal.default_int_handler))
         try:
             _serve(prefect_port, None if remote else mlflow_port, tracking, stack)
         except KeyboardInterrupt:

@@ -1,0 +1,416 @@
+"""The gate: registers what was trained, chooses a challenger, and lets it replace the champion if it is shown better.
+
+    challenger  the arm whose mean of registry.metric over all seeds and problems is highest; of that arm, the seed
+                that params.yaml lists first. A fixed rule: to take the seed that scored best would be to choose luck.
+    champion    who was let through last. As long as there is none, the base stands in.
+    gate        the paired difference of the two checkpoints on the same problems (oxa/metrics.py), challenger minus
+                champion, with the bootstrap of the `report` section; passed if its interval's lower end is above
+                registry.min_gain.
+
+Left out: the challenger is chosen on the problems on which it is then tested, so its lead is flattered, the more the
+more arms there are (a benchmark kept for the gate alone would not do that); and the interval covers the draw of
+problems, not what another fine-tuning seed would have given.
+
+A comparison needs the same problems, as many samples of each, drawn the same way. What every version answered is
+kept with it, so that a champion can be compared when the workspace has moved on. Where they differ the gate stays
+shut, and a person decides (`oxa promote VERSION`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flows import bridge
+from oxa import config, guard, registry, report
+from oxa import metrics as statistics
+from oxa.errors import ConfigError, DataError
+
+DRAWN_BY = ("temperature", "top_p", "max_tokens")  # settings that two evaluations must share
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one checkpoint answered on the benchmarks."""
+
+    counts: dict[str, dict[str, tuple[int, int]]]
+    """Benchmark, problem_id -> samples, correct ones."""
+    drawn_by: dict[str, float]
+    """Settings of the draw, those of DRAWN_BY."""
+
+    @classmethod
+    def of(cls, found: report.Outcomes, section: config.Evaluate) -> Results:
+        counts: dict[str, dict[str, tuple[int, int]]] = {}
+        columns = (found.benchmark, found.problem_id, found.num_samples, found.num_correct)
+        for benchmark, problem, samples, correct in zip(*columns, strict=True):
+            counts.setdefault(str(benchmark), {})[str(problem)] = (int(samples), int(correct))
+        return cls(counts, {name: getattr(section, name) for name in DRAWN_BY})
+
+    @classmethod
+    def loads(cls, text: str) -> Results:
+        """The inverse of `dumps`."""
+        raw = json.loads(text)
+        counts = {name: {p: (n, c) for p, (n, c) in part.items()} for name, part in raw["counts"].items()}
+        return cls(counts, raw["drawn_by"])
+
+    def dumps(self) -> str:
+        """As JSON, equal for equal results."""
+        return json.dumps({"counts": self.counts, "drawn_by": self.drawn_by}, sort_keys=True)
+
+    def digest(self) -> str:
+        """Hash of all of it."""
+        return hashlib.sha256(self.dumps().encode()).hexdigest()[:32]
+
+    def on(self, benchmark: str | None) -> dict[tuple[str, str], tuple[int, int]]:
+        """(benchmark, problem_id) -> samples, correct; of one benchmark or of all, in order."""
+        return {
+            (name, problem): counts
+            for name, part in sorted(self.counts.items())
+            if benchmark in (None, name)
+            for problem, counts in sorted(part.items())
+        }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate said."""
+
+    passed: bool
+    reason: str
+    """The figures, or why nothing was compared."""
+    difference: statistics.Difference | None = None
+
+
+@dataclass
+class Outcome:
+    """What registering did."""
+
+    sentences: list[str] = field(default_factory=list)
+    """For the terminal, a line each."""
+    table: str = ""
+    """The versions and the gate's verdict as Markdown."""
+    versions: dict[str, int] = field(default_factory=dict)
+    """Training stage -> number of its version."""
+    challenger: int | None = None
+    champion: int | None = None
+    passed: bool = False
+    """Whether the champion has changed."""
+
+
+@dataclass
+class _Field:
+    """What dvc.lock and the workspace hold of these parameters' arms and seeds."""
+
+    checkpoints: list[registry.Checkpoint] = field(default_factory=list)
+    answers: dict[str, report.Outcomes] = field(default_factory=dict)
+    """By training stage; absent where it was not evaluated."""
+    base: report.Outcomes | None = None
+    refused: list[str] = field(default_factory=list)
+    """Why a checkpoint cannot be registered, a sentence each."""
+    unready: list[str] = field(default_factory=list)
+    """Why arms and seeds cannot all be compared, a sentence each."""
+
+
+def register(params: config.Params, params_path: Path = Path("params.yaml")) -> Outcome:
+    """Registers all checkpoints of these parameters that dvc.lock holds and the workspace has, then asks the gate.
+
+    What is registered already is not registered again, and an MLflow run `register` (the answers, the table, the
+    decision, the parameters) is made only where there is something new to keep. Raises DataError where DVC has no
+    lock file yet, ConfigError where the gate asks for more than was evaluated, UserError where MLflow is out of reach.
+    """
+    return settle(params, bridge.locked(), *bridge.git_commit(), params_path=params_path)
+
+
+def settle(
+    params: config.Params,
+    locked: Mapping[str, registry.Step],
+    commit: str | None,
+    dirty: bool,
+    *,
+    params_path: Path = Path("params.yaml"),
+) -> Outcome:
+    """`register`, with what DVC and git said."""
+    settings, experiment = params.registry, params.tracking.experiment
+    found = _field(params, locked)
+    results = {stage: Results.of(answers, params.evaluate) for stage, answers in found.answers.items()}
+    arm = None if found.unready else _best_arm(params, results)
+    comparison = "" if found.unready or found.base is None else _comparison(params, found)
+
+    known: dict[str, registry.Version] = {}
+    new: list[int] = []
+    for checkpoint in found.checkpoints:
+        version, is_new = registry.register(
+            settings,
+            checkpoint,
+            locked,
+            commit=commit,
+            dirty=dirty,
+            experiment=experiment,
+            description=_description(checkpoint, comparison),
+        )
+        known[checkpoint.stage] = version
+        new += [version.number] * is_new
+    outcome = Outcome(versions={stage: version.number for stage, version in known.items()})
+    outcome.sentences = [_counted(settings.model, new, list(outcome.versions.values()))]
+    outcome.sentences += [f"not registered: {reason}" for reason in found.refused]
+
+    champion = registry.with_alias(registry.versions(settings), registry.CHAMPION)
+    if arm is None:
+        chosen, verdict = (
+            None,
+            Verdict(False, f"not asked, for want of all arms and seeds: {found.unready[0]}"),
+        )
+    else:
+        chosen = known[f"train@{arm}-{params.seeds[0]}"]
+        verdict = _gate(params, chosen, champion, known, results, found.base)
+    outcome.sentences.append(f"gate: {'passed; ' if verdict.passed else ''}{verdict.reason}")
+
+    fresh = {
+        stage: result
+        for stage, result in results.items()
+        if known[stage].tags.get("oxa.results.md5") != result.digest()
+    }
+    if fresh or verdict.passed:
+        files = {_artifact(stage): result.dumps() for stage, result in fresh.items()}
+        files["decision.txt"] = "\n".join(outcome.sentences) + "\n"
+        if comparison:
+            files["table.md"] = comparison
+        if params_path.exists():
+            files["params.yaml"] = params_path.read_text(encoding="utf-8")
+        tags = {"oxa.versions": ", ".join(map(str, outcome.versions.values())), "oxa.gate": verdict.reason}
+        tags |= {"git.commit": commit or "", "git.dirty": str(dirty).lower()}
+        values = (
+            {f"gate.{k}": v for k, v in verdict.difference._asdict().items()} if verdict.difference else {}
+        )
+        run_id = registry.record(experiment, files, tags, values)
+        for stage, result in fresh.items():
+            registry.keep_results(settings, known[stage], f"{run_id}/{_artifact(stage)}", result.digest())
+    if chosen:
+        outcome.challenger = chosen.number
+        registry.challenge(settings, chosen)
+        if verdict.passed:
+            champion = registry.promote(settings, str(chosen.number), by="gate", why=verdict.reason)
+            outcome.sentences.append(f"{champion.name} is the champion now")
+    outcome.passed, outcome.champion = verdict.passed, champion.number if champion else None
+    outcome.table = _table(params, outcome, known, results if arm else {})
+    return outcome
+
+
+def judge(
+    settings: config.Registry,
+    section: config.Report,
+    challenger: tuple[str, Results],
+    champion: tuple[str, Results],
+) -> Verdict:
+    """The gate's rule, for two named checkpoints."""
+    (name, ours), (their_name, theirs) = challenger, champion
+    if unlike := _unlike(ours, theirs, settings.benchmark):
+        return Verdict(False, f"{name} cannot be compared with {their_name}: {unlike}")
+    a, b = (_metric(settings, result) for result in (ours, theirs))
+    found = statistics.paired_difference(
+        a, b, resamples=section.resamples, confidence=section.confidence, seed=section.seed
+    )
+    passed = found.low > settings.min_gain
+    mean, low, high = (f"{100 * value:+.1f}" for value in (found.difference, found.low, found.high))
+    where = settings.benchmark or ", ".join(sorted(ours.counts))
+    reason = (
+        f"{name} against {their_name}: {settings.metric} {a.mean():.1%} and {b.mean():.1%} on {len(a)} problems "
+        f"({where}), difference {mean} points, {section.confidence:.0%} interval [{low}, {high}], "
+        f"{'' if passed else 'not '}all above {100 * settings.min_gain:+.1f}"
+    )
+    return Verdict(passed, reason, found)
+
+
+def _gate(
+    params: config.Params,
+    chosen: registry.Version,
+    champion: registry.Version | None,
+    known: Mapping[str, registry.Version],
+    results: Mapping[str, Results],
+    base: report.Outcomes | None,
+) -> Verdict:
+    by_number = {known[stage].number: result for stage, result in results.items()}
+    ours = (chosen.name, by_number[chosen.number])
+    if champion is None:
+        if base is None:
+            return Verdict(
+                False, "not asked: there is no champion yet, and the base is not evaluated; `oxa run` does it"
+            )
+        theirs = ("the base", Results.of(base, params.evaluate))
+        return judge(params.registry, params.report, ours, theirs)
+    if champion.number == chosen.number:
+        return Verdict(
+            False, f"{chosen.name} is the champion already, and its arm still the best; nothing to do"
+        )
+    name = f"the champion, {champion.name}"
+    if champion.number in by_number:
+        answered: Results | None = by_number[champion.number]
+    else:
+        kept = registry.results(champion)
+        answered = Results.loads(kept) if kept else None
+    if answered is None:
+        verdict = Verdict(
+            False, f"{chosen.name} cannot be compared with {name}: what that answered is not to be had"
+        )
+    else:
+        verdict = judge(params.registry, params.report, ours, (name, answered))
+    if verdict.difference is None:
+        return Verdict(False, f"{verdict.reason}; `oxa promote {chosen.number}` makes it champion by hand")
+    return verdict
+
+
+def _unlike(ours: Results, theirs: Results, benchmark: str | None) -> str:
+    """Why two results cannot be compared; "" where they can."""
+    for name in DRAWN_BY:
+        if ours.drawn_by[name] != theirs.drawn_by[name]:
+            return f"evaluated with {name} {ours.drawn_by[name]:g} and {theirs.drawn_by[name]:g}"
+    a, b = ours.on(benchmark), theirs.on(benchmark)
+    if a.keys() != b.keys():
+        return f"evaluated on {len(a)} and {len(b)} problems, {len(a.keys() & b.keys())} of them the same"
+    for key in a:
+        if a[key][0] != b[key][0]:
+            return f"evaluated with {a[key][0]} and {b[key][0]} samples a problem of {key[0]}"
+    return ""
+
+
+def _metric(settings: config.Registry, results: Results) -> Any:
+    """registry.metric of each problem of registry.benchmark, [P]."""
+    num_samples, num_correct = np.array(list(results.on(settings.benchmark).values())).T
+    k = int(settings.metric.removeprefix("pass@"))
+    if k > num_samples.min():
+        raise ConfigError(
+            f"registry.metric {settings.metric} needs {k} samples of every problem, found {num_samples.min()}; lower "
+            "it, or raise evaluate.num_samples and run again"
+        )
+    return statistics.pass_at_k(num_samples, num_correct, k)
+
+
+def _best_arm(params: config.Params, results: Mapping[str, Results]) -> str:
+    """The arm with the highest mean; of equal ones the first listed."""
+
+    def mean(arm: str) -> float:
+        return float(
+            np.mean([_metric(params.registry, results[f"train@{arm}-{seed}"]) for seed in params.seeds])
+        )
+
+    return max(params.arms, key=mean)
+
+
+def _field(params: config.Params, locked: Mapping[str, registry.Step]) -> _Field:
+    found = _Field()
+    for arm in params.arms:
+        for seed in params.seeds:
+            stage = f"train@{arm}-{seed}"
+            try:
+                found.checkpoints.append(
+                    registry.Checkpoint(stage, arm, seed, *_output(locked, stage, ".dir"))
+                )
+            except DataError as error:
+                found.refused.append(str(error))
+                continue
+            try:
+                found.answers[stage] = report.outcomes(_table_of(locked, f"evaluate@{arm}-{seed}"))
+            except DataError as error:
+                found.unready.append(str(error))
+    found.unready = found.refused + found.unready or _unlike_each_other(params, found.answers)
+    with contextlib.suppress(DataError):  # only a gate without a champion needs it, and says so
+        found.base = report.outcomes(_table_of(locked, "evaluate_base"))
+    return found
+
+
+def _unlike_each_other(params: config.Params, answers: Mapping[str, report.Outcomes]) -> list[str]:
+    benchmark, first = params.registry.benchmark, next(iter(answers.values()))
+    if benchmark not in (None, *first.benchmark):
+        return [f"nothing was evaluated on registry.benchmark {benchmark}; `oxa run` does it"]
+    for stage, one in answers.items():
+        a, b = (Results.of(each, params.evaluate) for each in (first, one))
+        if unlike := _unlike(a, b, benchmark):
+            return [f"{next(iter(answers))} and {stage} were {unlike}; `oxa run` evaluates them again"]
+    return []
+
+
+def _table_of(locked: Mapping[str, registry.Step], stage: str) -> Path:
+    return Path(_output(locked, stage, ".parquet")[0])
+
+
+def _output(locked: Mapping[str, registry.Step], stage: str, suffix: str) -> tuple[str, str]:
+    """Path and md5 of a stage's folder (`.dir`) or table (`.parquet`).
+
+    Raises DataError where the stage has not run, something upstream has moved on since, or the workspace holds
+    something else.
+    """
+    if stage not in locked:
+        raise DataError(f"{stage} has not run; `oxa run` does it")
+    registry.chain(locked, stage)
+    outs = locked[stage].outs.items()
+    path, md5 = next((path, md5) for path, md5 in outs if suffix in (Path(path).suffix, Path(md5).suffix))
+    if not Path(path).exists():
+        raise DataError(f"{path} is gone from the workspace; `oxa run` brings it back")
+    if guard.dvc_md5(Path(path)) != md5:
+        raise DataError(f"{path} is not what {stage} wrote; `oxa run` makes it again")
+    return path, md5
+
+
+def _comparison(params: config.Params, found: _Field) -> str:
+    """The report's table, of these answers."""
+    assert found.base is not None
+    by_arm = {report.BASE: [found.base]}
+    for arm in params.arms:
+        by_arm[arm] = [found.answers[f"train@{arm}-{seed}"] for seed in params.seeds]
+    return report.table({**report.summarize(params.report, by_arm), "guess_rate": {}})
+
+
+def _description(checkpoint: registry.Checkpoint, comparison: str) -> str:
+    said = (
+        f"Checkpoint {checkpoint.path} of {checkpoint.stage} (DVC md5 {checkpoint.md5}), by reference: "
+        "`oxa model VERSION` checks it and prints its path, `oxa lineage VERSION` what it was made from."
+    )
+    return f"{said}\n\n{comparison}" if comparison else said
+
+
+def _counted(model: str, new: list[int], everyone: list[int]) -> str:
+    if not everyone:
+        return f"registry: no checkpoint to register in {model}"
+    old = len(everyone) - len(new)
+    parts = [f"{len(new)} registered as {registry.ranges(new)}"] * bool(new)
+    parts += [f"{old} known already as {registry.ranges([n for n in everyone if n not in new])}"] * bool(old)
+    return f"registry: checkpoints of {model}: {', '.join(parts)}"
+
+
+def _artifact(stage: str) -> str:
+    return f"results/{stage.partition('@')[2]}.json"
+
+
+def _table(
+    params: config.Params,
+    outcome: Outcome,
+    known: Mapping[str, registry.Version],
+    results: Mapping[str, Results],
+) -> str:
+    """The versions as Markdown, with what the last sentences say."""
+    settings = params.registry
+    lines = ["# Model registry", "", *(f"- {sentence}" for sentence in outcome.sentences), ""]
+    lines += [
+        f"| version | checkpoint | {settings.metric}, % | alias | DVC md5 |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for stage, version in known.items():
+        rate = f"{100 * _metric(settings, results[stage]).mean():.1f}" if stage in results else "–"
+        aliases = [
+            alias
+            for alias, number in (
+                (registry.CHAMPION, outcome.champion),
+                (registry.CHALLENGER, outcome.challenger),
+            )
+            if number == version.number
+        ]
+        cells = (version.number, version.tags["dvc.path"], rate, ", ".join(aliases), version.tags["dvc.md5"])
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,483 @@
+"""The model registry: versions that refer to checkpoints by path and hash, and the chain from each to its data.
+
+Nothing is copied. A version of the MLflow model `registry.model` says where the checkpoint lay and which content it
+had; DVC's cache keeps the content. Its tags lead back to the sources, and from a source to the versions:
+
+    dvc.path, dvc.md5              the checkpoint; also in the version's source, `dvc://PATH?md5=MD5`
+    oxa.stage, oxa.arm, oxa.seed   the training stage, as in dvc.lock
+    dvc.<path>                     md5 of each file or folder that the checkpoint was made from, directly or not
+    oxa.chain                      the same by stage, JSON: {stage: {"deps": {path: md5}, "outs": {path: md5}}}
+    oxa.code                       the modules that ran, JSON: {path: md5}; where git.dirty, the commit does not tell
+    oxa.files                      the checkpoint's files, JSON: {name: md5}
+    git.commit, git.dirty          when it was registered
+    oxa.results                    `RUN_ID/ARTIFACT`: what it answered to each problem, for later comparisons
+    promoted.by, .at, .why         on versions that have been champion: gate or hand, UTC, the reason
+
+The alias `challenger` is the version that the gate chose last (flows/promote.py), `champion` the one that holds.
+
+Limits of MLflow 3.17: 250 characters a tag's key, of letters, digits and `_-. :/`; 100,000 a value; on PostgreSQL
+500 the source and 5,000 the description, more than which is an error there (SQLite takes any).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from graphlib import TopologicalSorter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+from urllib.parse import quote
+
+from oxa import guard, spool, tracking
+from oxa.config import Registry
+from oxa.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+MAX_DESCRIPTION = 5000
+MIN_PREFIX = 6  # characters of an md5 that may stand for the whole
+
+
+class Step(Protocol):
+    """A stage as dvc.lock has it: path -> DVC md5."""
+
+    @property
+    def deps(self) -> Mapping[str, str]: ...
+    @property
+    def outs(self) -> Mapping[str, str]: ...
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained checkpoint as dvc.lock names it."""
+
+    stage: str
+    arm: str
+    seed: int
+    path: str
+    md5: str
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version."""
+
+    number: int
+    tags: dict[str, str]
+    aliases: tuple[str, ...]
+    run_id: str | None
+    description: str
+
+    @property
+    def name(self) -> str:
+        """`version 3 (oxa_full, seed 0)`."""
+        return (
+            f"version {self.number} ({self.tags.get('oxa.arm', '?')}, seed {self.tags.get('oxa.seed', '?')})"
+        )
+
+
+def chain(locked: Mapping[str, Step], stage: str) -> dict[str, Step]:
+    """The stage and all upstream of it, the stage itself first and each before what it was made from.
+
+    Raises DataError where a stage read other content than the stage that makes it has left since: what is in the
+    workspace is then not what the checkpoint was made from.
+    """
+    upstream: dict[str, list[str]] = {}
+    todo = [stage]
+    while todo:
+        name = todo.pop()
+        if name in upstream:
+            continue
+        upstream[name] = []
+        for path, md5 in locked[name].deps.items():
+            makers = [
+                other for other, step in locked.items() if any(_overlap(out, path) for out in step.outs)
+            ]
+            # dvc.lock keeps stages that are no longer in dvc.yaml: any that left this content will do
+            fitting = [other for other in makers if locked[other].outs.get(path, md5) == md5]
+            if makers and not fitting:
+                raise DataError(
+                    f"{name} was made from another {path} than {makers[0]} has made since; `oxa run` makes it again"
+                )
+            upstream[name] += fitting[:1]
+        todo += upstream[name]
+    order = list(TopologicalSorter(upstream).static_order())
+    return {name: locked[name] for name in reversed(order)}
+
+
+def register(
+    settings: Registry,
+    checkpoint: Checkpoint,
+    locked: Mapping[str, Step],
+    *,
+    commit: str | None,
+    dirty: bool,
+    experiment: str,
+    description: str,
+) -> tuple[Version, bool]:
+    """Registers the checkpoint, whose files lie in the workspace, and says whether it is new.
+
+    The same content of the same stage is not registered twice; its description is brought up to date. The training
+    run is found by what it wrote, in `experiment`; without one the version has none. Raises DataError as `chain` does
+    and UserError where MLflow cannot be reached.
+    """
+    description = _shortened(description)
+    with _registry() as client:
+        for version in versions(settings):
+            if (version.tags.get("oxa.stage"), version.tags.get("dvc.md5")) == (
+                checkpoint.stage,
+                checkpoint.md5,
+            ):
+                if version.description != description:
+                    client.update_model_version(settings.model, str(version.number), description)
+                return version, False
+        _ensure_model(client, settings.model)
+        steps = chain(locked, checkpoint.stage)
+        run = _training_run(experiment, checkpoint.stage, checkpoint.path, checkpoint.md5)
+        made = client.create_model_version(
+            settings.model,
+            source=f"dvc://{quote(checkpoint.path)}?md5={checkpoint.md5}",
+            run_id=run.info.run_id if run else None,
+            tags=_tags(checkpoint, steps, commit, dirty) | {"oxa.experiment": experiment},
+            description=description,
+        )
+        return _version(made, ()), True
+
+
+def versions(settings: Registry) -> list[Version]:
+    """All versions of the model, oldest first; none where nothing is registered yet."""
+    from mlflow.exceptions import MlflowException
+
+    with _registry() as client:
+        try:
+            aliases = client.get_registered_model(settings.model).aliases
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return []
+            raise
+        found: list[Any] = []
+        token = None
+        while True:
+            page = client.search_model_versions(f"name = '{settings.model}'", page_token=token)
+            found += page
+            if not (token := page.token):
+                break
+    names: dict[int, list[str]] = {}
+    for alias, number in aliases.items():
+        names.setdefault(int(number), []).append(alias)
+    return sorted(
+        (_version(one, tuple(sorted(names.get(int(one.version), [])))) for one in found),
+        key=lambda version: version.number,
+    )
+
+
+def with_alias(known: list[Version], alias: str) -> Version | None:
+    """The version that has this alias, if one has."""
+    return next((version for version in known if alias in version.aliases), None)
+
+
+def find(settings: Registry, version: str) -> Version:
+    """The version of this number or alias; DataError, with those that there are, where there is none."""
+    known = versions(settings)
+    for one in known:
+        if version in (str(one.number), *one.aliases):
+            return one
+    if not known:
+        raise DataError(f"{settings.model}: nothing is registered yet; `oxa register` does it")
+    aliases = [f"{alias} (version {one.number})" for one in known for alias in one.aliases]
+    raise DataError(
+        f"{settings.model}: no version {version!r}; there are {ranges([one.number for one in known])}"
+        + (f" and {', '.join(aliases)}" if aliases else "")
+    )
+
+
+def promote(
+    settings: Registry, version: str, *, by: Literal["gate", "hand"] = "hand", why: str = ""
+) -> Version:
+    """Moves `champion` to a version (number or alias) and notes on it by whom, when and why; returns it."""
+    chosen = find(settings, version)
+    before = with_alias(versions(settings), CHAMPION)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    over = f"over {before.name}" if before else "the first champion"
+    with _registry() as client:
+        for key, value in (("by", by), ("at", now), ("why", why or f"moved by hand, {over}")):
+            client.set_model_version_tag(settings.model, str(chosen.number), f"promoted.{key}", value)
+        client.set_registered_model_alias(settings.model, CHAMPION, str(chosen.number))
+    return find(settings, CHAMPION)
+
+
+def challenge(settings: Registry, version: Version) -> None:
+    """Moves `challenger` to a version."""
+    with _registry() as client:
+        client.set_registered_model_alias(settings.model, CHALLENGER, str(version.number))
+
+
+def record(
+    experiment: str, files: Mapping[str, str], tags: Mapping[str, str], values: Mapping[str, float]
+) -> str:
+    """Keeps texts by name as the artifacts of a new run `register`, with tags and metrics; returns the run's id."""
+    with _registry() as client:
+        found = client.get_experiment_by_name(experiment)
+        number = found.experiment_id if found else client.create_experiment(experiment)
+        run = client.create_run(
+            number, run_name="register", tags={"oxa.kind": "register", **tags}
+        ).info.run_id
+        for name, text in files.items():
+            client.log_text(run, text, name)
+        for name, value in values.items():
+            client.log_metric(run, name, value)
+        client.set_terminated(run)
+    return str(run)
+
+
+def keep_results(settings: Registry, version: Version, where: str, digest: str) -> None:
+    """Notes on a version where its answers are kept (`RUN_ID/ARTIFACT`), and their hash."""
+    with _registry() as client:
+        for key, value in (("oxa.results", where), ("oxa.results.md5", digest)):
+            client.set_model_version_tag(settings.model, str(version.number), key, value)
+
+
+def results(version: Version) -> str | None:
+    """The text kept by `keep_results`; None where there is none or it cannot be had any more."""
+    from mlflow.exceptions import MlflowException
+
+    run_id, _, artifact = version.tags.get("oxa.results", "").partition("/")
+    if not run_id:
+        return None
+    with _registry() as client, TemporaryDirectory() as folder:
+        try:
+            return Path(client.download_artifacts(run_id, artifact, folder)).read_text(encoding="utf-8")
+        except (MlflowException, OSError):
+            return None
+
+
+def path_of(settings: Registry, version: str) -> Path:
+    """Where the checkpoint of a version (number or alias) lies, after its content has been checked.
+
+    Raises DataError where it is gone or holds something else now.
+    """
+    one = find(settings, version)
+    path, expected = Path(one.tags["dvc.path"]), one.tags["dvc.md5"]
+    commit, dirty = one.tags.get("git.commit"), one.tags.get("git.dirty") == "true"
+    mend = f"`dvc checkout {path}` brings it back if dvc.lock still names it"
+    if commit:
+        unsure = ", if dvc.lock was committed with it (it was registered with uncommitted changes)" * dirty
+        mend += f", else `git checkout {commit} && dvc checkout {path}`{unsure}"
+    mend += "; otherwise `oxa run` trains it again"
+    if not path.exists():
+        raise DataError(f"{path}: {one.name} is gone from the workspace (md5 {expected}); {mend}")
+    fingerprint = guard.Fingerprint.of(path)
+    if (found := fingerprint.md5()) != expected:
+        before: dict[str, str] = json.loads(one.tags["oxa.files"])
+        now = fingerprint.content()
+        differing = [
+            f"{name} {'added' if name not in before else 'gone' if name not in now else 'changed'}"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
+        ]
+        raise DataError(
+            f"{path}: its files changed since {one.name} was registered: {', '.join(differing)} "
+            f"(md5 {expected} then, {found} now); {mend}"
+        )
+    return path
+
+
+def lineage(settings: Registry, version: str) -> str:
+    """The chain from a version (number or alias) to its sources, and what of it the workspace still holds."""
+    one = find(settings, version)
+    now = _Workspace()
+    tags = one.tags
+    commit = tags.get("git.commit", "none")
+    if tags.get("git.dirty") == "true":
+        commit += ", with uncommitted changes"
+    lines = [
+        f"{settings.model} {one.name}" + "".join(f", {alias}" for alias in one.aliases),
+        f"  checkpoint    {tags['dvc.path']}  {tags['dvc.md5']}  {now.state(tags['dvc.path'], tags['dvc.md5'])}",
+        f"  training run  {_run_line(one)}",
+        f"  git commit    {commit}",
+    ]
+    if "promoted.by" in tags:
+        lines.append(
+            f"  promoted      by {tags['promoted.by']}, {tags['promoted.at']}: {tags['promoted.why']}"
+        )
+    steps: dict[str, dict[str, dict[str, str]]] = json.loads(tags["oxa.chain"])
+    width = max(len(path) for step in steps.values() for part in step.values() for path in part)
+    for name, step in steps.items():
+        lines += ["", name]
+        for verb, part in (("read", "deps"), ("wrote", "outs")):
+            lines += [
+                f"  {verb:5}  {path.ljust(width)}  {md5:36}  {now.state(path, md5)}"
+                for path, md5 in step[part].items()
+            ]
+    code: dict[str, str] = json.loads(tags["oxa.code"])
+    moved = [
+        f"{path} {state}" for path, md5 in code.items() if (state := now.state(path, md5)) != _Workspace.SAME
+    ]
+    lines += ["", f"code  {len(code)} modules: {', '.join(moved) or _Workspace.SAME}"]
+    return "\n".join(lines)
+
+
+def versions_from(settings: Registry, what: str) -> str:
+    """Which versions were made from a path, or from content whose md5 begins with `what`, a line each.
+
+    A path inside a folder that DVC knows as one thing stands for the folder.
+    """
+    path = os.path.relpath(what)
+    is_md5 = re.fullmatch(rf"[0-9a-f]{{{MIN_PREFIX},32}}(\.dir)?", what) is not None
+    now = _Workspace()
+    rows = []
+    for one in versions(settings):
+        steps = json.loads(one.tags.get("oxa.chain", "{}"))
+        data = {k: v for step in steps.values() for part in step.values() for k, v in part.items()}
+        for name, md5 in (data | json.loads(one.tags.get("oxa.code", "{}"))).items():
+            if (is_md5 and md5.startswith(what)) or path == name or path.startswith(f"{name}/"):
+                label = f"{one.name}{''.join(f', {alias}' for alias in one.aliases)}"
+                rows.append((label, name, md5, now.state(name, md5)))
+    if not rows:
+        return f"no version of {settings.model} was made from {what}"
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)), row[3]])
+        for row in rows
+    )
+
+
+class _Workspace:
+    """What the workspace holds now; each path is hashed once."""
+
+    SAME = "same as now"
+
+    def __init__(self) -> None:
+        self._known: dict[str, str | None] = {}
+
+    def state(self, path: str, md5: str) -> str:
+        if path not in self._known:
+            self._known[path] = guard.dvc_md5(Path(path)) if Path(path).exists() else None
+        found = self._known[path]
+        return "gone" if found is None else self.SAME if found == md5 else "changed"
+
+
+def _tags(
+    checkpoint: Checkpoint, steps: Mapping[str, Step], commit: str | None, dirty: bool
+) -> dict[str, str]:
+    data = {
+        name: {
+            part: {p: m for p, m in getattr(step, part).items() if not _is_code(p)}
+            for part in ("deps", "outs")
+        }
+        for name, step in steps.items()
+    }
+    code = {path: md5 for step in steps.values() for path, md5 in step.deps.items() if _is_code(path)}
+    flat = {path: md5 for step in data.values() for part in step.values() for path, md5 in part.items()}
+    tags = {f"dvc.{path}": md5 for path, md5 in flat.items() if _is_key(f"dvc.{path}")}
+    tags |= {
+        "dvc.path": checkpoint.path,
+        "dvc.md5": checkpoint.md5,
+        "oxa.stage": checkpoint.stage,
+        "oxa.arm": checkpoint.arm,
+        "oxa.seed": str(checkpoint.seed),
+        "oxa.chain": json.dumps(data),
+        "oxa.code": json.dumps(code, sort_keys=True),
+        "oxa.files": json.dumps(guard.Fingerprint.of(Path(checkpoint.path)).content()),
+        "git.dirty": str(dirty).lower(),
+    }
+    if commit:
+        tags["git.commit"] = commit
+    return tags
+
+
+def _is_code(path: str) -> bool:
+    return path.endswith(".py")
+
+
+def _is_key(key: str) -> bool:
+    """Whether MLflow takes it as a tag's key; what it does not is still in oxa.chain."""
+    return len(key) <= 250 and re.fullmatch(r"[/\w.\- :]*", key) is not None and os.path.normpath(key) == key
+
+
+def _overlap(a: str, b: str) -> bool:
+    """Whether two paths are the same, or one lies in the other."""
+    return a == b or a.startswith(f"{b}/") or b.startswith(f"{a}/")
+
+
+def _shortened(text: str) -> str:
+    """`text` with what fits of it: tables are not aligned, then whole lines are left out at the end."""
+    if len(text) > MAX_DESCRIPTION:
+        text = re.sub(r"(?m)^\|.*\|$", lambda row: re.sub(r"-{3,}", "---", re.sub(" +", " ", row[0])), text)
+    ending = "\n(cut; whole in table.md of the run `register`)"
+    if len(text) > MAX_DESCRIPTION:
+        text = text[: MAX_DESCRIPTION - len(ending)].rpartition("\n")[0] + ending
+    return text
+
+
+def ranges(numbers: list[int]) -> str:
+    """1, 2, 3, 7 as `1-3, 7`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _version(found: Any, aliases: tuple[str, ...]) -> Version:
+    return Version(
+        int(found.version), dict(found.tags), aliases, found.run_id or None, found.description or ""
+    )
+
+
+def _run_line(version: Version) -> str:
+    from mlflow.exceptions import MlflowException
+
+    with _registry() as client:
+        tags, run = version.tags, None
+        if version.run_id:
+            try:
+                run = client.get_run(version.run_id)
+            except MlflowException:
+                return f"{version.run_id}, which MLflow does not have any more"
+        elif "oxa.experiment" in tags:  # a run that reached MLflow after the version was registered
+            run = _training_run(tags["oxa.experiment"], tags["oxa.stage"], tags["dvc.path"], tags["dvc.md5"])
+    return f"{run.info.run_id}  {run.info.run_name}  {run.info.status}" if run else "none recorded"
+
+
+def _training_run(experiment: str, stage: str, path: str, md5: str) -> Any:
+    """The newest run of this stage that wrote this content, if tracking has one."""
+    found = tracking.find_runs(experiment, {"oxa.stage": stage, f"dvc.out.{path}": md5})
+    return max(found, key=lambda run: run.info.start_time, default=None)
+
+
+def _ensure_model(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(
+            name, description="OXA checkpoints, by reference: DVC holds the files."
+        )
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+@contextmanager
+def _registry() -> Iterator[MlflowClient]:
+    """MLflow's client; what MLflow refuses or cannot do inside is one sentence."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    client = tracking.client()
+    try:
+        yield client
+    except (MlflowException, RequestException) as error:
+        raise UserError(
+            f"MLflow at {spool.shown(spool.uri())} refused: {tracking.reason(error)}; `oxa register` goes on from here"
+        ) from None

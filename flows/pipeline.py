@@ -14,6 +14,7 @@ import queue
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -44,7 +45,7 @@ from prefect.states import Completed, Crashed, Failed
 
 from flows import bridge, schedule, workspace
 from flows.terminal import Terminal
-from oxa import config, progress, tracking
+from oxa import config, progress, sender
 from oxa.errors import UserError
 
 PARAMS = Path("params.yaml")
@@ -120,7 +121,7 @@ def pipeline(
     max_workers: int | None = None,
     accelerators: int | None = None,
     force: bool = False,
-    register: bool = True,
+    register_models: bool = True,
 ) -> State[Any]:
     """Brings the targets, by default all stages, up to date; then registers the checkpoints.
 
@@ -129,7 +130,7 @@ def pipeline(
         max_workers: stages at the same time; by default flow.max_workers of params.yaml.
         accelerators: of these, stages that load a model; by default flow.accelerators.
         force: run stages even where nothing has changed.
-        register: put the checkpoints into the model registry and let the gate choose.
+        register_models: put the checkpoints into the model registry and let the gate choose.
     """
     try:
         params = config.load(PARAMS)
@@ -142,7 +143,7 @@ def pipeline(
                     if value is not None
                 }
             )
-            return _run(params, settings, targets or [], force, register)
+            return _run(params, settings, targets or [], force, register_models)
     except UserError as error:
         return Failed(message=str(error))
 
@@ -153,10 +154,11 @@ def _run(
     nodes = bridge.plan(targets)
     terminal = Terminal(len(nodes))
     begun = time.monotonic()
-    with tracking.sending(params.tracking):
+    with sender.attended() if params.tracking.enabled else nullcontext():
         states = _walk(nodes, settings, force, terminal)
         failed = {name: state for name, state in states.items() if not state.is_completed()}
-        tracking.wait_until_sent(seconds=DRAIN)
+        if params.tracking.enabled:
+            sender.wait_until_sent(seconds=DRAIN)
         if not failed and "report" in states:
             _show_report()
             if register and params.tracking.enabled:

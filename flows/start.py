@@ -30,20 +30,17 @@ def run(
         pass  # a second run ends here, before it has started a server
     # the person at the terminal gets a line a stage; Prefect's log lines go to its interface
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    with servers.prefect_api() as url:
-        from prefect.settings import PREFECT_API_URL, temporary_settings
+    with servers.prefect_api():
+        from flows.pipeline import pipeline
 
-        with temporary_settings({PREFECT_API_URL: url}):
-            from flows.pipeline import pipeline
-
-            state = pipeline(
-                targets=targets or None,
-                max_workers=max_workers,
-                accelerators=accelerators,
-                force=force,
-                register=register,
-                return_state=True,
-            )
+        state = pipeline(
+            targets=targets or None,
+            max_workers=max_workers,
+            accelerators=accelerators,
+            force=force,
+            register_models=register,
+            return_state=True,
+        )
     if state.is_completed():
         return 0
     print(f"oxa: {state.message}", file=sys.stderr)

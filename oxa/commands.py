@@ -105,9 +105,9 @@ def _add_track(commands: Any) -> None:
 
 
 def _track(arguments: argparse.Namespace) -> None:
-    from oxa import tracking
+    from oxa import sender
 
-    print(tracking.replay() if arguments.replay else tracking.status())
+    print(sender.replay() if arguments.replay else sender.status())
 
 
 def _add_registry(commands: Any) -> None:

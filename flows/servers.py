@@ -43,19 +43,19 @@ class Server(Child):
     """A server as a child that ends with us; what it prints goes to a file of `.prefect/`."""
 
     def __init__(
-        self, name: str, command: Sequence[str], health: str, environment: Mapping[str, str | None]
+        self, name: str, log: str, command: Sequence[str], health: str, environment: Mapping[str, str | None]
     ) -> None:
         """`health` is the address that answers 200 once it is up; a None in `environment` unsets a variable."""
         FOLDER.mkdir(exist_ok=True)
-        self.name, self.health, self.log = name, health, FOLDER / f"{name.lower()}.log"
+        self.name, self.health, self.log = name, health, FOLDER / log
         changed = {**os.environ, **environment}
-        with self.log.open("w") as log:
+        with self.log.open("w") as output:
             super().__init__(
                 [sys.executable, "-m", *command],
                 cwd=PROJECT,
                 env={key: value for key, value in changed.items() if value is not None},
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
             )
 
@@ -198,13 +198,13 @@ def _prefect(port: int, *, embedded: bool) -> Server:
             "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
             "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
         }
-        return Server("server", command, f"{api}/health", environment)
+        return Server("Prefect", "server.log", command, f"{api}/health", environment)
     environment = {
         "PREFECT_API_URL": None,
         "PREFECT_UI_API_URL": api,  # else the pages ask the port of Prefect's settings
         "PREFECT_UI_STATIC_DIRECTORY": str(FOLDER / "pages"),  # else inside the installed package
     }
-    return Server("Prefect", command, f"{api}/health", environment)
+    return Server("Prefect", "ui-prefect.log", command, f"{api}/health", environment)
 
 
 def _mlflow(port: int, tracking: str) -> Server:
@@ -217,7 +217,7 @@ def _mlflow(port: int, tracking: str) -> Server:
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", tracking, "--default-artifact-root", str(PROJECT / "mlruns")]
     environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    return Server("MLflow", command, f"http://127.0.0.1:{port}/health", environment)
+    return Server("MLflow", "ui-mlflow.log", command, f"http://127.0.0.1:{port}/health", environment)
 
 
 @contextmanager
@@ -264,14 +264,20 @@ def _read_ui() -> dict[str, str] | None:
 
 def _check_answers(url: str) -> None:
     """Raises ConfigError where the configured API does not answer. Asked as Prefect itself asks, with its keys."""
+    import httpx
     from prefect.client.orchestration import get_client
 
-    with get_client(httpx_settings={"timeout": ANSWER}, sync_client=True) as client:
-        fault = client.api_healthcheck()
+    try:
+        with get_client(httpx_settings={"timeout": ANSWER}, sync_client=True) as client:
+            fault = client.api_healthcheck()
+            if fault is None:
+                client.raise_for_api_version_mismatch()  # pages answer /health, too: theirs is not an API's
+    except (RuntimeError, ValueError, httpx.HTTPError) as error:
+        fault = error
     if fault:
         raise ConfigError(
-            f"PREFECT_API_URL {url}: no Prefect server answers ({fault}); start it, or unset it and `oxa run` starts "
-            "its own"
+            f"PREFECT_API_URL {url}: no Prefect API answers ({' '.join(str(fault).split())}); start its server and "
+            "mind the /api at the end, or unset it: `oxa run` then starts a server of its own"
         )
 
 

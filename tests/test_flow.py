@@ -1,0 +1,282 @@
+"""The flow over small graphs of shell stages: a real Prefect server, real DVC, real kills."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from conftest import Repository
+from oxa.lifeline import Child
+
+SERVER_PATIENCE = 120  # seconds
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Prefect server for all tests here; a flow that starts its own takes twice as long."""
+    folder = tmp_path_factory.mktemp("prefect")
+    from flows.servers import _free_port
+
+    port = _free_port(23_000 + os.getpid() % 1000)
+    url = f"http://127.0.0.1:{port}/api"
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with Child(command, env=os.environ | {"PREFECT_HOME": str(folder)}, stdout=subprocess.DEVNULL) as server:
+        deadline = time.monotonic() + SERVER_PATIENCE
+        while True:
+            try:
+                if httpx.get(f"{url}/health").status_code == 200:
+                    break
+            except httpx.TransportError:
+                assert server.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        yield url
+
+
+@pytest.fixture
+def project(repository: Repository, api: str, monkeypatch: pytest.MonkeyPatch) -> Repository:
+    monkeypatch.setenv("PREFECT_API_URL", api)
+    monkeypatch.setenv("PREFECT_HOME", str(repository.folder / ".prefect"))
+    repository.set("flow.retry_delay", 0.1)
+    repository.set("tracking.enabled", False)
+    return repository
+
+
+@pytest.fixture
+def diamond(project: Repository) -> Repository:
+    """first → left, right → last; each appends its name to `order` when it begins and when it ends."""
+
+    def stage(name: str, deps: list[str], **more: Any) -> dict[str, Any]:
+        command = f"echo +{name} >> order; echo {name} says hello; if test -f slow; then sleep 1; fi; sh ./{name}.sh; "
+        return {
+            "cmd": f"{command} cat {' '.join(deps)} > {name}; echo -{name} >> order",
+            "deps": deps,
+            "outs": [name],
+        } | more
+
+    (project.folder / "input").write_text("1\n")
+    for name in ("first", "left", "right", "last"):
+        (project.folder / f"{name}.sh").write_text("true\n")
+    project.stages(
+        first=stage("first", ["input"]),
+        left=stage("left", ["first"]),
+        right=stage("right", ["first"]),
+        last=stage("last", ["left", "right"]),
+    )
+    return project
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    """`oxa run`; returns what it printed."""
+    done = subprocess.run(
+        ["oxa", "run", *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert done.returncode == code, done.stdout
+    assert "Traceback" not in done.stdout
+    return done.stdout
+
+
+def order() -> list[str]:
+    return Path("order").read_text().split() if Path("order").exists() else []
+
+
+def ask(api: str, what: str, **body: Any) -> list[dict[str, Any]]:
+    answer = httpx.post(f"{api}/{what}/filter", json=body)
+    answer.raise_for_status()
+    found: list[dict[str, Any]] = answer.json()
+    return found
+
+
+def flow_runs(api: str) -> list[dict[str, Any]]:
+    """This folder's flow runs, the newest first."""
+    tags = {"all_": [f"workspace:{os.uname().nodename}:{Path.cwd()}"]}
+    return ask(api, "flow_runs", flow_runs={"tags": tags}, sort="START_TIME_DESC")
+
+
+def task_states(api: str, flow_run: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """State and message of each task of a flow run."""
+    runs = ask(api, "task_runs", flow_runs={"id": {"any_": [flow_run["id"]]}})
+    return {run["name"]: (run["state"]["name"], run["state"]["message"]) for run in runs}
+
+
+def artifacts(api: str, flow_run: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {a["key"]: a for a in ask(api, "artifacts", flow_runs={"id": {"any_": [flow_run["id"]]}})}
+
+
+def test_states_are_what_dvc_did_and_the_server_shows_them(diamond: Repository, api: str):
+    said = run()
+    assert "4 stages: 4 run, 0 cached" in said
+    assert [line.split()[1] for line in said.splitlines() if line.startswith("[")][::3] == ["first", "last"]
+    flow_run = flow_runs(api)[0]
+    assert flow_run["state"]["type"] == "COMPLETED"
+    ran = ("Completed", "DVC: run")
+    assert task_states(api, flow_run) == {"first": ran, "left": ran, "right": ran, "last": ran}
+    assert "first says hello" in [log["message"] for log in ask(api, "logs")]
+    Path("left").unlink()
+    Path("right.sh").write_text("true # other\n")  # no dependency: nothing changes
+    said = run()
+    assert "0 run, 4 cached" in said
+    assert task_states(api, flow_runs(api)[0]) == {
+        "first": ("Cached", "DVC: unchanged"),
+        "left": ("Cached", "DVC: restored"),
+        "right": ("Cached", "DVC: unchanged"),
+        "last": ("Cached", "DVC: unchanged"),
+    }
+    table = artifacts(api, flow_runs(api)[0])["stages"]
+    assert "restored" in table["data"]
+    Path("input").write_text("2\n")
+    run("left")
+    assert task_states(api, flow_runs(api)[0]) == {"first": ran, "left": ran}
+
+
+def test_stages_overlap_where_the_graph_allows_and_never_beyond_the_limit(diamond: Repository):
+    Path("slow").touch()
+    run("--max-workers", "2")
+    assert order()[:2] == ["+first", "-first"]
+    assert set(order()[2:4]) == {"+left", "+right"}
+    assert order()[-2:] == ["+last", "-last"]
+    Path("order").unlink()
+    run("--force", "--max-workers", "1")
+    assert all(begun[1:] == ended[1:] for begun, ended in zip(order()[::2], order()[1::2], strict=True))
+
+
+def test_stages_that_load_a_model_share_the_accelerators(project: Repository):
+    for accelerators in (1, 2):
+        project.stages(
+            both={
+                "matrix": {"item": ["x", "y"]},
+                "cmd": f"echo + >> order; sleep 1; echo {accelerators} > ${{item.item}}; echo - >> order",
+                "outs": ["${item.item}"],
+                "meta": {"accelerator": True},
+            }
+        )
+        run("--accelerators", str(accelerators))
+    assert order() == ["+", "-", "+", "-", "+", "+", "-", "-"]
+
+
+def test_a_failing_stage_lets_its_siblings_finish_and_stops_what_hangs_on_it(diamond: Repository, api: str):
+    Path("left.sh").write_text("echo 'oxa: data/rows.jsonl: row 7 is empty' >&2; kill -TERM $PPID; exit 1\n")
+    diamond_graph = Path("dvc.yaml").read_text().replace("sh ./left.sh;", "sh ./left-fails.sh || exit 2;")
+    Path("dvc.yaml").write_text(diamond_graph)
+    Path("left-fails.sh").write_text("echo 'oxa: data/rows.jsonl: row 7 is empty' >&2; exit 2\n")
+    said = run(code=1)
+    assert "-right" in order()
+    assert "+last" not in order()
+    assert order().count("+left") == 1, "a user's mistake is not tried again"
+    assert "last                     not run: left failed" in said
+    assert said.rstrip().endswith("oxa: stage left: oxa: data/rows.jsonl: row 7 is empty")
+    assert flow_runs(api)[0]["state"]["type"] == "FAILED"
+    assert task_states(api, flow_runs(api)[0])["left"][0] == "Failed"
+    Path("left-fails.sh").write_text("true\n")
+    said = run()
+    assert "2 run, 2 cached" in said
+
+
+def test_a_stage_that_could_not_reach_something_is_tried_again(diamond: Repository, api: str):
+    Path("first.sh").write_text("test -f been-here || { touch been-here; exit 75; }\n")
+    Path("dvc.yaml").write_text(
+        Path("dvc.yaml").read_text().replace("sh ./first.sh;", "sh ./first.sh || exit 75;")
+    )
+    run("first")
+    assert order() == ["+first", "+first", "-first"]
+    Path("first.sh").write_text("exit 75\n")
+    run("first", "--force", code=1)
+    assert order().count("+first") == 2 + 3, "flow.retries 2: three tries"
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        ["oxa", "run", *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def wait_for(mark: str, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while mark not in order():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_second_run_says_who_holds_the_folder_and_touches_nothing(diamond: Repository):
+    Path("first.sh").write_text("while test ! -f go; do sleep 0.1; done\n")
+    first = start()
+    wait_for("+first", first)
+    said = run(code=2)
+    assert said.startswith(f"oxa: {Path.cwd()} is in use by the flow run ")
+    assert f"(process {first.pid}, since 20" in said
+    assert order() == ["+first"]
+    Path("go").touch()
+    assert first.wait(120) == 0
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_flow_that_is_ended_leaves_nothing_running_and_the_next_run_sets_its_record_right(
+    diamond: Repository, api: str, how: signal.Signals
+):
+    Path("left.sh").write_text("sleep 1000 & while test ! -f go; do sleep 0.1; done\n")
+    process = start()
+    wait_for("+left", process)
+    while "  right:" not in Path("dvc.lock").read_text():
+        time.sleep(0.05)
+    below = psutil.Process(process.pid).children(recursive=True)
+    assert any(child.name() == "sleep" for child in below)
+    process.send_signal(how)
+    assert process.wait(60) != 0
+    _, alive = psutil.wait_procs(below, timeout=30)
+    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
+    killed = flow_runs(api)[0]
+    Path("go").touch()
+    assert "2 run, 2 cached" in run(), "first and right were done"
+    by_id = {flow_run["id"]: flow_run["state"]["type"] for flow_run in flow_runs(api)}
+    assert len(by_id) == 2
+    assert by_id[killed["id"]] in ("CRASHED", "CANCELLED", "FAILED")
+    left = {name: state for name, (state, _) in task_states(api, killed).items()}
+    assert left["left"] in ("Crashed", "Failed", "Cancelled")
+    assert left["first"] == "Completed"
+
+
+def test_targets_that_do_not_exist_and_limits_below_one_are_a_sentence_each(diamond: Repository):
+    assert "no stage is called 'nope' in dvc.yaml; known here: first, last, left, right" in run(
+        "nope", code=1
+    )
+    assert run("--max-workers", "0", code=2) == "oxa: --max-workers 0: expected 1 or more\n"
+    Path("dvc.yaml").unlink()
+    assert run(code=2) == "oxa: dvc.yaml: no such file; run in the project's folder\n"
+    assert order() == []
+
+
+def test_it_also_starts_as_a_module(diamond: Repository):
+    done = subprocess.run([sys.executable, "-m", "flows.pipeline", "first"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert order() == ["+first", "-first"]
+
+
+def test_long_work_shows_how_far_it_is(project: Repository, api: str):
+    work = "import time; from oxa import progress\nfor _ in progress.bar(range(40), desc='working'): time.sleep(0.1)"
+    (project.folder / "work.py").write_text(work)
+    project.stages(long={"cmd": f"{sys.executable} work.py && echo done > out", "outs": ["out"]})
+    run()
+    found = artifacts(api, flow_runs(api)[0])["progress-long"]
+    assert (found["type"], float(found["data"])) == ("progress", 100.0)
+    assert found["description"] == "long: done"
+
+
+def test_without_a_server_of_the_users_all_stays_in_the_project(diamond: Repository, tmp_path: Path):
+    home = tmp_path / "home"
+    home.mkdir()
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    done = subprocess.run(["oxa", "run"], env=own | {"HOME": str(home)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert "4 run" in done.stdout
+    assert list(home.iterdir()) == []
+    assert (diamond.folder / ".prefect" / "prefect.db").exists()

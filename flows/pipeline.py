@@ -14,7 +14,6 @@ import queue
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -45,7 +44,7 @@ from prefect.states import Completed, Crashed, Failed
 
 from flows import bridge, schedule, workspace
 from flows.terminal import Terminal
-from oxa import config, progress, sender
+from oxa import config, progress, tracking
 from oxa.errors import UserError
 
 PARAMS = Path("params.yaml")
@@ -154,11 +153,11 @@ def _run(
     nodes = bridge.plan(targets)
     terminal = Terminal(len(nodes))
     begun = time.monotonic()
-    with sender.attended() if params.tracking.enabled else nullcontext():
+    with tracking.sending(params.tracking):
         states = _walk(nodes, settings, force, terminal)
         failed = {name: state for name, state in states.items() if not state.is_completed()}
         if params.tracking.enabled:
-            sender.wait_until_sent(seconds=DRAIN)
+            tracking.wait_until_sent(seconds=DRAIN)
         if not failed and "report" in states:
             _show_report()
             if register and params.tracking.enabled:

@@ -105,9 +105,9 @@ def _add_track(commands: Any) -> None:
 
 
 def _track(arguments: argparse.Namespace) -> None:
-    from oxa import sender
+    from oxa import tracking
 
-    print(sender.replay() if arguments.replay else sender.status())
+    print(tracking.replay() if arguments.replay else tracking.status())
 
 
 def _add_registry(commands: Any) -> None:

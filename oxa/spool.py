@@ -257,7 +257,7 @@ def lock(path: Path, patience: float = PATIENCE) -> int | None:
 def last_event(descriptor: int) -> dict[str, Any]:
     """The last whole event if it is a short one, as ends are; else an empty one."""
     size = os.fstat(descriptor).st_size
-    lines = os.pread(descriptor, 4096, max(0, size - 4096)).split(b"\n")
+    lines = os.pread(descriptor, 8192, max(0, size - 8192)).split(b"\n")
     try:
         return dict(json.loads(lines[-2])) if len(lines) > 1 and not lines[-1] else {}
     except ValueError:

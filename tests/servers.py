@@ -1,0 +1,87 @@
+"""Real servers for tests: MLflow's over HTTP, and PostgreSQL where it is installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from oxa.lifeline import Child
+
+PATIENCE = 120  # seconds that a server may take to start on a busy machine
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextmanager
+def mlflow_server(folder: Path, port: int, database: str = "sqlite:///server.db") -> Iterator[str]:
+    """An MLflow server on this port that keeps all it is given in the folder; gives its address."""
+    folder.mkdir(exist_ok=True)
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--workers", "1", "--backend-store-uri", database, "--artifacts-destination", "artifacts"]
+    environment = os.environ | {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "1",
+    }
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    with (
+        (folder / "log").open("ab") as log,
+        Child(command, cwd=folder, env=environment, stdout=log, stderr=log),
+    ):
+        _wait(lambda: urllib.request.urlopen(f"{address}/health", timeout=5).status == 200, folder / "log")
+        yield address
+
+
+@contextmanager
+def postgresql(folder: Path) -> Iterator[str]:
+    """A PostgreSQL server with an empty database; gives its URI. Skips the test where it is not installed."""
+    pytest.importorskip("psycopg2", reason="psycopg2-binary is not installed")
+    import psycopg2
+
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    initdb = shutil.which("initdb") or (found and str(found[-1]))
+    if not initdb:
+        pytest.skip("PostgreSQL is not installed")
+    as_user: list[str] = []
+    folder.mkdir()
+    if os.geteuid() == 0:  # which PostgreSQL refuses
+        as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        shutil.chown(folder, "postgres", "postgres")
+        for parent in folder.parents:
+            if parent != Path("/") and parent.stat().st_uid == 0 and not parent.stat().st_mode & 1:
+                parent.chmod(parent.stat().st_mode | 0o11)
+    port = free_port()
+    with (folder / "log").open("ab") as log:
+        init = [initdb, "--username=oxa", "--auth=trust", "--no-sync", f"--pgdata={folder / 'data'}"]
+        with Child([*as_user, *init], stdout=log, stderr=log) as child:
+            assert child.wait() == 0, (folder / "log").read_text()
+        serve = [str(Path(initdb).with_name("postgres")), "-D", str(folder / "data"), "-p", str(port), "-F"]
+        serve += ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"]
+        with Child([*as_user, *serve], stdout=log, stderr=log):
+            address = f"postgresql://oxa@127.0.0.1:{port}/postgres"
+            _wait(lambda: psycopg2.connect(address).close() is None, folder / "log")
+            yield address
+
+
+def _wait(ready: Callable[[], bool], log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            if ready():
+                return
+        except Exception:  # not yet
+            assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)

@@ -274,8 +274,8 @@ def _register(params: config.Params, terminal: Terminal) -> None:
     except UserError as error:
         terminal.say(f"not registered: {error}; `oxa register` does it later")
         return
-    terminal.say(outcome.text)
-    create_markdown_artifact(outcome.markdown, key="registry", description="What the gate decided.")
+    terminal.say("\n".join(outcome.sentences))
+    create_markdown_artifact(outcome.table, key="registry", description="What the gate decided.")
 
 
 def _claim_and_reconcile() -> None:

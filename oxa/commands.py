@@ -152,7 +152,8 @@ def _add_registry(commands: Any) -> None:
 def _register(arguments: argparse.Namespace) -> None:
     from flows import promote
 
-    print(promote.register(config.load(arguments.params)).text)
+    outcome = promote.register(config.load(arguments.params), arguments.params)
+    print("\n".join(outcome.sentences))
 
 
 def _promote(arguments: argparse.Namespace) -> None:

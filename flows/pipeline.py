@@ -195,7 +195,10 @@ def _walk(
                     node.name,
                     node.changed or fresh or force,
                     force,
-                    common | schedule.environment(slot, settings.accelerators, gpus),
+                    common
+                    if slot is None
+                    else common
+                    | schedule.environment(slot, settings.accelerators, plan.sharing(node.name), gpus),
                     children,
                     terminal,
                     wait_for=[futures[name] for name in sorted(node.upstream)],

@@ -19,6 +19,7 @@ class Schedule:
 
     def __init__(self, nodes: Iterable[Node], *, max_workers: int, accelerators: int) -> None:
         self._waiting = {node.name: node for node in nodes}
+        self._sharing = _sharing(self._waiting, accelerators)
         self._running: dict[str, int | None] = {}
         self._ended: set[str] = set()
         self._max_workers = max_workers
@@ -53,6 +54,10 @@ class Schedule:
             del self._waiting[given_up]
             self.given_up[given_up] = name
 
+    def sharing(self, name: str) -> int:
+        """Into how many parts the accelerators are divided while this stage runs: 1 where it has them to itself."""
+        return self._sharing[name]
+
     @property
     def num_left(self) -> int:
         """Stages that run or wait."""
@@ -68,6 +73,21 @@ def _depths(nodes: dict[str, Node]) -> dict[str, int]:
     return depths
 
 
+def _sharing(nodes: dict[str, Node], accelerators: int) -> dict[str, int]:
+    """For each stage that loads a model: itself and those that may run beside it, as far as there are slots."""
+    before: dict[str, set[str]] = {}
+    for name, node in nodes.items():
+        before[name] = set(node.upstream).union(*(before[upstream] for upstream in node.upstream))
+    models = [name for name, node in nodes.items() if node.accelerator]
+    beside = {
+        name: sum(
+            other != name and other not in before[name] and name not in before[other] for other in models
+        )
+        for name in models
+    }
+    return {name: min(accelerators, 1 + beside[name]) for name in models}
+
+
 def devices() -> list[str]:
     """GPUs that may be used, as CUDA_VISIBLE_DEVICES names them; none where there are none."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -81,15 +101,15 @@ def devices() -> list[str]:
     ]
 
 
-def environment(slot: int | None, accelerators: int, gpus: list[str]) -> dict[str, str]:
-    """What a stage in an accelerator slot is told: its share of the GPUs, or without any, of the cores.
+def environment(slot: int, accelerators: int, sharing: int, gpus: list[str]) -> dict[str, str]:
+    """What a stage in an accelerator slot is told: the slot's GPUs, or without any, its share of the cores.
 
     Two stages that both used all cores would each run at less than half the speed.
     """
-    if slot is None or accelerators == 1:
+    if sharing == 1:
         return {}
     if gpus:
         return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[slot::accelerators] or [gpus[slot % len(gpus)]])}
     if "OMP_NUM_THREADS" in os.environ:
         return {}
-    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // accelerators))}
+    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // sharing))}

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -24,7 +25,10 @@ def fails_with_one_sentence(capsys: pytest.CaptureFixture[str], *argv: str) -> s
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty project folder with the default parameters, and the working directory there."""
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    quiet = (
+        (ROOT / "params.yaml").read_text().replace("enabled: true", "enabled: false")
+    )  # MLflow has its own tests
+    (tmp_path / "params.yaml").write_text(quiet)
     (tmp_path / "sources").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -40,7 +44,14 @@ INGEST = [
 ]
 
 
-@pytest.mark.parametrize("command", [*cli.STAGES, "doctor", "use", "summary"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *cli.STAGES,
+        *("run", "ui", "doctor", "use", "summary", "track"),
+        *("register", "promote", "lineage", "model"),
+    ],
+)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as end:
         cli.main([command, "--help"])
@@ -162,3 +173,42 @@ def test_the_doctor_accepts_a_fine_student_and_names_what_is_wrong_with_another(
     settings = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps(settings | {"eos_token_id": None}))
     assert "not usable as a student" in fails_with_one_sentence(capsys, "doctor", "--model", str(broken))
+
+
+def test_what_was_out_of_reach_has_an_exit_code_of_its_own_and_offline_mode_has_not(
+    project, capsys, monkeypatch
+):
+    import httpx
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    from oxa.errors import DataError, is_out_of_reach
+
+    def wrapped(inner: Exception) -> Exception:
+        try:
+            try:
+                raise inner
+            except Exception:
+                raise DataError("hf:owner/name: the hub dataset could not be loaded") from None
+        except DataError as error:
+            return error
+
+    assert is_out_of_reach(wrapped(httpx.ConnectError("refused")))
+    assert is_out_of_reach(wrapped(ConnectionResetError()))
+    assert is_out_of_reach(TimeoutError())
+    assert not is_out_of_reach(wrapped(OfflineModeIsEnabled("off")))
+    assert not is_out_of_reach(wrapped(FileNotFoundError()))
+
+
+def test_a_hub_that_does_not_answer_exits_with_75(project, monkeypatch):
+    """A real attempt: the address is one where nobody listens."""
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(
+        text.replace(
+            "  teacher:\n    - source: world", "  teacher:\n    - {source: 'hf:a/b', mapping: openr1}"
+        )
+    )
+    nobody = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(project / "hub")}
+    done = subprocess.run(["oxa", *INGEST], env=os.environ | nobody, capture_output=True, text=True)
+    assert done.returncode == os.EX_TEMPFAIL, done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("oxa: ")]
+    assert "Traceback" not in done.stderr

@@ -78,17 +78,40 @@ def test_what_has_the_longest_way_behind_it_comes_first():
 
 def test_gpus_are_shared_out_among_the_slots():
     gpus = [str(i) for i in range(8)]
-    assert environment(1, 4, gpus) == {"CUDA_VISIBLE_DEVICES": "1,5"}
-    assert environment(2, 3, ["0"]) == {"CUDA_VISIBLE_DEVICES": "0"}, "fewer GPUs than slots: they share"
-    assert environment(0, 1, gpus) == {}, "a single slot has them all"
-    assert environment(None, 4, gpus) == {}
+    assert environment(1, 4, 4, gpus) == {"CUDA_VISIBLE_DEVICES": "1,5"}
+    assert environment(2, 3, 2, ["0"]) == {"CUDA_VISIBLE_DEVICES": "0"}, "fewer GPUs than slots: they share"
+    assert environment(0, 4, 1, gpus) == {}, "who has them alone has them all"
 
 
-def test_without_gpus_cores_are_shared_out_unless_the_user_has_said_otherwise(monkeypatch: pytest.MonkeyPatch):
+def test_a_stage_shares_only_with_those_that_may_run_beside_it():
+    def node(name: str, *upstream: str, accelerator: bool = True) -> Node:
+        return Node(name, frozenset(upstream), accelerator=accelerator, changed=True)
+
+    nodes = [
+        node("base"),
+        node("sample", "base"),
+        node("score", "base"),
+        node("choose", "score", accelerator=False),
+    ]
+    nodes += [
+        node("train-0", "choose", "sample"),
+        node("train-1", "choose", "sample"),
+        node("train-2", "choose", "sample"),
+    ]
+    plan = Schedule(nodes, max_workers=4, accelerators=2)
+    assert plan.sharing("base") == 1
+    assert (plan.sharing("sample"), plan.sharing("score")) == (2, 2)
+    assert plan.sharing("train-0") == 2, "three could, two may"
+    assert Schedule(nodes, max_workers=4, accelerators=1).sharing("train-0") == 1
+
+
+def test_without_gpus_cores_are_shared_out_unless_the_user_has_said_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert int(environment(0, 2, [])["OMP_NUM_THREADS"]) >= 1
+    assert int(environment(0, 2, 2, [])["OMP_NUM_THREADS"]) >= 1
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert environment(0, 2, []) == {}
+    assert environment(0, 2, 2, []) == {}
 
 
 def test_the_users_choice_of_gpus_is_kept(monkeypatch: pytest.MonkeyPatch):

@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: install  ## run the whole pipeline on params.yaml and print the comparison of the arms
-	dvc repro
+	oxa run
 	@oxa summary
 	@echo "The report: reports/table.md and the plots beside it; numbers in metrics/summary.json"
 

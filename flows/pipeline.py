@@ -190,15 +190,16 @@ def _walk(
         while plan.num_left:
             for node, slot in plan.ready():
                 fresh = any(states[name].name != "Cached" for name in node.upstream)
+                environment = dict(common)
+                if slot is not None:
+                    sharing = plan.sharing(node.name)
+                    environment |= schedule.environment(slot, settings.accelerators, sharing, gpus)
                 terminal.started(node.name)
                 futures[node.name] = stage.submit(
                     node.name,
                     node.changed or fresh or force,
                     force,
-                    common
-                    if slot is None
-                    else common
-                    | schedule.environment(slot, settings.accelerators, plan.sharing(node.name), gpus),
+                    environment,
                     children,
                     terminal,
                     wait_for=[futures[name] for name in sorted(node.upstream)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -52,4 +53,5 @@ def _now() -> str:
 
 def tag() -> str:
     """What marks this folder's flow runs among all that a Prefect server knows."""
-    return f"workspace:{socket.gethostname()}:{Path.cwd()}"
+    where = hashlib.md5(f"{socket.gethostname()}:{Path.cwd()}".encode(), usedforsecurity=False).hexdigest()
+    return f"workspace:{Path.cwd().name}-{where[:6]}"

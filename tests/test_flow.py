@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from conftest import Repository
+from flows import workspace
 from oxa.lifeline import Child
 
 SERVER_PATIENCE = 120  # seconds
@@ -97,7 +98,7 @@ def ask(api: str, what: str, **body: Any) -> list[dict[str, Any]]:
 
 def flow_runs(api: str) -> list[dict[str, Any]]:
     """This folder's flow runs, the newest first."""
-    tags = {"all_": [f"workspace:{os.uname().nodename}:{Path.cwd()}"]}
+    tags = {"all_": [workspace.tag()]}
     return ask(api, "flow_runs", flow_runs={"tags": tags}, sort="START_TIME_DESC")
 
 

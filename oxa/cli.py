@@ -15,6 +15,7 @@ import errno
 import importlib
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -140,6 +141,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"oxa: {error}", file=sys.stderr)
         return os.EX_TEMPFAIL if is_out_of_reach(error) else 2
+    except KeyboardInterrupt:
+        print("oxa: interrupted; run it again, and it goes on where it was", file=sys.stderr)
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # `oxa summary | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -231,7 +231,10 @@ def test_a_flow_that_is_ended_leaves_nothing_running_and_the_next_run_sets_its_r
     below = psutil.Process(process.pid).children(recursive=True)
     assert any(child.name() == "sleep" for child in below)
     process.send_signal(how)
-    assert process.wait(60) != 0
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode != 0
+    assert "Traceback" not in said
+    assert ("oxa: interrupted; run it again" in said) == (how == signal.SIGINT)
     _, alive = psutil.wait_procs(below, timeout=30)
     assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
     killed = flow_runs(api)[0]

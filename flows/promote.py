@@ -105,15 +105,15 @@ class Outcome:
 
 
 @dataclass
-class _Field:
+class _Contest:
     """What dvc.lock and the workspace hold of these parameters' arms and seeds."""
 
     checkpoints: list[registry.Checkpoint] = field(default_factory=list)
     answers: dict[str, report.Outcomes] = field(default_factory=dict)
     """By training stage; absent where it was not evaluated."""
     base: report.Outcomes | None = None
-    refused: list[str] = field(default_factory=list)
-    """Why a checkpoint cannot be registered, a sentence each."""
+    refused: dict[str, list[str]] = field(default_factory=dict)
+    """Why checkpoints cannot be registered, to their stages."""
     unready: list[str] = field(default_factory=list)
     """Why arms and seeds cannot all be compared, a sentence each."""
 
@@ -138,7 +138,7 @@ def settle(
 ) -> Outcome:
     """`register`, with what DVC and git said."""
     settings, experiment = params.registry, params.tracking.experiment
-    found = _field(params, locked)
+    found = _contest(params, locked)
     results = {stage: Results.of(answers, params.evaluate) for stage, answers in found.answers.items()}
     arm = None if found.unready else _best_arm(params, results)
     comparison = "" if found.unready or found.base is None else _comparison(params, found)
@@ -147,35 +147,29 @@ def settle(
     new: list[int] = []
     for checkpoint in found.checkpoints:
         version, is_new = registry.register(
-            settings,
-            checkpoint,
-            locked,
-            commit=commit,
-            dirty=dirty,
-            experiment=experiment,
-            description=_description(checkpoint, comparison),
+            settings, checkpoint, locked, commit=commit, dirty=dirty, experiment=experiment
         )
         known[checkpoint.stage] = version
         new += [version.number] * is_new
+        if is_new or comparison:  # a table is not taken away because an evaluation is missing now
+            registry.describe(settings, version, _description(checkpoint, comparison))
     outcome = Outcome(versions={stage: version.number for stage, version in known.items()})
     outcome.sentences = [_counted(settings.model, new, list(outcome.versions.values()))]
-    outcome.sentences += [f"not registered: {reason}" for reason in found.refused]
+    for reason, stages in found.refused.items():
+        outcome.sentences.append(f"not registered: {', '.join(stages)}: {reason}")
 
     champion = registry.with_alias(registry.versions(settings), registry.CHAMPION)
-    if arm is None:
-        chosen, verdict = (
-            None,
-            Verdict(False, f"not asked, for want of all arms and seeds: {found.unready[0]}"),
-        )
-    else:
-        chosen = known[f"train@{arm}-{params.seeds[0]}"]
+    chosen = known[f"train@{arm}-{params.seeds[0]}"] if arm else None
+    if chosen:
         verdict = _gate(params, chosen, champion, known, results, found.base)
+    else:
+        verdict = Verdict(False, f"not asked, for want of all arms and seeds: {found.unready[0]}")
     outcome.sentences.append(f"gate: {'passed; ' if verdict.passed else ''}{verdict.reason}")
 
     fresh = {
         stage: result
         for stage, result in results.items()
-        if known[stage].tags.get("oxa.results.md5") != result.digest()
+        if not registry.has_results(known[stage], result.digest())
     }
     if fresh or verdict.passed:
         files = {_artifact(stage): result.dumps() for stage, result in fresh.items()}
@@ -186,12 +180,10 @@ def settle(
             files["params.yaml"] = params_path.read_text(encoding="utf-8")
         tags = {"oxa.versions": ", ".join(map(str, outcome.versions.values())), "oxa.gate": verdict.reason}
         tags |= {"git.commit": commit or "", "git.dirty": str(dirty).lower()}
-        values = (
-            {f"gate.{k}": v for k, v in verdict.difference._asdict().items()} if verdict.difference else {}
-        )
-        run_id = registry.record(experiment, files, tags, values)
+        numbers = verdict.difference._asdict() if verdict.difference else {}
+        run_id = registry.record(experiment, files, tags, {f"gate.{k}": v for k, v in numbers.items()})
         for stage, result in fresh.items():
-            registry.keep_results(settings, known[stage], f"{run_id}/{_artifact(stage)}", result.digest())
+            registry.keep_results(settings, known[stage], run_id, _artifact(stage), result.digest())
     if chosen:
         outcome.challenger = chosen.number
         registry.challenge(settings, chosen)
@@ -303,8 +295,8 @@ def _best_arm(params: config.Params, results: Mapping[str, Results]) -> str:
     return max(params.arms, key=mean)
 
 
-def _field(params: config.Params, locked: Mapping[str, registry.Step]) -> _Field:
-    found = _Field()
+def _contest(params: config.Params, locked: Mapping[str, registry.Step]) -> _Contest:
+    found = _Contest()
     for arm in params.arms:
         for seed in params.seeds:
             stage = f"train@{arm}-{seed}"
@@ -313,26 +305,28 @@ def _field(params: config.Params, locked: Mapping[str, registry.Step]) -> _Field
                     registry.Checkpoint(stage, arm, seed, *_output(locked, stage, ".dir"))
                 )
             except DataError as error:
-                found.refused.append(str(error))
+                found.refused.setdefault(str(error), []).append(stage)
                 continue
             try:
                 found.answers[stage] = report.outcomes(_table_of(locked, f"evaluate@{arm}-{seed}"))
             except DataError as error:
                 found.unready.append(str(error))
-    found.unready = found.refused + found.unready or _unlike_each_other(params, found.answers)
+    everyone = dict(found.answers)
     with contextlib.suppress(DataError):  # only a gate without a champion needs it, and says so
-        found.base = report.outcomes(_table_of(locked, "evaluate_base"))
+        found.base = everyone["evaluate_base"] = report.outcomes(_table_of(locked, "evaluate_base"))
+    found.unready = [*found.refused, *found.unready] or _unlike_each_other(params, everyone)
     return found
 
 
 def _unlike_each_other(params: config.Params, answers: Mapping[str, report.Outcomes]) -> list[str]:
-    benchmark, first = params.registry.benchmark, next(iter(answers.values()))
-    if benchmark not in (None, *first.benchmark):
+    first, *others = answers
+    benchmark = params.registry.benchmark
+    if benchmark not in (None, *answers[first].benchmark):
         return [f"nothing was evaluated on registry.benchmark {benchmark}; `oxa run` does it"]
-    for stage, one in answers.items():
-        a, b = (Results.of(each, params.evaluate) for each in (first, one))
-        if unlike := _unlike(a, b, benchmark):
-            return [f"{next(iter(answers))} and {stage} were {unlike}; `oxa run` evaluates them again"]
+    for other in others:
+        a, b = (Results.of(answers[stage], params.evaluate) for stage in (first, other))
+        if unlike := _unlike(a, b, None):
+            return [f"{first} and {other} were {unlike}; `oxa run` evaluates them again"]
     return []
 
 
@@ -358,7 +352,7 @@ def _output(locked: Mapping[str, registry.Step], stage: str, suffix: str) -> tup
     return path, md5
 
 
-def _comparison(params: config.Params, found: _Field) -> str:
+def _comparison(params: config.Params, found: _Contest) -> str:
     """The report's table, of these answers."""
     assert found.base is not None
     by_arm = {report.BASE: [found.base]}

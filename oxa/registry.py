@@ -3,14 +3,13 @@
 Nothing is copied. A version of the MLflow model `registry.model` says where the checkpoint lay and which content it
 had; DVC's cache keeps the content. Its tags lead back to the sources, and from a source to the versions:
 
-    dvc.path, dvc.md5              the checkpoint; also in the version's source, `dvc://PATH?md5=MD5`
-    oxa.stage, oxa.arm, oxa.seed   the training stage, as in dvc.lock
-    dvc.<path>                     md5 of each file or folder that the checkpoint was made from, directly or not
-    oxa.chain                      the same by stage, JSON: {stage: {"deps": {path: md5}, "outs": {path: md5}}}
-    oxa.code                       the modules that ran, JSON: {path: md5}; where git.dirty, the commit does not tell
-    oxa.files                      the checkpoint's files, JSON: {name: md5}
+    oxa.arm, oxa.seed, oxa.stage   which checkpoint it is; the stage as in dvc.lock
+    dvc.path, dvc.md5              its folder and content; also in the version's source, `dvc://PATH?md5=MD5`
     git.commit, git.dirty          when it was registered
-    oxa.results                    `RUN_ID/ARTIFACT`: what it answered to each problem, for later comparisons
+    dvc.<path>                     md5 of each file or folder that it was made from, directly or not
+    oxa.lineage                    JSON: what each stage of the chain read and wrote, the modules that ran (with
+                                   git.dirty the commit does not tell), the checkpoint's files, all with their md5s
+    oxa.results                    `RUN_ID/ARTIFACT#HASH`: what it answered to each problem, for later comparisons
     promoted.by, .at, .why         on versions that have been champion: gate or hand, UTC, the reason
 
 The alias `challenger` is the version that the gate chose last (flows/promote.py), `champion` the one that holds.
@@ -79,9 +78,7 @@ class Version:
     @property
     def name(self) -> str:
         """`version 3 (oxa_full, seed 0)`."""
-        return (
-            f"version {self.number} ({self.tags.get('oxa.arm', '?')}, seed {self.tags.get('oxa.seed', '?')})"
-        )
+        return f"version {self.number} ({self.tags['oxa.arm']}, seed {self.tags['oxa.seed']})"
 
 
 def chain(locked: Mapping[str, Step], stage: str) -> dict[str, Step]:
@@ -98,6 +95,8 @@ def chain(locked: Mapping[str, Step], stage: str) -> dict[str, Step]:
             continue
         upstream[name] = []
         for path, md5 in locked[name].deps.items():
+            if _is_code(path):
+                continue
             makers = [
                 other for other, step in locked.items() if any(_overlap(out, path) for out in step.outs)
             ]
@@ -121,39 +120,39 @@ def register(
     commit: str | None,
     dirty: bool,
     experiment: str,
-    description: str,
 ) -> tuple[Version, bool]:
     """Registers the checkpoint, whose files lie in the workspace, and says whether it is new.
 
-    The same content of the same stage is not registered twice; its description is brought up to date. The training
-    run is found by what it wrote, in `experiment`; without one the version has none. Raises DataError as `chain` does
-    and UserError where MLflow cannot be reached.
+    The same content of the same stage is not registered twice. The training run is found by what it wrote, in
+    `experiment`; without one the version has none. Raises DataError as `chain` does and UserError where MLflow cannot
+    be reached.
     """
-    description = _shortened(description)
     with _registry() as client:
         for version in versions(settings):
-            if (version.tags.get("oxa.stage"), version.tags.get("dvc.md5")) == (
-                checkpoint.stage,
-                checkpoint.md5,
-            ):
-                if version.description != description:
-                    client.update_model_version(settings.model, str(version.number), description)
+            if (version.tags["oxa.stage"], version.tags["dvc.md5"]) == (checkpoint.stage, checkpoint.md5):
                 return version, False
-        _ensure_model(client, settings.model)
-        steps = chain(locked, checkpoint.stage)
+        tags = _tags(checkpoint, chain(locked, checkpoint.stage), commit, dirty, experiment)
         run = _training_run(experiment, checkpoint.stage, checkpoint.path, checkpoint.md5)
+        _ensure_model(client, settings.model)
         made = client.create_model_version(
             settings.model,
             source=f"dvc://{quote(checkpoint.path)}?md5={checkpoint.md5}",
             run_id=run.info.run_id if run else None,
-            tags=_tags(checkpoint, steps, commit, dirty) | {"oxa.experiment": experiment},
-            description=description,
+            tags=tags,
         )
         return _version(made, ()), True
 
 
+def describe(settings: Registry, version: Version, text: str) -> None:
+    """Gives a version a description (Markdown), cut to what MLflow holds."""
+    text = _shortened(text)
+    if text != version.description:
+        with _registry() as client:
+            client.update_model_version(settings.model, str(version.number), text)
+
+
 def versions(settings: Registry) -> list[Version]:
-    """All versions of the model, oldest first; none where nothing is registered yet."""
+    """All versions that `register` made, oldest first; none where nothing is registered yet."""
     from mlflow.exceptions import MlflowException
 
     with _registry() as client:
@@ -174,7 +173,11 @@ def versions(settings: Registry) -> list[Version]:
     for alias, number in aliases.items():
         names.setdefault(int(number), []).append(alias)
     return sorted(
-        (_version(one, tuple(sorted(names.get(int(one.version), [])))) for one in found),
+        (
+            _version(one, tuple(sorted(names.get(int(one.version), []))))
+            for one in found
+            if "dvc.md5" in one.tags
+        ),
         key=lambda version: version.number,
     )
 
@@ -204,6 +207,8 @@ def promote(
 ) -> Version:
     """Moves `champion` to a version (number or alias) and notes on it by whom, when and why; returns it."""
     chosen = find(settings, version)
+    if CHAMPION in chosen.aliases:
+        return chosen
     before = with_alias(versions(settings), CHAMPION)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     over = f"over {before.name}" if before else "the first champion"
@@ -238,18 +243,23 @@ def record(
     return str(run)
 
 
-def keep_results(settings: Registry, version: Version, where: str, digest: str) -> None:
-    """Notes on a version where its answers are kept (`RUN_ID/ARTIFACT`), and their hash."""
+def keep_results(settings: Registry, version: Version, run_id: str, artifact: str, digest: str) -> None:
+    """Notes on a version where its answers are kept, and their hash."""
     with _registry() as client:
-        for key, value in (("oxa.results", where), ("oxa.results.md5", digest)):
-            client.set_model_version_tag(settings.model, str(version.number), key, value)
+        value = f"{run_id}/{artifact}#{digest}"
+        client.set_model_version_tag(settings.model, str(version.number), "oxa.results", value)
+
+
+def has_results(version: Version, digest: str) -> bool:
+    """Whether these answers are kept for the version already."""
+    return version.tags.get("oxa.results", "").endswith(f"#{digest}")
 
 
 def results(version: Version) -> str | None:
     """The text kept by `keep_results`; None where there is none or it cannot be had any more."""
     from mlflow.exceptions import MlflowException
 
-    run_id, _, artifact = version.tags.get("oxa.results", "").partition("/")
+    run_id, _, artifact = version.tags.get("oxa.results", "").partition("#")[0].partition("/")
     if not run_id:
         return None
     with _registry() as client, TemporaryDirectory() as folder:
@@ -266,17 +276,18 @@ def path_of(settings: Registry, version: str) -> Path:
     """
     one = find(settings, version)
     path, expected = Path(one.tags["dvc.path"]), one.tags["dvc.md5"]
-    commit, dirty = one.tags.get("git.commit"), one.tags.get("git.dirty") == "true"
-    mend = f"`dvc checkout {path}` brings it back if dvc.lock still names it"
+    commit, dirty = one.tags.get("git.commit"), one.tags["git.dirty"] == "true"
+    checkout = f"dvc checkout {'--force ' * path.exists()}{path}"
+    mend = f"`{checkout}` brings it back if dvc.lock still names it"
     if commit:
         unsure = ", if dvc.lock was committed with it (it was registered with uncommitted changes)" * dirty
-        mend += f", else `git checkout {commit} && dvc checkout {path}`{unsure}"
+        mend += f", else `git checkout {commit} && {checkout}`{unsure}"
     mend += "; otherwise `oxa run` trains it again"
     if not path.exists():
         raise DataError(f"{path}: {one.name} is gone from the workspace (md5 {expected}); {mend}")
     fingerprint = guard.Fingerprint.of(path)
     if (found := fingerprint.md5()) != expected:
-        before: dict[str, str] = json.loads(one.tags["oxa.files"])
+        before: dict[str, str] = json.loads(one.tags["oxa.lineage"])["files"]
         now = fingerprint.content()
         differing = [
             f"{name} {'added' if name not in before else 'gone' if name not in now else 'changed'}"
@@ -296,7 +307,7 @@ def lineage(settings: Registry, version: str) -> str:
     now = _Workspace()
     tags = one.tags
     commit = tags.get("git.commit", "none")
-    if tags.get("git.dirty") == "true":
+    if tags["git.dirty"] == "true":
         commit += ", with uncommitted changes"
     lines = [
         f"{settings.model} {one.name}" + "".join(f", {alias}" for alias in one.aliases),
@@ -308,7 +319,8 @@ def lineage(settings: Registry, version: str) -> str:
         lines.append(
             f"  promoted      by {tags['promoted.by']}, {tags['promoted.at']}: {tags['promoted.why']}"
         )
-    steps: dict[str, dict[str, dict[str, str]]] = json.loads(tags["oxa.chain"])
+    kept = json.loads(tags["oxa.lineage"])
+    steps: dict[str, dict[str, dict[str, str]]] = kept["stages"]
     width = max(len(path) for step in steps.values() for part in step.values() for path in part)
     for name, step in steps.items():
         lines += ["", name]
@@ -317,7 +329,7 @@ def lineage(settings: Registry, version: str) -> str:
                 f"  {verb:5}  {path.ljust(width)}  {md5:36}  {now.state(path, md5)}"
                 for path, md5 in step[part].items()
             ]
-    code: dict[str, str] = json.loads(tags["oxa.code"])
+    code: dict[str, str] = kept["code"]
     moved = [
         f"{path} {state}" for path, md5 in code.items() if (state := now.state(path, md5)) != _Workspace.SAME
     ]
@@ -326,7 +338,7 @@ def lineage(settings: Registry, version: str) -> str:
 
 
 def versions_from(settings: Registry, what: str) -> str:
-    """Which versions were made from a path, or from content whose md5 begins with `what`, a line each.
+    """Which versions were made from a path, or from content whose md5 begins with `what` (6 or more), a line each.
 
     A path inside a folder that DVC knows as one thing stands for the folder.
     """
@@ -335,9 +347,9 @@ def versions_from(settings: Registry, what: str) -> str:
     now = _Workspace()
     rows = []
     for one in versions(settings):
-        steps = json.loads(one.tags.get("oxa.chain", "{}"))
-        data = {k: v for step in steps.values() for part in step.values() for k, v in part.items()}
-        for name, md5 in (data | json.loads(one.tags.get("oxa.code", "{}"))).items():
+        kept = json.loads(one.tags["oxa.lineage"])
+        made_from = kept["code"] | {k: v for step in kept["stages"].values() for k, v in step["deps"].items()}
+        for name, md5 in (made_from | {one.tags["dvc.path"]: one.tags["dvc.md5"]}).items():
             if (is_md5 and md5.startswith(what)) or path == name or path.startswith(f"{name}/"):
                 label = f"{one.name}{''.join(f', {alias}' for alias in one.aliases)}"
                 rows.append((label, name, md5, now.state(name, md5)))
@@ -366,32 +378,32 @@ class _Workspace:
 
 
 def _tags(
-    checkpoint: Checkpoint, steps: Mapping[str, Step], commit: str | None, dirty: bool
+    checkpoint: Checkpoint, steps: Mapping[str, Step], commit: str | None, dirty: bool, experiment: str
 ) -> dict[str, str]:
-    data = {
-        name: {
-            part: {p: m for p, m in getattr(step, part).items() if not _is_code(p)}
-            for part in ("deps", "outs")
-        }
+    stages = {
+        name: {"deps": {p: m for p, m in step.deps.items() if not _is_code(p)}, "outs": dict(step.outs)}
         for name, step in steps.items()
     }
     code = {path: md5 for step in steps.values() for path, md5 in step.deps.items() if _is_code(path)}
-    flat = {path: md5 for step in data.values() for part in step.values() for path, md5 in part.items()}
-    tags = {f"dvc.{path}": md5 for path, md5 in flat.items() if _is_key(f"dvc.{path}")}
-    tags |= {
-        "dvc.path": checkpoint.path,
-        "dvc.md5": checkpoint.md5,
-        "oxa.stage": checkpoint.stage,
+    read = {path: md5 for step in stages.values() for path, md5 in step["deps"].items()}
+    files = guard.Fingerprint.of(Path(checkpoint.path)).content()
+    lineage = {"stages": stages, "code": code, "files": files, "experiment": experiment}
+    tags = {
         "oxa.arm": checkpoint.arm,
         "oxa.seed": str(checkpoint.seed),
-        "oxa.chain": json.dumps(data),
-        "oxa.code": json.dumps(code, sort_keys=True),
-        "oxa.files": json.dumps(guard.Fingerprint.of(Path(checkpoint.path)).content()),
+        "oxa.stage": checkpoint.stage,
+        "dvc.path": checkpoint.path,
+        "dvc.md5": checkpoint.md5,
         "git.dirty": str(dirty).lower(),
     }
-    if commit:
-        tags["git.commit"] = commit
-    return tags
+    tags |= {"git.commit": commit} if commit else {}
+    made_from = {key: md5 for path, md5 in sorted(read.items()) if _is_key(key := f"dvc.{path}")}
+    return {
+        **tags,
+        **made_from,
+        **tags,
+        "oxa.lineage": json.dumps(lineage),
+    }  # a path called `md5` does not count
 
 
 def _is_code(path: str) -> bool:
@@ -399,7 +411,7 @@ def _is_code(path: str) -> bool:
 
 
 def _is_key(key: str) -> bool:
-    """Whether MLflow takes it as a tag's key; what it does not is still in oxa.chain."""
+    """Whether MLflow takes it as a tag's key; what it does not is still in oxa.lineage."""
     return len(key) <= 250 and re.fullmatch(r"[/\w.\- :]*", key) is not None and os.path.normpath(key) == key
 
 
@@ -445,8 +457,9 @@ def _run_line(version: Version) -> str:
                 run = client.get_run(version.run_id)
             except MlflowException:
                 return f"{version.run_id}, which MLflow does not have any more"
-        elif "oxa.experiment" in tags:  # a run that reached MLflow after the version was registered
-            run = _training_run(tags["oxa.experiment"], tags["oxa.stage"], tags["dvc.path"], tags["dvc.md5"])
+        else:  # one that has reached MLflow since
+            experiment = json.loads(tags["oxa.lineage"])["experiment"]
+            run = _training_run(experiment, tags["oxa.stage"], tags["dvc.path"], tags["dvc.md5"])
     return f"{run.info.run_id}  {run.info.run_name}  {run.info.status}" if run else "none recorded"
 
 
@@ -474,6 +487,11 @@ def _registry() -> Iterator[MlflowClient]:
     from mlflow.exceptions import MlflowException
     from requests import RequestException
 
+    for name, value in (
+        ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
+        ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
+    ):
+        os.environ.setdefault(name, value)
     client = tracking.client()
     try:
         yield client

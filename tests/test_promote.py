@@ -205,7 +205,7 @@ def test_the_gate_waits_for_all_arms_and_registers_what_is_there(workspace: Path
     edited = settle(params("sft", "oxa"), lock)
     assert edited.versions == {"train@oxa-0": 1}
     assert (edited.challenger, edited.champion) == (None, None)
-    assert "not registered: models/sft-0 is not what train@sft-0 wrote" in edited.sentences[1]
+    assert "not registered: train@sft-0: models/sft-0 is not what train@sft-0 wrote" in edited.sentences[1]
     shutil.rmtree("models/sft-0")
     assert "models/sft-0 is gone" in settle(params("sft", "oxa"), lock).sentences[1]
     assert "train@third-0 has not run" in settle(params("oxa", "third"), lock).sentences[1]
@@ -226,6 +226,17 @@ def test_what_was_not_evaluated_is_registered_without_a_gate(workspace: Path):
     assert settle(params("sft"), lock).passed
 
 
+def test_evaluations_that_differ_among_themselves_are_not_compared(workspace: Path):
+    lock = make_workspace({"base": 0.2, "sft-0": 0.3, "oxa-0": 0.9})
+    table = generations({"world": [0.9] * 60}, num_samples=8)
+    records.write(Path("data/generations/oxa-0.parquet"), table, records.GENERATIONS)
+    lock |= {"evaluate@oxa-0": relocked(lock, "evaluate@oxa-0")}
+    outcome = settle(params("sft", "oxa"), lock)
+    assert len(outcome.versions) == 2
+    assert outcome.challenger is None
+    assert "train@sft-0 and train@oxa-0 were evaluated with 4 and 8 samples" in outcome.sentences[-1]
+
+
 def test_an_evaluation_of_an_earlier_checkpoint_does_not_count(workspace: Path):
     lock = make_workspace({"base": 0.2, "sft-0": 0.9})
     write("models/sft-0/model.safetensors", "trained anew")
@@ -234,6 +245,17 @@ def test_an_evaluation_of_an_earlier_checkpoint_does_not_count(workspace: Path):
     assert outcome.versions == {"train@sft-0": 1}
     assert "evaluate@sft-0 was made from another models/sft-0" in outcome.sentences[-1]
     assert outcome.challenger is None
+
+
+def test_a_version_keeps_its_table_when_an_evaluation_is_missing_later(workspace: Path):
+    lock = make_workspace({"base": 0.2, "sft-0": 0.9})
+    settle(params("sft"), lock)
+    before = registry.find(SETTINGS, "1").description
+    assert "| sft " in before
+    Path("data/generations/sft-0.parquet").unlink()
+    outcome = settle(params("sft"), lock)
+    assert "data/generations/sft-0.parquet is gone" in outcome.sentences[-1]
+    assert (outcome.champion, registry.find(SETTINGS, "1").description) == (1, before)
 
 
 def test_the_run_keeps_answers_table_and_parameters(workspace: Path):
@@ -280,7 +302,7 @@ def test_registering_reads_dvcs_own_lock_file(workspace: Path):
     Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
     outcome = promote.register(params("sft"))
     assert (outcome.versions, outcome.champion) == ({"train@sft-0": 1}, 1)
-    assert "git.commit" not in registry.find(SETTINGS, "1").tags, "nothing is committed"
+    assert registry.find(SETTINGS, "1").tags.get("git.commit") is None, "nothing is committed"
 
 
 def entries(paths: dict[str, str]) -> list[dict[str, str]]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -127,13 +131,7 @@ def enter(
     lock: Lock, name: str, *, description: str = "", dirty: bool = False
 ) -> tuple[registry.Version, bool]:
     return registry.register(
-        SETTINGS,
-        checkpoint(lock, name),
-        lock,
-        commit="c0ffee",
-        dirty=dirty,
-        experiment="oxa",
-        description=description,
+        SETTINGS, checkpoint(lock, name), lock, commit="c0ffee", dirty=dirty, experiment="oxa"
     )
 
 
@@ -150,7 +148,7 @@ def test_a_version_refers_to_the_checkpoint_and_to_all_it_was_made_from(workspac
         assert tags[f"dvc.{path}"] == guard.dvc_md5(Path(path))
     assert "dvc.data/train/oxa.parquet" not in tags, "another arm's data"
     assert "dvc.data/generations/sft-0.parquet" not in tags, "downstream"
-    assert set(json.loads(tags["oxa.code"])) == {"oxa/base.py", "oxa/train.py"}
+    assert set(json.loads(tags["oxa.lineage"])["code"]) == {"oxa/base.py", "oxa/train.py"}
     assert version.run_id is None, "nothing was tracked"
     assert not (workspace / "mlruns").exists(), "nothing is copied"
 
@@ -160,9 +158,8 @@ def test_the_same_content_of_a_stage_is_registered_once(workspace: Path):
     shutil.copytree("models/sft-0", "models/sft-1", dirs_exist_ok=True)
     lock["train@sft-1"] = locked_step(list(lock["train@sft-1"].deps), list(lock["train@sft-1"].outs))
     assert enter(lock, "sft-0")[1]
-    again, new = enter(lock, "sft-0", description="with a table now")
+    again, new = enter(lock, "sft-0")
     assert (again.number, new) == (1, False)
-    assert registry.versions(SETTINGS)[0].description == "with a table now"
     other, new = enter(lock, "sft-1")
     assert (other.number, new) == (2, True), "another stage's, though the content is the same"
     write("models/sft-0/model.safetensors", "trained anew")
@@ -265,7 +262,7 @@ def test_a_version_whose_file_was_edited_is_refused_with_the_reason(workspace: P
     assert "config.json changed, model.safetensors gone, notes.txt added" in said
     assert expected in said
     assert guard.dvc_md5(Path("models/sft-0")) in said
-    assert "git checkout c0ffee && dvc checkout models/sft-0" in said
+    assert "git checkout c0ffee && dvc checkout --force models/sft-0" in said
     assert "\n" not in said
 
 
@@ -276,6 +273,29 @@ def test_a_version_whose_files_are_gone_is_refused_with_the_reason(workspace: Pa
     shutil.rmtree("models/sft-0")
     with pytest.raises(DataError, match=r"models/sft-0: version 1 \(sft, seed 0\) is gone .*dvc checkout"):
         registry.path_of(SETTINGS, "champion")
+
+
+def test_what_a_refusal_says_to_do_brings_the_version_back(workspace: Path):
+    make_workspace({"sft-0": 0.5})
+    run = {"check": True, "env": os.environ | {"DVC_NO_ANALYTICS": "1"}, "stdout": subprocess.DEVNULL}
+    dvc = [sys.executable, "-m", "dvc"]
+    stage = {"cmd": "oxa train", "deps": ["data/train/sft.parquet"], "outs": ["models/sft-0"]}
+    write("dvc.yaml", json.dumps({"stages": {"train": stage}}))
+    for command in (["git", "init", "-q"], [*dvc, "init", "-q"], [*dvc, "commit", "--force", "-q"]):
+        subprocess.run(command, **run)
+    enter({"train@sft-0": locked_step(stage["deps"], stage["outs"])}, "sft-0")
+    for damage in (
+        lambda: write("models/sft-0/config.json", '{"edited": 1}'),
+        lambda: shutil.rmtree("models/sft-0"),
+    ):
+        damage()
+        with pytest.raises(DataError) as refused:
+            registry.path_of(SETTINGS, "1")
+        advised = re.search("`(.*?)`", str(refused.value))
+        assert advised
+        assert advised[1].startswith("dvc checkout ")
+        subprocess.run([*dvc, *advised[1].split()[1:]], **run)
+        assert registry.path_of(SETTINGS, "1") == Path("models/sft-0")
 
 
 def test_the_champion_moves_by_hand_and_says_so(workspace: Path):
@@ -291,6 +311,7 @@ def test_the_champion_moves_by_hand_and_says_so(workspace: Path):
     assert moved.tags["promoted.at"].endswith("+00:00")
     assert "version 2 (oxa, seed 0)" in moved.tags["promoted.why"]
     assert registry.find(SETTINGS, "champion").number == 1
+    assert registry.promote(SETTINGS, "champion").tags == moved.tags, "it was the champion"
     with pytest.raises(DataError, match=r"no version '7'; there are 1-2 and champion \(version 1\)"):
         registry.promote(SETTINGS, "7")
 
@@ -324,13 +345,29 @@ def test_paths_that_mlflow_takes_for_no_key_are_still_in_the_chain(workspace: Pa
 
 def test_a_long_description_is_cut_between_lines_to_what_postgresql_holds(workspace: Path):
     lock = make_workspace({"sft-0": 0.5})
+    version, _ = enter(lock, "sft-0")
     wide = "| " + " | ".join(f"{value:<40}" for value in range(5)) + " |\n"
-    assert enter(lock, "sft-0", description="# Table\n" + wide * 40)[0].description.count("| 4 |") == 40
-    enter(lock, "sft-0", description="# Table\n" + wide * 400)
+    registry.describe(SETTINGS, version, "# Table\n" + wide * 40)
+    assert registry.versions(SETTINGS)[0].description.count("| 4 |") == 40
+    registry.describe(SETTINGS, version, "# Table\n" + wide * 400)
     said = registry.versions(SETTINGS)[0].description
     assert 4900 < len(said) <= 5000
     assert set(said.splitlines()[1:-1]) == {"| 0 | 1 | 2 | 3 | 4 |"}
     assert "table.md" in said.splitlines()[-1]
+
+
+def test_versions_that_somebody_made_otherwise_are_left_alone(workspace: Path):
+    from oxa import tracking
+
+    lock = make_workspace({"sft-0": 0.5})
+    client = tracking.client()
+    client.create_registered_model("tiny")
+    client.create_model_version("tiny", "s3://bucket/other")
+    client.set_registered_model_alias("tiny", "champion", "1")
+    assert enter(lock, "sft-0")[0].number == 2
+    assert [one.number for one in registry.versions(SETTINGS)] == [2]
+    with pytest.raises(DataError, match="no version '1'; there are 2"):
+        registry.path_of(SETTINGS, "1")
 
 
 def test_an_mlflow_out_of_reach_is_one_sentence(workspace: Path, monkeypatch: pytest.MonkeyPatch):

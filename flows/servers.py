@@ -98,7 +98,9 @@ def prefect_api() -> Iterator[str]:
             port = _free_port(random.randrange(20_000, 30_000))
             server = stack.enter_context(_prefect(port, embedded=True))
             url = f"http://127.0.0.1:{port}/api"
-        import prefect.flows  # with what flows will need: 1.6 s, beside the start of the server
+        import prefect
+
+        import flows.pipeline  # noqa: F401  # two seconds that the block needs anyway, beside the server's start
 
         configured = prefect.settings.get_current_settings().api.url
         if configured:

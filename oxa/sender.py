@@ -11,13 +11,12 @@ import fcntl
 import os
 import shutil
 import time
-import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from oxa import spool
-from oxa.shipment import Courier, Notes, Refused, Unreachable, knock, reason
+from oxa.shipment import Courier, Notes, Refused, Unreachable, knock, log_traceback, reason
 from oxa.spool import FOLDER
 
 POLL = 1.0  # seconds between two looks at the spools
@@ -122,7 +121,7 @@ class Sender:
             except Exception as error:  # MLflow hands on whatever its backends raise; all is kept
                 failures += 1
                 if not isinstance(error, Unreachable):
-                    traceback.print_exc()
+                    log_traceback()
                 spool.note_state(self._folder, reason(error), down=isinstance(error, Unreachable))
                 tries = TRIES_UNREACHABLE if isinstance(error, Unreachable) else TRIES
                 if failures >= tries and not self._attended():

@@ -17,6 +17,7 @@ import os
 import posixpath
 import re
 import socket
+import sys
 import traceback
 import urllib.request
 from collections.abc import Sequence
@@ -93,7 +94,16 @@ def knock() -> None:
 def reason(error: Exception) -> str:
     """What went wrong, in short, and without a password."""
     text = re.split(r"\[SQL:|\(Background on", " ".join(str(error).split()))[0].strip()
-    return re.sub(r"://[^/@\s]*@", "://", text)[:200] or type(error).__name__
+    return _without_password(text)[:200] or type(error).__name__
+
+
+def log_traceback() -> None:
+    """Prints the traceback of the exception at hand, into the sender's log."""
+    print(_without_password(traceback.format_exc()), file=sys.stderr, flush=True)
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"://[^/@\s]*@", "://", text)
 
 
 def clean(name: str) -> str:
@@ -159,7 +169,7 @@ class Courier:
         except MlflowException as error:
             if error.error_code not in PERMANENT:
                 raise
-            traceback.print_exc()
+            log_traceback()
             notes = Notes.of(folder)
             notes.fault = reason(error)
             notes.keep(folder)
@@ -176,13 +186,16 @@ class Courier:
         if name not in self._experiments:
             found = self._client.get_experiment_by_name(name)
             if found is None:
-                with suppress(MlflowException):  # somebody else just did
+                try:
                     self._client.create_experiment(name)
+                except MlflowException as error:  # somebody else just did, or it is deleted
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                        raise
                 found = self._client.get_experiment_by_name(name)
             if found is None or found.lifecycle_stage == "deleted":
                 raise MlflowException.invalid_parameter_value(
-                    f"experiment {name!r} is deleted or cannot be created; restore it in MLflow, or choose "
-                    "another tracking.experiment"
+                    f"experiment {name!r} is deleted; restore it in MLflow, or choose another"
+                    " tracking.experiment"
                 )
             self._experiments[name] = str(found.experiment_id)
         return self._experiments[name]

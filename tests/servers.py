@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -46,34 +47,32 @@ def mlflow_server(folder: Path, port: int, database: str = "sqlite:///server.db"
 
 
 @contextmanager
-def postgresql(folder: Path) -> Iterator[str]:
+def postgresql() -> Iterator[str]:
     """A PostgreSQL server with an empty database; gives its URI. Skips the test where it is not installed."""
-    pytest.importorskip("psycopg2", reason="psycopg2-binary is not installed")
-    import psycopg2
-
+    psycopg2 = pytest.importorskip("psycopg2", reason="psycopg2-binary is not installed")
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    initdb = shutil.which("initdb") or (found and str(found[-1]))
+    initdb = shutil.which("initdb") or (str(found[-1]) if found else "")
     if not initdb:
         pytest.skip("PostgreSQL is not installed")
-    as_user: list[str] = []
-    folder.mkdir()
-    if os.geteuid() == 0:  # which PostgreSQL refuses
-        as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-        shutil.chown(folder, "postgres", "postgres")
-        for parent in folder.parents:
-            if parent != Path("/") and parent.stat().st_uid == 0 and not parent.stat().st_mode & 1:
-                parent.chmod(parent.stat().st_mode | 0o11)
     port = free_port()
-    with (folder / "log").open("ab") as log:
+    # not in a folder of pytest's, which only its owner may enter: PostgreSQL does not run as root
+    with tempfile.TemporaryDirectory() as name, open(f"{name}.log", "ab") as log:
+        folder, as_user = Path(name), []
+        if os.geteuid() == 0:
+            as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+            shutil.chown(folder, "postgres", "postgres")
         init = [initdb, "--username=oxa", "--auth=trust", "--no-sync", f"--pgdata={folder / 'data'}"]
-        with Child([*as_user, *init], stdout=log, stderr=log) as child:
-            assert child.wait() == 0, (folder / "log").read_text()
         serve = [str(Path(initdb).with_name("postgres")), "-D", str(folder / "data"), "-p", str(port), "-F"]
         serve += ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"]
-        with Child([*as_user, *serve], stdout=log, stderr=log):
-            address = f"postgresql://oxa@127.0.0.1:{port}/postgres"
-            _wait(lambda: psycopg2.connect(address).close() is None, folder / "log")
-            yield address
+        try:
+            with Child([*as_user, *init], stdout=log, stderr=log) as child:
+                assert child.wait() == 0, Path(log.name).read_text()
+            with Child([*as_user, *serve], stdout=log, stderr=log):
+                address = f"postgresql://oxa@127.0.0.1:{port}/postgres"
+                _wait(lambda: psycopg2.connect(address).close() is None, Path(log.name))
+                yield address
+        finally:
+            os.unlink(log.name)
 
 
 def _wait(ready: Callable[[], bool], log: Path) -> None:

@@ -75,6 +75,10 @@ class Version:
     run_id: str | None
     description: str
 
+    def __str__(self) -> str:
+        """`version 3 (oxa_full, seed 0), champion`."""
+        return ", ".join([self.name, *self.aliases])
+
     @property
     def name(self) -> str:
         """`version 3 (oxa_full, seed 0)`."""
@@ -310,7 +314,7 @@ def lineage(settings: Registry, version: str) -> str:
     if tags["git.dirty"] == "true":
         commit += ", with uncommitted changes"
     lines = [
-        f"{settings.model} {one.name}" + "".join(f", {alias}" for alias in one.aliases),
+        f"{settings.model} {one}",
         f"  checkpoint    {tags['dvc.path']}  {tags['dvc.md5']}  {now.state(tags['dvc.path'], tags['dvc.md5'])}",
         f"  training run  {_run_line(one)}",
         f"  git commit    {commit}",
@@ -351,8 +355,7 @@ def versions_from(settings: Registry, what: str) -> str:
         made_from = kept["code"] | {k: v for step in kept["stages"].values() for k, v in step["deps"].items()}
         for name, md5 in (made_from | {one.tags["dvc.path"]: one.tags["dvc.md5"]}).items():
             if (is_md5 and md5.startswith(what)) or path == name or path.startswith(f"{name}/"):
-                label = f"{one.name}{''.join(f', {alias}' for alias in one.aliases)}"
-                rows.append((label, name, md5, now.state(name, md5)))
+                rows.append((str(one), name, md5, now.state(name, md5)))
     if not rows:
         return f"no version of {settings.model} was made from {what}"
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -496,6 +499,4 @@ def _registry() -> Iterator[MlflowClient]:
     try:
         yield client
     except (MlflowException, RequestException) as error:
-        raise UserError(
-            f"MLflow at {spool.shown(spool.uri())} refused: {tracking.reason(error)}; `oxa register` goes on from here"
-        ) from None
+        raise UserError(f"MLflow at {spool.shown(spool.uri())} refused: {tracking.reason(error)}") from None

@@ -358,6 +358,19 @@ def test_all_of_it_works_through_a_server(server: str, workspace: Path, monkeypa
     assert not (workspace / "mlruns").exists(), "the server keeps all"
 
 
+def test_a_lead_within_the_noise_does_not_pass():
+    settings, section = config.Registry(), config.Report(resamples=300)
+
+    def answers(num_right: int) -> promote.Results:
+        return promote.Results({"w": {str(place): (1, place < num_right) for place in range(40)}}, DRAWN)
+
+    ahead = promote.judge(settings, section, ("a", answers(21)), ("b", answers(20)))
+    assert ahead.difference
+    assert ahead.difference.difference > 0
+    assert not ahead.passed, "one problem of forty"
+    assert promote.judge(settings, section, ("a", answers(35)), ("b", answers(20))).passed
+
+
 COUNTS = st.integers(2, 12).flatmap(
     lambda size: st.lists(st.lists(st.integers(0, 4), min_size=size, max_size=size), min_size=2, max_size=2)
 )

@@ -199,7 +199,7 @@ def lock(folder: Path) -> int | None:
 def main() -> None:
     """Works until there is nothing left to do, and looks once more after its lock is free: see `spool.kick`."""
     folder = Path(os.environ.get("OXA_TRACKING_FOLDER", FOLDER))
-    os.nice(10)  # the stages go first
+    os.nice(5)  # the stages go first
     first = True
     while (held := lock(folder)) is not None:
         if first:

@@ -276,7 +276,7 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 def _open(folder: Path, stage: str, key: str) -> tuple[Path, int]:
     """The stage's unfinished spool, or a new one, and its events, locked."""
     assert not set("./") & set(key), key
-    assert "/" not in stage, stage
+    stage = stage.replace("/", "_")  # of a dvc.yaml in a sub-folder
     if folder.exists():
         for path in folder.iterdir():
             if path.name.startswith(".") or path.name.rpartition(".")[0] != f"{stage}.{key}":

@@ -24,10 +24,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def record(*, enabled: bool = True, key: str = "ab12", params: Mapping[str, Any] | None = None) -> Any:
+def record(
+    *,
+    stage: str = "train@sft-0",
+    enabled: bool = True,
+    key: str = "ab12",
+    params: Mapping[str, Any] | None = None,
+) -> Any:
     return spool.record(
         Tracking(enabled=enabled),
-        stage="train@sft-0",
+        stage=stage,
         kind="train",
         items={"arm": "sft", "seed": "0"},
         key=key,
@@ -116,6 +122,14 @@ def test_only_the_same_stage_on_the_same_inputs_goes_on_with_an_unfinished_spool
         with record(key="ab12"):
             pass
     assert len(folders()) == 3, "a finished one is left alone"
+
+
+def test_a_stage_of_a_dvc_yaml_in_a_sub_folder_has_its_name_too():
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), record(stage="part/dvc.yaml:a.b@c"):
+            raise ZeroDivisionError
+    (path,) = folders()
+    assert [event.get("stage") for event in events(path)] == ["part/dvc.yaml:a.b@c", None] * 2
 
 
 def test_a_second_copy_of_a_stage_gets_a_spool_of_its_own():

@@ -363,7 +363,7 @@ def _comparison(params: config.Params, found: _Contest) -> str:
 
 def _description(checkpoint: registry.Checkpoint, comparison: str) -> str:
     said = (
-        f"Checkpoint {checkpoint.path} of {checkpoint.stage} (DVC md5 {checkpoint.md5}), by reference: "
+        f"{checkpoint.arm}, seed {checkpoint.seed}: {checkpoint.path} (DVC md5 {checkpoint.md5}), by reference. "
         "`oxa model VERSION` checks it and prints its path, `oxa lineage VERSION` what it was made from."
     )
     return f"{said}\n\n{comparison}" if comparison else said

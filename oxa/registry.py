@@ -198,10 +198,10 @@ def find(settings: Registry, version: str) -> Version:
         if version in (str(one.number), *one.aliases):
             return one
     if not known:
-        raise DataError(f"{settings.model}: nothing is registered yet; `oxa register` does it")
+        raise DataError(f"nothing is registered as {settings.model} yet; `oxa register` does it")
     aliases = [f"{alias} (version {one.number})" for one in known for alias in one.aliases]
     raise DataError(
-        f"{settings.model}: no version {version!r}; there are {ranges([one.number for one in known])}"
+        f"no version {version!r} of {settings.model}; there are {ranges([one.number for one in known])}"
         + (f" and {', '.join(aliases)}" if aliases else "")
     )
 
@@ -217,7 +217,7 @@ def promote(
     now = datetime.now(UTC).isoformat(timespec="seconds")
     over = f"over {before.name}" if before else "the first champion"
     with _registry() as client:
-        for key, value in (("by", by), ("at", now), ("why", why or f"moved by hand, {over}")):
+        for key, value in (("by", by), ("at", now), ("why", why or over)):
             client.set_model_version_tag(settings.model, str(chosen.number), f"promoted.{key}", value)
         client.set_registered_model_alias(settings.model, CHAMPION, str(chosen.number))
     return find(settings, CHAMPION)

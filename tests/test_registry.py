@@ -300,7 +300,7 @@ def test_what_a_refusal_says_to_do_brings_the_version_back(workspace: Path):
 
 def test_the_champion_moves_by_hand_and_says_so(workspace: Path):
     lock = make_workspace({"sft-0": 0.5, "oxa-0": 0.5})
-    with pytest.raises(DataError, match="nothing is registered yet"):
+    with pytest.raises(DataError, match="nothing is registered as tiny yet"):
         registry.promote(SETTINGS, "1")
     enter(lock, "sft-0")
     enter(lock, "oxa-0")
@@ -312,7 +312,7 @@ def test_the_champion_moves_by_hand_and_says_so(workspace: Path):
     assert "version 2 (oxa, seed 0)" in moved.tags["promoted.why"]
     assert registry.find(SETTINGS, "champion").number == 1
     assert registry.promote(SETTINGS, "champion").tags == moved.tags, "it was the champion"
-    with pytest.raises(DataError, match=r"no version '7'; there are 1-2 and champion \(version 1\)"):
+    with pytest.raises(DataError, match=r"no version '7' of tiny; there are 1-2 and champion \(version 1\)"):
         registry.promote(SETTINGS, "7")
 
 
@@ -366,7 +366,7 @@ def test_versions_that_somebody_made_otherwise_are_left_alone(workspace: Path):
     client.set_registered_model_alias("tiny", "champion", "1")
     assert enter(lock, "sft-0")[0].number == 2
     assert [one.number for one in registry.versions(SETTINGS)] == [2]
-    with pytest.raises(DataError, match="no version '1'; there are 2"):
+    with pytest.raises(DataError, match="no version '1' of tiny; there are 2"):
         registry.path_of(SETTINGS, "1")
 
 

@@ -48,7 +48,7 @@ from oxa import config, progress, tracking
 from oxa.errors import UserError
 
 PARAMS = Path("params.yaml")
-PROGRESS_EVERY = 5.0  # seconds between two updates of a stage's progress artifact
+PROGRESS_EVERY = 5.0  # seconds before a stage has a progress artifact, and between two updates of it
 DRAIN = 30.0  # seconds at most to wait for MLflow at the end; what is unsent then is sent later
 
 
@@ -90,12 +90,12 @@ def _worth_another_try(task: Any, task_run: Any, state: State[Any]) -> bool:
 
 
 class _Progress:
-    """A stage's progress artifact; made when its first bar shows, so that short stages have none."""
+    """A stage's progress artifact; short stages have none."""
 
     def __init__(self, stage: str) -> None:
         self._stage = stage
         self._artifact: UUID | None = None
-        self._told = 0.0
+        self._told = time.monotonic()
 
     def update(self, what: str, percent: int) -> None:
         if time.monotonic() - self._told < PROGRESS_EVERY:

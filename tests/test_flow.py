@@ -265,7 +265,7 @@ def test_it_also_starts_as_a_module(diamond: Repository):
 
 
 def test_long_work_shows_how_far_it_is(project: Repository, api: str):
-    work = "import time; from oxa import progress\nfor _ in progress.bar(range(40), desc='working'): time.sleep(0.1)"
+    work = "import time; from oxa import progress\nfor _ in progress.bar(range(90), desc='working'): time.sleep(0.1)"
     (project.folder / "work.py").write_text(work)
     project.stages(long={"cmd": f"{sys.executable} work.py && echo done > out", "outs": ["out"]})
     run()

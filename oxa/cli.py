@@ -156,11 +156,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _set_environment() -> None:
-    """No telemetry, and no progress bars in log files; all of it can be set otherwise from outside."""
+    """No telemetry, nothing in the home, no progress bars in log files; all can be set otherwise from outside."""
     for name in ("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY", "DVC_NO_ANALYTICS", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("MPLCONFIGDIR", str((guard.WORK / "matplotlib").resolve()))
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 

@@ -175,9 +175,10 @@ def test_a_version_points_to_the_run_that_wrote_its_content(workspace: Path):
     experiment = client.create_experiment("oxa")
     md5 = lock["train@sft-0"].outs["models/sft-0"]
     tags = {"oxa.stage": "train@sft-0", "dvc.out.models/sft-0": md5}
+    others = ({"dvc.out.models/sft-0": "0" * 32}, {"oxa.stage": "train@sft-1"})  # newer ones, too
     runs = [
-        client.create_run(experiment, run_name="train@sft-0", tags=tags | changed).info.run_id
-        for changed in ({"dvc.out.models/sft-0": "0" * 32}, {}, {"oxa.stage": "train@sft-1"})
+        client.create_run(experiment, start, tags | changed, "train@sft-0").info.run_id
+        for start, changed in enumerate([others[0], {}, *others], start=1)
     ]
     client.set_terminated(runs[1])
     assert enter(lock, "sft-0")[0].run_id == runs[1]

@@ -22,6 +22,7 @@ from oxa.errors import DataError, UserError
 from oxa.lifeline import Child
 
 KEPT_LINES = 15  # of a failed stage's output that are shown again at the end
+_BAR = re.compile(r"%\|[^|]*\| [^\[]*\[[^\]]*\]")  # the end of a progress bar as tqdm draws it
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,12 @@ class Children:
             if self._ended:  # the flow was ended while this one started
                 child.end()
             assert child.stdout is not None
-            for line in child.stdout:  # a carriage return, as of a progress bar, ends a line, too
-                if line := line.strip():
-                    lines.append(line)
-                    on_line(line)
+            for text in child.stdout:  # a carriage return, as of a progress bar, ends a line, too
+                # whoever speaks while a bar is drawn goes on in its line
+                for line in _BAR.sub(r"\g<0>\n", text).splitlines():
+                    if line := line.strip():
+                        lines.append(line)
+                        on_line(line)
             code = child.wait()
             self._running.discard(child)
         if code != 0:

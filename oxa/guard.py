@@ -23,7 +23,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +38,7 @@ _md5 = partial(hashlib.md5, usedforsecurity=False)
 
 PACKAGE = Path(__file__).parent
 WORK = Path(".work")
+PROBE = 2**20  # bytes; a disk that has no room for them counts as full
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Run:
     """Path of each input to its DVC md5."""
     key: str
     """Hash of the inputs' content, the stage's configuration and the code it runs."""
+    check_inputs: Callable[[], None]
+    """Raises DataError where an input is no longer what it was."""
 
     def hash_outputs(self) -> dict[str, str]:
         """Final path of each output, to the DVC md5 of what has been written for it."""
@@ -102,21 +106,26 @@ def stage(
         assert len({path.name for path in outputs.values()}) == len(outputs)
         for path in staged.values():
             _remove(path)
-        yield Run(
-            scratch=folder / "scratch",
-            outputs=staged,
-            final=dict(outputs),
-            inputs={str(path): before[path].md5() for path in inputs.values()},
-            key=key,
-        )
-        for path, fingerprint in before.items():
-            if not fingerprint.still_holds(own):
-                raise DataError(
-                    f"{path}: changed while stage {name} was reading it; nothing was kept, run the stage again"
-                )
-        for label, path in staged.items():
-            _into_place(path, outputs[label])
+        with _saying_full_disk(folder):
+            yield Run(
+            check_inputs=partial(_check, name, list(before.values()), own),
+                scratch=folder / "scratch",
+                outputs=staged,
+                final=dict(outputs),
+                inputs={str(path): before[path].md5() for path in inputs.values()},
+                key=key,
+            )
+        _check(name, list(before.values()), own)
+        _into_place(staged, outputs)
         _forget(work / name, keep_locked=folder)
+
+
+def _check(name: str, before: list[Fingerprint], leave_out: set[Path]) -> None:
+    for fingerprint in before:
+        if not fingerprint.still_holds(leave_out):
+            raise DataError(
+                f"{fingerprint.path}: changed while stage {name} was reading it; nothing was kept, run the stage again"
+            )
 
 
 def imported_modules(module: str) -> list[Path]:
@@ -236,6 +245,26 @@ def _only_one(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _saying_full_disk(folder: Path) -> Iterator[None]:
+    """Raises OSError with its number where the block fails and the folder's disk is full.
+
+    torch and safetensors report a full disk as errors of their own, torch without a word of it.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) or error.errno is None:
+            try:
+                with tempfile.TemporaryFile(dir=folder) as probe:
+                    os.posix_fallocate(probe.fileno(), 0, PROBE)
+            except OSError as full:
+                raise OSError(full.errno, full.strerror, str(folder)) from error
+        raise
+
+
 def _forget(stage_folder: Path, keep_locked: Path) -> None:
     """Removes the finished run's folder and those that earlier inputs left behind, unless one is at work there."""
     for folder in stage_folder.iterdir():
@@ -248,20 +277,37 @@ def _forget(stage_folder: Path, keep_locked: Path) -> None:
             shutil.rmtree(folder)
 
 
-def _into_place(staged: Path, final: Path) -> None:
-    """Renames; where the two lie on different disks, copies beside the final name first."""
-    assert staged.exists(), f"the stage did not write {final}"
+def _into_place(staged: Mapping[str, Path], final: Mapping[str, Path]) -> None:
+    """All outputs or none: each comes to lie beside its final name, where a full disk stops them, then takes it."""
+    beside = {label: path.with_name(f".{path.name}.part") for label, path in final.items()}
     try:
-        if final.is_dir():
-            shutil.rmtree(final)
-        os.replace(staged, final)
+        for label, path in staged.items():
+            assert path.exists(), f"the stage did not write {final[label]}"
+            _remove(beside[label])
+            _move(path, beside[label])
+    except BaseException:
+        for path in beside.values():
+            _remove(path)
+        raise
+    for label, path in beside.items():
+        if final[label].is_dir():
+            shutil.rmtree(final[label])
+        os.replace(path, final[label])
+
+
+def _move(source: Path, target: Path) -> None:
+    """Renames; where the two lie on different disks, copies."""
+    try:
+        os.replace(source, target)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        beside = final.with_name(f".{final.name}.part")
-        _remove(beside)
-        shutil.copytree(staged, beside) if staged.is_dir() else shutil.copy2(staged, beside)
-        os.replace(beside, final)
+        try:
+            for name, file in _files(source, ()):  # copytree would go on after a full disk, and not say so
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, target / name)
+        except OSError as failed:  # it names the source
+            raise OSError(failed.errno, failed.strerror, str(target)) from None
 
 
 def _remove(path: Path) -> None:

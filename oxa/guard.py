@@ -108,7 +108,7 @@ def stage(
             _remove(path)
         with _saying_full_disk(folder):
             yield Run(
-            check_inputs=partial(_check, name, list(before.values()), own),
+                check_inputs=partial(_check, name, list(before.values()), own),
                 scratch=folder / "scratch",
                 outputs=staged,
                 final=dict(outputs),

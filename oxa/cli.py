@@ -231,6 +231,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
             records.write_json(run.outputs["metrics"], metrics)
         if stage.journal:
             shutil.copyfile(run.scratch / "metrics.jsonl", run.outputs["journal"])
+        run.check_inputs()  # before the record says that all is well
         for option in stage.shown + stage.records:
             record.artifact(run.outputs[option])
         record.finish(metrics, run.hash_outputs())

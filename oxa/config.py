@@ -417,7 +417,7 @@ class Tracking(Section):
 class Registry(Section):
     """Which checkpoint is put forward, and what it must show."""
 
-    model: str = "oxa"
+    model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "oxa"
     """Registered model whose versions are the checkpoints."""
     benchmark: Name | None = None
     """Benchmark that decides; None: all of them, every problem counting the same."""
@@ -494,6 +494,14 @@ class Params(Section):
             raise ValueError(
                 f"source {self.registry.benchmark!r} of registry.benchmark is not one of ingest.benchmarks: "
                 f"{', '.join(self.ingest.benchmarks)}"
+            )
+        exams = [self.registry.benchmark] if self.registry.benchmark else list(self.ingest.benchmarks)
+        drawn = self.evaluate.num_samples_by_benchmark
+        fewest = min((drawn.get(name, self.evaluate.num_samples) for name in exams), default=1)
+        if int(self.registry.metric.removeprefix("pass@")) > fewest:
+            raise ValueError(
+                f"source {self.registry.metric!r} of registry.metric needs more samples than the {fewest} a problem of "
+                "evaluate.num_samples"
             )
         for name in ("arms", "seeds"):
             if len(set(getattr(self, name))) != len(getattr(self, name)):

@@ -66,10 +66,7 @@ def run(
         row |= generation._asdict() | grade._asdict()
     written = pa.Table.from_pylist(rows, schema=records.GENERATIONS)
     records.write(output, written, records.GENERATIONS)
-    metrics = summarize(written)
-    for name, numbers in metrics["benchmarks"].items():
-        log(0, **{f"{name}.{key}": value for key, value in numbers.items() if isinstance(value, int | float)})
-    return metrics
+    return summarize(written)
 
 
 def summarize(generations: pa.Table) -> dict[str, Any]:

@@ -106,7 +106,6 @@ def run(
     metrics["warnings"] = _warnings(training.counts, verify)
     for sentence in metrics["warnings"]:
         tqdm.write(f"ingest: {sentence}", file=sys.stderr)
-    log(0, **{key: value for key, value in metrics["totals"].items() if key != "dropped"})
     return metrics
 
 

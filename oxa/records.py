@@ -232,6 +232,6 @@ def read_json(path: Path) -> Any:
 
 
 class Log(Protocol):
-    """Takes a stage's metrics while it runs: log(step, name=value, ...)."""
+    """Takes a stage's metrics while it runs: log(step, name=value, ...). What the stage returns is kept anyway."""
 
     def __call__(self, step: int, **values: float) -> None: ...

@@ -235,7 +235,7 @@ def record(
     """Keeps texts by name as the artifacts of a new run `register`, with tags and metrics; returns the run's id."""
     with _registry() as client:
         found = client.get_experiment_by_name(experiment)
-        number = found.experiment_id if found else client.create_experiment(experiment)
+        number = found.experiment_id if found else client.create_experiment(experiment, tags=spool.EXPERIMENT)
         run = client.create_run(
             number, run_name="register", tags={"oxa.kind": "register", **tags}
         ).info.run_id

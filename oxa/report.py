@@ -88,9 +88,6 @@ def run(
     plots.training(output / "training.png", arms, seeds, metrics=metrics)
     plots.funnel(output / "funnel.png", arms, metrics=metrics)
     records.write_json(summary, found)
-    for step, arm in enumerate(found["order"]):
-        numbers = found["arms"][arm][found["groups"][-1]]
-        log(step, pass_at_1=numbers["pass_at_1"], mean_entropy=numbers["mean_entropy"] or 0.0)
     return found
 
 

@@ -78,9 +78,7 @@ def run(
         }
     )
     records.write(output, written, records.RESPONSES)
-    metrics = _metrics(responses, table.num_rows, section.num_samples)
-    log(len(responses), **metrics)
-    return metrics
+    return _metrics(responses, table.num_rows, section.num_samples)
 
 
 def _sampler(section: Sample, base: Path) -> tuple[str | Path, str]:

@@ -187,7 +187,7 @@ class Courier:
             found = self._client.get_experiment_by_name(name)
             if found is None:
                 try:
-                    self._client.create_experiment(name)
+                    self._client.create_experiment(name, tags=spool.EXPERIMENT)
                 except MlflowException as error:  # somebody else just did, or it is deleted
                     if error.error_code != "RESOURCE_ALREADY_EXISTS":
                         raise

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 FOLDER = Path(".tracking")
 EVENTS = "events.jsonl"
+EXPERIMENT = {
+    "mlflow.experimentKind": "custom_model_development"
+}  # else its page opens on traces, not on runs
 LATELY = 600.0  # seconds for which an error of the sender's is worth a warning
 PATIENCE = 2.0  # seconds to wait for a lock that is held for a moment only
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import Repository
 
+from conftest import Repository
 from flows import bridge
 from oxa.errors import DataError, UserError
 

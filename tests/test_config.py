@@ -62,6 +62,11 @@ def put(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
             "'aime' .* is not one of ingest.benchmarks: world",
         ),
         ("selection.arms.oxa_full.ul.verdicts", ["timeout"], "score.self_verdicts leaves out: timeout"),
+        ("registry.benchmark", "aime", "'aime' of registry.benchmark is not one of ingest.benchmarks: world"),
+        ("registry.metric", "pass@9", "'pass@9' of registry.metric needs more samples than the 8 a problem"),
+        ("registry.metric", "maj@8", "p.yaml: registry.metric"),
+        ("registry.model", "it's", "p.yaml: registry.model"),
+        ("flow.accelerators", 0, "p.yaml: flow.accelerators"),
         ("ingest.benchmarks", {"../x": {"source": "world"}}, "p.yaml: ingest.benchmarks"),
     ],
 )

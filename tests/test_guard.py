@@ -158,4 +158,6 @@ def test_a_run_knows_the_md5_of_its_inputs_and_outputs_under_their_final_names(f
 
     run = run_stage(folder, during=during)
     assert run.inputs == {str(folder / "input"): guard.dvc_md5(folder / "input")}
-    assert hashed == {str(path): guard.dvc_md5(path) for path in (folder / "deep" / "out.txt", folder / "made")}
+    assert hashed == {
+        str(path): guard.dvc_md5(path) for path in (folder / "deep" / "out.txt", folder / "made")
+    }

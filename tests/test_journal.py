@@ -15,7 +15,9 @@ def test_lines_hold_step_name_and_value(tmp_path: Path):
     ]
 
 
-def test_speeds_are_told_to_the_other_log_only_so_that_the_file_can_be_made_again_byte_for_byte(tmp_path: Path):
+def test_speeds_are_told_to_the_other_log_only_so_that_the_file_can_be_made_again_byte_for_byte(
+    tmp_path: Path,
+):
     told = []
     log = Journal(tmp_path / "metrics.jsonl", also=lambda step, **values: told.append((step, values)))
     log(3, loss=2.0, tokens_per_second=1234.5)

@@ -31,6 +31,8 @@ def test_quiet_work_says_nothing_even_when_asked(monkeypatch: pytest.MonkeyPatch
     assert shown.getvalue() == ""
 
 
-@pytest.mark.parametrize("line", ["", "oxa: data.jsonl: row 3: 50% of it", "Running stage 'train@sft-0':", "12 | 3%"])
+@pytest.mark.parametrize(
+    "line", ["", "oxa: data.jsonl: row 3: 50% of it", "Running stage 'train@sft-0':", "12 | 3%"]
+)
 def test_other_lines_are_no_progress(line: str):
     assert progress.read(line) is None

@@ -50,10 +50,11 @@ class StageFailed(Exception):
 
 @dataclass(frozen=True)
 class Locked:
-    """What dvc.lock holds of a stage: DVC md5 by path."""
+    """What dvc.lock holds of a stage: DVC md5 by path, and the values of params.yaml that it ran with."""
 
     deps: dict[str, str]
     outs: dict[str, str]
+    params: dict[str, Any]
 
 
 def plan(targets: Iterable[str] = ()) -> list[Node]:
@@ -195,21 +196,8 @@ def locked() -> dict[str, Locked]:
             *(
                 {entry["path"]: entry["md5"] for entry in stage.get(kind, []) if "md5" in entry}
                 for kind in ("deps", "outs")
-            )
+            ),
+            params=stage.get("params", {}).get("params.yaml", {}),
         )
         for name, stage in stages.items()
     }
-
-
-def git_commit() -> tuple[str | None, bool]:
-    """Commit of the project's git and whether files differ from it; (None, False) outside of git."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *arguments], capture_output=True, text=True)
-        except FileNotFoundError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    return commit, bool(commit and git("status", "--porcelain", "--untracked-files=no"))

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from flows import bridge
-from oxa import config, guard, registry, report
+from oxa import config, guard, provenance, registry, report
 from oxa import metrics as statistics
 from oxa.errors import ConfigError, DataError
 
@@ -125,7 +125,16 @@ def register(params: config.Params, params_path: Path = Path("params.yaml")) -> 
     decision, the parameters) is made only where there is something new to keep. Raises DataError where DVC has no
     lock file yet, ConfigError where the gate asks for more than was evaluated, UserError where MLflow is out of reach.
     """
-    return settle(params, bridge.locked(), *bridge.git_commit(), params_path=params_path)
+    locked = bridge.locked()
+    for stage, step in locked.items():
+        if stage in {f"evaluate@{arm}-{seed}" for arm in params.arms for seed in params.seeds}:
+            ran = config.Evaluate.model_validate(step.params["evaluate"])
+            if ran != params.evaluate:
+                raise DataError(
+                    f"{params_path}: `evaluate` has changed since {stage} ran; `oxa run` brings it up to date"
+                )
+    commit, dirty = provenance.git()
+    return settle(params, locked, commit, dirty == "true", params_path=params_path)
 
 
 def settle(

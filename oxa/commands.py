@@ -163,15 +163,15 @@ def _promote(arguments: argparse.Namespace) -> None:
 
 
 def _lineage(arguments: argparse.Namespace) -> None:
-    from oxa import registry
+    from oxa import lineage
 
     settings = config.load(arguments.params).registry
     if (arguments.version is None) == (arguments.data is None):
         raise ConfigError("oxa lineage: name either a VERSION or --data PATH")
     if arguments.data is not None:
-        print(registry.versions_from(settings, arguments.data))
+        print(lineage.versions_from(settings, arguments.data))
     else:
-        print(registry.lineage(settings, arguments.version))
+        print(lineage.of(settings, arguments.version))
 
 
 def _model(arguments: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ had; DVC's cache keeps the content. Its tags lead back to the sources, and from 
     oxa.results                    `RUN_ID/ARTIFACT#HASH`: what it answered to each problem, for later comparisons
     promoted.by, .at, .why         on versions that have been champion: gate or hand, UTC, the reason
 
-The alias `challenger` is the version that the gate chose last (flows/promote.py), `champion` the one that holds.
+oxa/lineage.py reads the chain. The alias `challenger` is the version that the gate chose last (flows/promote.py), `champion` the one that holds.
 
 Limits of MLflow 3.17: 250 characters a tag's key, of letters, digits and `_-. :/`; 100,000 a value; on PostgreSQL
 500 the source and 5,000 the description, more than which is an error there (SQLite takes any).
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 MAX_DESCRIPTION = 5000
-MIN_PREFIX = 6  # characters of an md5 that may stand for the whole
 
 
 class Step(Protocol):
@@ -131,12 +130,12 @@ def register(
     `experiment`; without one the version has none. Raises DataError as `chain` does and UserError where MLflow cannot
     be reached.
     """
-    with _registry() as client:
+    with connection() as client:
         for version in versions(settings):
             if (version.tags["oxa.stage"], version.tags["dvc.md5"]) == (checkpoint.stage, checkpoint.md5):
                 return version, False
         tags = _tags(checkpoint, chain(locked, checkpoint.stage), commit, dirty, experiment)
-        run = _training_run(experiment, checkpoint.stage, checkpoint.path, checkpoint.md5)
+        run = training_run(experiment, checkpoint.stage, checkpoint.path, checkpoint.md5)
         _ensure_model(client, settings.model)
         made = client.create_model_version(
             settings.model,
@@ -151,7 +150,7 @@ def describe(settings: Registry, version: Version, text: str) -> None:
     """Gives a version a description (Markdown), cut to what MLflow holds."""
     text = _shortened(text)
     if text != version.description:
-        with _registry() as client:
+        with connection() as client:
             client.update_model_version(settings.model, str(version.number), text)
 
 
@@ -159,7 +158,7 @@ def versions(settings: Registry) -> list[Version]:
     """All versions that `register` made, oldest first; none where nothing is registered yet."""
     from mlflow.exceptions import MlflowException
 
-    with _registry() as client:
+    with connection() as client:
         try:
             aliases = client.get_registered_model(settings.model).aliases
         except MlflowException as error:
@@ -216,7 +215,7 @@ def promote(
     before = with_alias(versions(settings), CHAMPION)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     over = f"over {before.name}" if before else "the first champion"
-    with _registry() as client:
+    with connection() as client:
         for key, value in (("by", by), ("at", now), ("why", why or over)):
             client.set_model_version_tag(settings.model, str(chosen.number), f"promoted.{key}", value)
         client.set_registered_model_alias(settings.model, CHAMPION, str(chosen.number))
@@ -225,7 +224,7 @@ def promote(
 
 def challenge(settings: Registry, version: Version) -> None:
     """Moves `challenger` to a version."""
-    with _registry() as client:
+    with connection() as client:
         client.set_registered_model_alias(settings.model, CHALLENGER, str(version.number))
 
 
@@ -233,7 +232,7 @@ def record(
     experiment: str, files: Mapping[str, str], tags: Mapping[str, str], values: Mapping[str, float]
 ) -> str:
     """Keeps texts by name as the artifacts of a new run `register`, with tags and metrics; returns the run's id."""
-    with _registry() as client:
+    with connection() as client:
         found = client.get_experiment_by_name(experiment)
         number = found.experiment_id if found else client.create_experiment(experiment, tags=spool.EXPERIMENT)
         run = client.create_run(
@@ -249,7 +248,7 @@ def record(
 
 def keep_results(settings: Registry, version: Version, run_id: str, artifact: str, digest: str) -> None:
     """Notes on a version where its answers are kept, and their hash."""
-    with _registry() as client:
+    with connection() as client:
         value = f"{run_id}/{artifact}#{digest}"
         client.set_model_version_tag(settings.model, str(version.number), "oxa.results", value)
 
@@ -266,7 +265,7 @@ def results(version: Version) -> str | None:
     run_id, _, artifact = version.tags.get("oxa.results", "").partition("#")[0].partition("/")
     if not run_id:
         return None
-    with _registry() as client, TemporaryDirectory() as folder:
+    with connection() as client, TemporaryDirectory() as folder:
         try:
             return Path(client.download_artifacts(run_id, artifact, folder)).read_text(encoding="utf-8")
         except (MlflowException, OSError):
@@ -303,81 +302,6 @@ def path_of(settings: Registry, version: str) -> Path:
             f"(md5 {expected} then, {found} now); {mend}"
         )
     return path
-
-
-def lineage(settings: Registry, version: str) -> str:
-    """The chain from a version (number or alias) to its sources, and what of it the workspace still holds."""
-    one = find(settings, version)
-    now = _Workspace()
-    tags = one.tags
-    commit = tags.get("git.commit", "none")
-    if tags["git.dirty"] == "true":
-        commit += ", with uncommitted changes"
-    lines = [
-        f"{settings.model} {one}",
-        f"  checkpoint    {tags['dvc.path']}  {tags['dvc.md5']}  {now.state(tags['dvc.path'], tags['dvc.md5'])}",
-        f"  training run  {_run_line(one)}",
-        f"  git commit    {commit}",
-    ]
-    if "promoted.by" in tags:
-        lines.append(
-            f"  promoted      by {tags['promoted.by']}, {tags['promoted.at']}: {tags['promoted.why']}"
-        )
-    kept = json.loads(tags["oxa.lineage"])
-    steps: dict[str, dict[str, dict[str, str]]] = kept["stages"]
-    width = max(len(path) for step in steps.values() for part in step.values() for path in part)
-    for name, step in steps.items():
-        lines += ["", name]
-        for verb, part in (("read", "deps"), ("wrote", "outs")):
-            lines += [
-                f"  {verb:5}  {path.ljust(width)}  {md5:36}  {now.state(path, md5)}"
-                for path, md5 in step[part].items()
-            ]
-    code: dict[str, str] = kept["code"]
-    moved = [
-        f"{path} {state}" for path, md5 in code.items() if (state := now.state(path, md5)) != _Workspace.SAME
-    ]
-    lines += ["", f"code  {len(code)} modules: {', '.join(moved) or _Workspace.SAME}"]
-    return "\n".join(lines)
-
-
-def versions_from(settings: Registry, what: str) -> str:
-    """Which versions were made from a path, or from content whose md5 begins with `what` (6 or more), a line each.
-
-    A path inside a folder that DVC knows as one thing stands for the folder.
-    """
-    path = os.path.relpath(what)
-    is_md5 = re.fullmatch(rf"[0-9a-f]{{{MIN_PREFIX},32}}(\.dir)?", what) is not None
-    now = _Workspace()
-    rows = []
-    for one in versions(settings):
-        kept = json.loads(one.tags["oxa.lineage"])
-        made_from = kept["code"] | {k: v for step in kept["stages"].values() for k, v in step["deps"].items()}
-        for name, md5 in (made_from | {one.tags["dvc.path"]: one.tags["dvc.md5"]}).items():
-            if (is_md5 and md5.startswith(what)) or path == name or path.startswith(f"{name}/"):
-                rows.append((str(one), name, md5, now.state(name, md5)))
-    if not rows:
-        return f"no version of {settings.model} was made from {what}"
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)), row[3]])
-        for row in rows
-    )
-
-
-class _Workspace:
-    """What the workspace holds now; each path is hashed once."""
-
-    SAME = "same as now"
-
-    def __init__(self) -> None:
-        self._known: dict[str, str | None] = {}
-
-    def state(self, path: str, md5: str) -> str:
-        if path not in self._known:
-            self._known[path] = guard.dvc_md5(Path(path)) if Path(path).exists() else None
-        found = self._known[path]
-        return "gone" if found is None else self.SAME if found == md5 else "changed"
 
 
 def _tags(
@@ -450,23 +374,7 @@ def _version(found: Any, aliases: tuple[str, ...]) -> Version:
     )
 
 
-def _run_line(version: Version) -> str:
-    from mlflow.exceptions import MlflowException
-
-    with _registry() as client:
-        tags, run = version.tags, None
-        if version.run_id:
-            try:
-                run = client.get_run(version.run_id)
-            except MlflowException:
-                return f"{version.run_id}, which MLflow does not have any more"
-        else:  # one that has reached MLflow since
-            experiment = json.loads(tags["oxa.lineage"])["experiment"]
-            run = _training_run(experiment, tags["oxa.stage"], tags["dvc.path"], tags["dvc.md5"])
-    return f"{run.info.run_id}  {run.info.run_name}  {run.info.status}" if run else "none recorded"
-
-
-def _training_run(experiment: str, stage: str, path: str, md5: str) -> Any:
+def training_run(experiment: str, stage: str, path: str, md5: str) -> Any:
     """The newest run of this stage that wrote this content, if tracking has one."""
     found = tracking.find_runs(experiment, {"oxa.stage": stage, f"dvc.out.{path}": md5})
     return max(found, key=lambda run: run.info.start_time, default=None)
@@ -485,7 +393,7 @@ def _ensure_model(client: MlflowClient, name: str) -> None:
 
 
 @contextmanager
-def _registry() -> Iterator[MlflowClient]:
+def connection() -> Iterator[MlflowClient]:
     """MLflow's client; what MLflow refuses or cannot do inside is one sentence."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException

@@ -1,9 +1,7 @@
 """DVC's graph as the flow sees it, and its stages as children: a real repository, real commands."""
 
 import os
-import re
 import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -103,7 +101,9 @@ def test_the_lock_is_read_by_path_and_md5(chain: Repository):
     recorded = yaml.safe_load(Path("dvc.lock").read_text())["stages"]["first"]
     assert bridge.locked() == {
         "first": bridge.Locked(
-            deps={"input": recorded["deps"][0]["md5"]}, outs={"first.txt": recorded["outs"][0]["md5"]}
+            deps={"input": recorded["deps"][0]["md5"]},
+            outs={"first.txt": recorded["outs"][0]["md5"]},
+            params={},
         )
     }
 
@@ -180,15 +180,3 @@ def test_two_stages_at_once_both_find_their_way_into_the_lock(chain: Repository)
     for thread in threads:
         thread.join()
     assert set(bridge.locked()) == {"first", "middle@x", "middle@y"}
-
-
-def test_the_commit_is_gits_and_dirt_shows(repository: Repository):
-    assert bridge.git_commit() == (None, False)
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
-    subprocess.run([*git, "add", "params.yaml"], check=True)
-    subprocess.run([*git, "commit", "-qm", "first"], check=True)
-    commit, dirty = bridge.git_commit()
-    assert re.fullmatch(r"[0-9a-f]{40}", commit or "")
-    assert not dirty
-    repository.set("flow.retries", 1)
-    assert bridge.git_commit() == (commit, True)

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from test_registry import Lock, generations, make_workspace, write
 
 from flows import promote
-from oxa import config, guard, records, registry
+from oxa import config, guard, lineage, records, registry
 from oxa.errors import ConfigError, DataError
 from oxa.lifeline import Child
 
@@ -348,9 +348,9 @@ def test_all_of_it_works_through_a_server(server: str, workspace: Path, monkeypa
     second = settle(params("new"), make_workspace({"base": 0.1, "new-0": 0.95}))
     assert "against the champion, version 2 (oxa, seed 0): pass@1" in second.sentences[-2]
     assert (second.versions, second.champion) == ({"train@new-0": 3}, 3)
-    assert "data/train/new.parquet" in registry.lineage(SETTINGS, "champion")
-    assert "gone" in registry.lineage(SETTINGS, "2")
-    assert registry.versions_from(SETTINGS, "data/train/oxa.parquet").startswith("version 2 (oxa, seed 0)")
+    assert "data/train/new.parquet" in lineage.of(SETTINGS, "champion")
+    assert "gone" in lineage.of(SETTINGS, "2")
+    assert lineage.versions_from(SETTINGS, "data/train/oxa.parquet").startswith("version 2 (oxa, seed 0)")
     assert registry.path_of(SETTINGS, "champion") == Path("models/new-0")
     assert registry.promote(SETTINGS, "1").aliases == ("champion",)
     with pytest.raises(DataError, match="no version '9'"):

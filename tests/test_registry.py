@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.bridge import Locked
-from oxa import guard, records, registry
+from oxa import guard, lineage, records, registry
 from oxa.config import Registry
 from oxa.errors import DataError, UserError
 
@@ -182,9 +182,9 @@ def test_a_version_points_to_the_run_that_wrote_its_content(workspace: Path):
     ]
     client.set_terminated(runs[1])
     assert enter(lock, "sft-0")[0].run_id == runs[1]
-    assert f"{runs[1]}  train@sft-0  FINISHED" in registry.lineage(SETTINGS, "1")
+    assert f"{runs[1]}  train@sft-0  FINISHED" in lineage.of(SETTINGS, "1")
     client.delete_run(runs[1])
-    assert runs[1] in registry.lineage(SETTINGS, "1"), "a deleted run is still named"
+    assert runs[1] in lineage.of(SETTINGS, "1"), "a deleted run is still named"
 
 
 def test_a_run_that_is_recorded_later_is_found_all_the_same(workspace: Path):
@@ -192,19 +192,19 @@ def test_a_run_that_is_recorded_later_is_found_all_the_same(workspace: Path):
 
     lock = make_workspace({"sft-0": 0.5})
     enter(lock, "sft-0")
-    assert "training run  none recorded" in registry.lineage(SETTINGS, "1")
+    assert "training run  none recorded" in lineage.of(SETTINGS, "1")
     client = tracking.client()
     experiment = client.create_experiment("oxa")
     tags = {"oxa.stage": "train@sft-0", "dvc.out.models/sft-0": lock["train@sft-0"].outs["models/sft-0"]}
     run = client.create_run(experiment, run_name="train@sft-0", tags=tags).info.run_id
-    assert f"training run  {run}  train@sft-0" in registry.lineage(SETTINGS, "1")
+    assert f"training run  {run}  train@sft-0" in lineage.of(SETTINGS, "1")
 
 
 def test_lineage_leads_back_to_the_sources_and_says_what_has_changed(workspace: Path):
     lock = make_workspace({"sft-0": 0.5, "oxa-0": 0.5})
     enter(lock, "sft-0", dirty=True)
     registry.promote(SETTINGS, "1", why="a test")
-    before = registry.lineage(SETTINGS, "champion")
+    before = lineage.of(SETTINGS, "champion")
     assert "tiny version 1 (sft, seed 0), champion" in before
     assert "git commit    c0ffee, with uncommitted changes" in before
     assert "by hand" in before
@@ -218,7 +218,7 @@ def test_lineage_leads_back_to_the_sources_and_says_what_has_changed(workspace: 
     write("data/train/sft.parquet", "edited")
     write("oxa/train.py", "# edited")
     shutil.rmtree("sources")
-    lines = registry.lineage(SETTINGS, "1").splitlines()
+    lines = lineage.of(SETTINGS, "1").splitlines()
 
     def states(path: str) -> set[str]:
         return {line.split("  ")[-1] for line in lines if f"  {path} " in line}
@@ -235,7 +235,7 @@ def test_data_leads_to_the_versions_that_were_made_from_it(workspace: Path):
         enter(lock, name)
 
     def numbers(what: str) -> list[int]:
-        return [int(line.split()[1]) for line in registry.versions_from(SETTINGS, what).splitlines()]
+        return [int(line.split()[1]) for line in lineage.versions_from(SETTINGS, what).splitlines()]
 
     assert numbers("data/train/sft.parquet") == [1, 2]
     assert numbers("./data/train/oxa.parquet") == [3]
@@ -243,9 +243,9 @@ def test_data_leads_to_the_versions_that_were_made_from_it(workspace: Path):
     assert numbers("sources/tiny.jsonl") == [1, 2, 3], "DVC knows the folder as one thing"
     assert numbers(guard.dvc_md5(Path("data/train/oxa.parquet"))[:8]) == [3]
     assert numbers(guard.dvc_md5(Path("models/sft-1"))) == [2]
-    assert registry.versions_from(SETTINGS, "data/rejects.parquet").startswith("no version of tiny")
+    assert lineage.versions_from(SETTINGS, "data/rejects.parquet").startswith("no version of tiny")
     write("data/train/sft.parquet", "edited")
-    assert "changed" in registry.versions_from(SETTINGS, "data/train/sft.parquet")
+    assert "changed" in lineage.versions_from(SETTINGS, "data/train/sft.parquet")
 
 
 def test_a_version_whose_file_was_edited_is_refused_with_the_reason(workspace: Path):
@@ -340,8 +340,8 @@ def test_paths_that_mlflow_takes_for_no_key_are_still_in_the_chain(workspace: Pa
     lock["ingest"] = locked_step(["my data (1)", "sources"], ["data/problems.parquet"])
     lock["base"] = replace(lock["base"], deps={**lock["base"].deps, "../elsewhere/": "2" * 32})
     enter(lock, "sft-0")
-    assert "my data (1)" in registry.lineage(SETTINGS, "1")
-    assert "1 (sft" in registry.versions_from(SETTINGS, "my data (1)/a+b.jsonl")
+    assert "my data (1)" in lineage.of(SETTINGS, "1")
+    assert "1 (sft" in lineage.versions_from(SETTINGS, "my data (1)/a+b.jsonl")
 
 
 def test_a_long_description_is_cut_between_lines_to_what_postgresql_holds(workspace: Path):

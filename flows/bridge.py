@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Locked:
 
     deps: dict[str, str]
     outs: dict[str, str]
-    params: dict[str, Any]
+    params: dict[str, Any] = field(default_factory=dict)
 
 
 def plan(targets: Iterable[str] = ()) -> list[Node]:
@@ -191,13 +191,12 @@ def locked() -> dict[str, Locked]:
         if not path.exists():
             raise DataError("dvc.lock: no such file; `oxa run` or `dvc repro` makes it")
         stages: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")).get("stages", {})
-    return {
-        name: Locked(
-            *(
-                {entry["path"]: entry["md5"] for entry in stage.get(kind, []) if "md5" in entry}
-                for kind in ("deps", "outs")
-            ),
-            params=stage.get("params", {}).get("params.yaml", {}),
-        )
-        for name, stage in stages.items()
-    }
+    return {name: _locked(stage) for name, stage in stages.items()}
+
+
+def _locked(stage: dict[str, Any]) -> Locked:
+    deps, outs = (
+        {entry["path"]: entry["md5"] for entry in stage.get(kind, []) if "md5" in entry}
+        for kind in ("deps", "outs")
+    )
+    return Locked(deps, outs, stage.get("params", {}).get("params.yaml", {}))

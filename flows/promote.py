@@ -126,13 +126,9 @@ def register(params: config.Params, params_path: Path = Path("params.yaml")) -> 
     lock file yet, ConfigError where the gate asks for more than was evaluated, UserError where MLflow is out of reach.
     """
     locked = bridge.locked()
-    for stage, step in locked.items():
-        if stage in {f"evaluate@{arm}-{seed}" for arm in params.arms for seed in params.seeds}:
-            ran = config.Evaluate.model_validate(step.params["evaluate"])
-            if ran != params.evaluate:
-                raise DataError(
-                    f"{params_path}: `evaluate` has changed since {stage} ran; `oxa run` brings it up to date"
-                )
+    for stage in (f"evaluate@{arm}-{seed}" for arm in params.arms for seed in params.seeds):
+        if stage in locked and config.Evaluate(**locked[stage].params["evaluate"]) != params.evaluate:
+            raise DataError(f"{params_path}: `evaluate` has changed since {stage} ran; `oxa run` first")
     commit, dirty = provenance.git()
     return settle(params, locked, commit, dirty == "true", params_path=params_path)
 

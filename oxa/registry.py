@@ -12,7 +12,8 @@ had; DVC's cache keeps the content. Its tags lead back to the sources, and from 
     oxa.results                    `RUN_ID/ARTIFACT#HASH`: what it answered to each problem, for later comparisons
     promoted.by, .at, .why         on versions that have been champion: gate or hand, UTC, the reason
 
-oxa/lineage.py reads the chain. The alias `challenger` is the version that the gate chose last (flows/promote.py), `champion` the one that holds.
+oxa/lineage.py reads the chain. The alias `challenger` is the version that the gate chose last (flows/promote.py),
+`champion` the one that holds.
 
 Limits of MLflow 3.17: 250 characters a tag's key, of letters, digits and `_-. :/`; 100,000 a value; on PostgreSQL
 500 the source and 5,000 the description, more than which is an error there (SQLite takes any).

@@ -299,8 +299,13 @@ def test_registering_reads_dvcs_own_lock_file(workspace: Path):
         name: {"deps": entries(step.deps), "outs": entries(step.outs), "cmd": "true"}
         for name, step in lock.items()
     }
+    asked = params("sft")
+    stages["evaluate@sft-0"]["params"] = {"params.yaml": {"evaluate": asked.evaluate.model_dump()}}
     Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
-    outcome = promote.register(params("sft"))
+    cooler = asked.model_copy(update={"evaluate": asked.evaluate.model_copy(update={"temperature": 0.6})})
+    with pytest.raises(DataError, match="`evaluate` has changed since evaluate@sft-0 ran; `oxa run` first"):
+        promote.register(cooler)
+    outcome = promote.register(asked)
     assert (outcome.versions, outcome.champion) == ({"train@sft-0": 1}, 1)
     assert registry.find(SETTINGS, "1").tags.get("git.commit") is None, "nothing is committed"
 

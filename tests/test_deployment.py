@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_pipeline import make_repository, tiny_params
+from pipelines import make_repository, tiny_params
 
 from flows.servers import _free_port
 from oxa.lifeline import Child

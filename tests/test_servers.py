@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from test_pipeline import left_running
+from pipelines import left_running
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,0 +1,289 @@
+"""Repositories with the real pipeline at a tiny size, and what tests do to them: run, look, forget, kill."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTPUTS = ("data", "models", "metrics", "reports")
+PATIENCE = 300  # seconds after which a test is taken to hang
+
+REPRO = ("dvc", "repro")
+FLOW = ("oxa", "run")
+
+SIGNS = {  # files in scratch, each written when a part of the stage's work is done
+    "sample": "*.parquet",
+    "score@self": "shard-*.npy",
+    "train@oxa_full-0": "checkpoints/checkpoint-*/trainer_state.json",
+}
+Files = dict[Path, tuple[int, int]]
+"""Files with their inode and the time of their last change: what tells whether one was written again."""
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW"))}
+    return kept | {"DVC_NO_ANALYTICS": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | more
+
+
+def tiny_params() -> dict[str, Any]:
+    """params.yaml at a size at which every stage takes seconds, and a student that knows next to nothing.
+
+    Sampling (15 shards), scoring (4 shards of self-samples) and training (6 checkpoints) can be killed half way.
+    """
+    params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["arms"], params["seeds"] = ["sft", "oxa_full"], [0]
+    params["world"] |= {"num_train": 60, "num_benchmark": 16}
+    params["base"] |= {"hidden_size": 32, "num_layers": 2, "intermediate_size": 64, "steps": 40}
+    params["base"] |= {"warmup": 5, "checkpoint_every": 10}
+    params["generate"] |= {"batch_size": 16}
+    params["sample"] |= {"num_samples": 4, "max_tokens": 60}
+    params["evaluate"] |= {"num_samples": 2, "max_tokens": 60}
+    params["score"] |= {"self_verdicts": ["incorrect", "unparsable"], "batch_tokens": 100}
+    shared = {
+        "num_ce": 32,
+        "mean": 20.0,
+        "std": 30.0,
+        "ppl_max": 400.0,
+        "bin_width": 400.0,
+        "max_shortage": 0.9,
+    }
+    params["selection"]["shared"] |= shared
+    params["selection"]["arms"]["oxa_full"]["ul"] |= {
+        "num": 16,
+        "min_ppl": 1.0,
+        "verdicts": ["incorrect", "unparsable"],
+        "allow_length": True,
+    }
+    params["train"]["shared"] |= {"epochs": 12.0, "num_ce": 8, "micro_batch_size": 4, "checkpoint_every": 8}
+    params["train"]["arms"]["oxa_full"] |= {"num_ul": 8}
+    params["report"] |= {"resamples": 200}
+    params["flow"] = {"max_workers": 2, "accelerators": 2, "retry_delay": 1.0}
+    return params
+
+
+def make_repository(folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("oxa", "sources", ".dvcignore"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder)
+    for name in ("dvc.yaml", ".gitignore"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "params.yaml").write_text(yaml.safe_dump(tiny_params()))
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
+        subprocess.run(command, cwd=folder, check=True, env=environment())
+    return folder
+
+
+def reference(tmp_path_factory: pytest.TempPathFactory, command: Iterable[str]) -> Path:
+    """A repository in which the whole pipeline has run without a break; tests work in copies.
+
+    pytest's workers share it: the first that asks makes it, the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = base / "-".join(["pipeline", *command])
+    with (base / f"{folder.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "reports").exists():
+            make_repository(folder)
+            output = run(folder, *command)
+            assert (folder / "reports").exists(), output
+            wait_until_left(folder)  # MLflow's database is at rest when it is copied
+    return folder
+
+
+def copied(reference: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(reference, folder, symlinks=True))
+
+
+def run(folder: Path, *command: str, code: int | None = 0, **variables: str) -> str:
+    """Runs a command in the folder; returns what it printed. `code` None: any but 0."""
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(**variables),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert done.returncode == code if code is not None else done.returncode != 0, done.stdout[-4000:]
+    return done.stdout
+
+
+def stages_run(output: str) -> set[str]:
+    return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
+
+
+def change(folder: Path, key: str, value: Any) -> None:
+    """Changes one value of params.yaml, by its dotted key."""
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    *parents, last = key.split(".")
+    section = params
+    for name in parents:
+        section = section.setdefault(name, {})
+    section[last] = value
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def contents(folder: Path, *paths: str) -> dict[str, bytes]:
+    """Every file that the pipeline made, or those under the paths, by relative name."""
+    found = [path for name in paths or OUTPUTS for path in [folder / name, *(folder / name).rglob("*")]]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found if path.is_file()}
+
+
+def locked(folder: Path) -> dict[str, Any]:
+    """dvc.lock's stages. They stand there in the order in which they ended first, which tells nothing."""
+    stages: dict[str, Any] = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    return stages
+
+
+def outputs(stage: dict[str, Any]) -> list[str]:
+    """Paths of what a stage of dvc.lock writes."""
+    return [out["path"] for out in stage["outs"]]
+
+
+def forget(folder: Path, *names: str) -> None:
+    """Leaves the stages, and all that hang on them, as if they had never run."""
+    stages = locked(folder)
+    gone: list[str] = []
+    todo = set(names)
+    while todo:
+        for name in todo:
+            gone += outputs(stages.pop(name))
+        todo = {
+            name
+            for name, stage in stages.items()
+            if any(_overlap(dep["path"], path) for dep in stage["deps"] for path in gone)
+        }
+    for path in gone:
+        shutil.rmtree(folder / path) if (folder / path).is_dir() else (folder / path).unlink()
+    (folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}, sort_keys=False))
+    shutil.rmtree(folder / ".dvc" / "cache" / "runs")  # from which DVC would bring them back
+
+
+def _overlap(one: str, other: str) -> bool:
+    return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
+
+
+def assert_same(folder: Path, reference: Path, *names: str) -> None:
+    """The stages, and all before them, ended as in the reference: every byte, and dvc.lock."""
+    found, expected = locked(folder), locked(reference)
+    assert set(names) <= set(found)
+    assert found == {name: expected[name] for name in found}
+    paths = [path for stage in found.values() for path in outputs(stage)]
+    made, wanted = contents(folder), contents(reference, *paths)
+    assert made.keys() == wanted.keys()
+    assert [name for name in made if made[name] != wanted[name]] == []
+
+
+def is_stale(folder: Path, name: str) -> bool:
+    """Whether DVC would run the stage."""
+    return name in json.loads(run(folder, "dvc", "status", "--json", name))
+
+
+class Command(subprocess.Popen[str]):
+    """A command at work in a folder; what it prints goes to a file."""
+
+    def __init__(self, folder: Path, *command: str, **variables: str) -> None:
+        self.folder, self._log = folder, folder / "printed.log"
+        with self._log.open("w") as log:
+            super().__init__(command, cwd=folder, env=environment(**variables), stdout=log, stderr=log)
+
+    def printed(self) -> str:
+        return self._log.read_text()
+
+
+class Attempt(NamedTuple):
+    """A stage's process, seen when a part of the work was done and not all."""
+
+    dvc: psutil.Process
+    stage: psutil.Process
+    done: Files
+
+
+def at_work(command: Command, stage: str, before: Files | None = None) -> Attempt:
+    """Waits until a process of the stage has done a part of the work that was not done `before`."""
+
+    def news() -> bool:
+        return not finished(command.folder, stage).keys() <= (before or {}).keys()
+
+    until(news, lambda: f"stage {stage} at work; printed: {command.printed()}", command)
+    done = finished(command.folder, stage)
+    processes = [psutil.Process(command.pid), *below(command.pid)]
+    (dvc,) = (p for p in processes if _runs(p, "dvc") and stage in p.cmdline())
+    (running,) = (p for p in below(dvc.pid) if _runs(p, "oxa") and stage.partition("@")[0] in p.cmdline())
+    return Attempt(dvc, running, done)
+
+
+def finished(folder: Path, stage: str) -> Files:
+    """What scratch holds of the stage's work."""
+    found = {}
+    for path in (folder / ".work").glob(f"{stage}/*/scratch/{SIGNS[stage]}"):
+        try:
+            if path.suffix == ".json":  # the last file of a checkpoint
+                json.loads(path.read_text())
+            found[path] = (path.stat().st_ino, path.stat().st_mtime_ns)
+        except (FileNotFoundError, ValueError):  # removed, or still being written
+            continue
+    return found
+
+
+def _runs(process: psutil.Process, program: str) -> bool:
+    try:
+        return any(Path(word).name == program for word in process.cmdline()[:3])
+    except psutil.NoSuchProcess:
+        return False
+
+
+def until(
+    reached: Callable[[], Any], what: str | Callable[[], str], process: subprocess.Popen[Any] | None = None
+) -> Any:
+    """Waits for something true and returns it; fails where the process ends before."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := reached()):
+        told = what if isinstance(what, str) else what()
+        assert process is None or process.poll() is None, f"it ended before: {told}"
+        assert time.monotonic() < deadline, told
+        time.sleep(0.01)
+    return found
+
+
+def below(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def wait_until_gone(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=PATIENCE)
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def wait_until_left(folder: Path) -> None:
+    """Waits until no process works in the folder any more; MLflow's sender goes some seconds after the last stage."""
+    until(lambda: not left_running(folder), lambda: f"left running: {left_running(folder)}")
+
+
+def left_running(folder: Path) -> list[str]:
+    """Command lines of processes that work in this folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()) == folder and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found

@@ -116,6 +116,7 @@ def stage(
                 key=key,
             )
         _check(name, list(before.values()), own)
+        _probe(folder)  # DVC writes dvc.lock in place next, and a disk that is full then leaves half of it
         _into_place(staged, outputs)
         _forget(work / name, keep_locked=folder)
 
@@ -257,12 +258,18 @@ def _saying_full_disk(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         if not isinstance(error, OSError) or error.errno is None:
-            try:
-                with tempfile.TemporaryFile(dir=folder) as probe:
-                    os.posix_fallocate(probe.fileno(), 0, PROBE)
-            except OSError as full:
-                raise OSError(full.errno, full.strerror, str(folder)) from error
+            _probe(folder)
         raise
+
+
+def _probe(folder: Path) -> None:
+    """Raises OSError where the folder's disk, or a quota on it, is full."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, PROBE)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # else this disk knows no such request
+            raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
 def _forget(stage_folder: Path, keep_locked: Path) -> None:

@@ -266,10 +266,9 @@ def _probe(folder: Path) -> None:
     """Raises OSError where the folder's disk, or a quota on it, is full."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, PROBE)
+            file.write(bytes(PROBE))
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # else this disk knows no such request
-            raise OSError(error.errno, error.strerror, str(folder)) from None
+        raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
 def _forget(stage_folder: Path, keep_locked: Path) -> None:

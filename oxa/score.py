@@ -12,6 +12,7 @@ a rerun after a kill does the rest with the same batches and ends with the same 
 
 from __future__ import annotations
 
+import io
 import math
 from itertools import compress
 from pathlib import Path
@@ -142,8 +143,10 @@ def _score(
             values = np.concatenate(
                 [_score_batch(section, network, batch, sequences, starts) for batch in part]
             )
-            with records.atomic(kept) as temporary, temporary.open("wb") as file:
-                np.save(file, values)
+            buffer = io.BytesIO()  # into a file, numpy would hide why it could not be written
+            np.save(buffer, values)
+            with records.atomic(kept) as temporary:
+                temporary.write_bytes(buffer.getvalue())
         result["mean_nll"][rows], result["mean_entropy"][rows] = values[:, 0], values[:, 1]
         bar.update(sum(len(sequences[row]) for row in rows))
     bar.close()

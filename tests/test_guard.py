@@ -108,18 +108,21 @@ def test_imports_inside_functions_and_of_imports_count():
 
 def test_a_stage_dies_with_the_dvc_that_started_it(folder: Path):
     code = (
-        "import time; from oxa import guard; guard._die_with_dvc(); print('up', flush=True); time.sleep(60)"
+        "import time; from pathlib import Path; from oxa import guard\n"
+        "with guard.stage('s', module='oxa.prompts', inputs={}, outputs={'o': Path('o')}, config=None):\n"
+        "    print('up', flush=True); time.sleep(600)"
     )
     parent_code = (
         "import subprocess, sys, time;"
         f"child = subprocess.Popen([sys.executable, '-c', {code!r}], stdout=subprocess.PIPE, text=True);"
-        "child.stdout.readline(); print(child.pid, flush=True); time.sleep(60)"
+        "assert child.stdout.readline() == 'up\\n'; print(child.pid, flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", parent_code],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"DVC_STAGE": "stage@a"},
+        cwd=folder,
     )
     assert parent.stdout is not None
     child = int(parent.stdout.readline())

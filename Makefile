@@ -35,5 +35,5 @@ check: install  ## lint and type-check
 bench: install  ## measure against other ways of doing it (see benchmarks/RESULTS.md)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
-clean:  ## remove what the pipeline made (DVC's cache stays: dvc repro brings it back)
+clean:  ## remove what the pipeline made (DVC's cache stays, `oxa run` brings it back; so do MLflow's and Prefect's records)
 	rm -rf data models metrics reports .work

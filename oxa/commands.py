@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from oxa import config, records
+from oxa import config, records, spool
 from oxa.errors import ConfigError, DataError
 
 
@@ -263,8 +263,10 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     params = config.load(arguments.params)
     print(f"params    {arguments.params}: fine; arms {', '.join(params.arms)}; seeds {params.seeds}")
-    names = ("torch", "transformers", "trl", "datasets", "math-verify", "dvc")
+    names = ("torch", "transformers", "trl", "datasets", "math-verify", "dvc", "prefect", "mlflow")
     print("libraries " + ", ".join(f"{name} {version(name)}" for name in names))
+    told = spool.shown(spool.uri()) if params.tracking.enabled else "nobody: tracking.enabled is false"
+    print(f"tracking  {told}")
     from oxa import base, lm
 
     print(f"device    {lm.default_device()}")

@@ -90,7 +90,7 @@ def _worth_another_try(task: Any, task_run: Any, state: State[Any]) -> bool:
 
 
 class _Progress:
-    """A stage's progress artifact; short stages have none."""
+    """A stage's progress artifact; short stages have none. Without a key it shows with its run, and only there."""
 
     def __init__(self, stage: str) -> None:
         self._stage = stage
@@ -103,8 +103,7 @@ class _Progress:
         self._told = time.monotonic()
         description = f"{self._stage}: {what}"
         if self._artifact is None:
-            key = "progress-" + "".join(c if c.isalnum() else "-" for c in self._stage.lower())
-            made = create_progress_artifact(float(percent), key=key, description=description)
+            made = create_progress_artifact(float(percent), description=description)
             self._artifact = cast(UUID, made)  # awaitable only where it is called from a coroutine
         else:
             update_progress_artifact(self._artifact, float(percent), description=description)

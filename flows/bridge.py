@@ -143,6 +143,8 @@ class Children:
                         on_line(line)
             code = child.wait()
             self._running.discard(child)
+        if self._ended:
+            raise StageFailed("ended with the flow", retry=False)
         if code != 0:
             raise _failure(lines, code)
         return _done(lines)

@@ -83,14 +83,18 @@ def _keep(lifeline: int, command: Sequence[str]) -> int:
     except OSError as error:
         print(f"{command[0]}: {error.strerror}", file=sys.stderr)
         return 127
-    threading.Thread(target=_end_when_cut, args=(lifeline,), daemon=True).start()
+    cut = threading.Event()
+    threading.Thread(target=_end_when_cut, args=(lifeline, cut), daemon=True).start()
     code = child.wait()
     _end_tree()
+    if cut.is_set():  # psutil may have been quicker to take the exit code, and then none is left for us
+        code = -signal.SIGTERM
     return 128 - code if code < 0 else code
 
 
-def _end_when_cut(lifeline: int) -> None:
+def _end_when_cut(lifeline: int, cut: threading.Event) -> None:
     os.read(lifeline, 1)  # returns when the other end is closed
+    cut.set()
     _end_tree()
 
 

@@ -216,18 +216,33 @@ class Attempt(NamedTuple):
     done: Files
 
 
-def at_work(command: Command, stage: str, before: Files | None = None) -> Attempt:
-    """Waits until a process of the stage has done a part of the work that was not done `before`."""
+def at_work(command: Command, stage: str, before: Files | None = None, *, stop: bool = False) -> Attempt:
+    """Waits until a process of the stage has done a part of the work that was not done `before`.
+
+    `stop` halts it there, so that a kill that follows finds work left to do.
+    """
 
     def news() -> bool:
         return not finished(command.folder, stage).keys() <= (before or {}).keys()
 
-    until(news, lambda: f"stage {stage} at work; printed: {command.printed()}", command)
-    done = finished(command.folder, stage)
-    processes = [psutil.Process(command.pid), *below(command.pid)]
-    (dvc,) = (p for p in processes if _runs(p, "dvc") and stage in p.cmdline())
-    (running,) = (p for p in below(dvc.pid) if _runs(p, "oxa") and stage.partition("@")[0] in p.cmdline())
-    return Attempt(dvc, running, done)
+    def processes() -> list[psutil.Process]:
+        try:
+            found = [psutil.Process(command.pid), *below(command.pid)]
+            dvc = [p for p in found if _runs(p, "dvc", stage)]
+            return dvc + [
+                p for one in dvc for p in below(one.pid) if _runs(p, "oxa", stage.partition("@")[0])
+            ]
+        except psutil.NoSuchProcess:
+            return []
+
+    def told() -> str:
+        return f"stage {stage} at work; printed: {command.printed()}"
+
+    dvc, running = until(lambda: found if len(found := processes()) == 2 else None, told, command)
+    until(news, told, command)
+    if stop:
+        running.suspend()
+    return Attempt(dvc, running, finished(command.folder, stage))
 
 
 def finished(folder: Path, stage: str) -> Files:
@@ -243,9 +258,10 @@ def finished(folder: Path, stage: str) -> Files:
     return found
 
 
-def _runs(process: psutil.Process, program: str) -> bool:
+def _runs(process: psutil.Process, program: str, argument: str) -> bool:
     try:
-        return any(Path(word).name == program for word in process.cmdline()[:3])
+        words = process.cmdline()
+        return argument in words and any(Path(word).name == program for word in words[:3])
     except psutil.NoSuchProcess:
         return False
 

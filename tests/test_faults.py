@@ -87,7 +87,7 @@ def test_a_kill_leaves_nothing_running_and_the_stage_goes_on_where_it_was(
     forget(copy, stage)
     variables = {} if embedded else {"PREFECT_API_URL": api}
     flow = Command(copy, *FLOW, stage, **variables)
-    first = at_work(flow, stage)
+    first = at_work(flow, stage, stop=True)
     if killed == "flow":
         processes = below(flow.pid)
         assert any("server" in p.cmdline() for p in processes) == embedded

@@ -75,7 +75,7 @@ def test_end_ends_the_whole_tree_orphans_included():
     with started(TREE) as child:
         tree = below(child.pid)
         assert sum("sleep" in p.name() for p in tree) == 2
-        child.end()
+        assert child.end() == 128 + signal.SIGTERM, "never taken for a success"
         wait_until_gone(tree)
 
 

@@ -231,10 +231,11 @@ def _run_stage(arguments: argparse.Namespace) -> None:
             records.write_json(run.outputs["metrics"], metrics)
         if stage.journal:
             shutil.copyfile(run.scratch / "metrics.jsonl", run.outputs["journal"])
-        run.check_inputs()  # before the record says that all is well
         for option in stage.shown + stage.records:
             record.artifact(run.outputs[option])
-        record.finish(metrics, run.hash_outputs())
+        made = run.hash_outputs()
+        run.keep()  # before the record says that all is well
+        record.finish(metrics, made)
 
 
 def _section(params: config.Params, key: str) -> Any:

@@ -55,8 +55,9 @@ class Run:
     """Path of each input to its DVC md5."""
     key: str
     """Hash of the inputs' content, the stage's configuration and the code it runs."""
-    check_inputs: Callable[[], None]
-    """Raises DataError where an input is no longer what it was."""
+    keep: Callable[[], None]
+    """Looks at the inputs again and puts the outputs in place; the guard does so at the end of its block, unless the
+    stage, which has something to say once all is safe, has done it. Raises DataError where an input has changed."""
 
     def hash_outputs(self) -> dict[str, str]:
         """Final path of each output, to the DVC md5 of what has been written for it."""
@@ -106,18 +107,28 @@ def stage(
         assert len({path.name for path in outputs.values()}) == len(outputs)
         for path in staged.values():
             _remove(path)
+        kept = False
+
+        def keep() -> None:
+            nonlocal kept
+            _check(name, list(before.values()), own)
+            _probe(
+                folder
+            )  # DVC writes dvc.lock in place next, and a disk that is full then leaves half of it
+            _into_place(staged, outputs)
+            kept = True
+
         with _saying_full_disk(folder):
             yield Run(
-                check_inputs=partial(_check, name, list(before.values()), own),
+                keep=keep,
                 scratch=folder / "scratch",
                 outputs=staged,
                 final=dict(outputs),
                 inputs={str(path): before[path].md5() for path in inputs.values()},
                 key=key,
             )
-        _check(name, list(before.values()), own)
-        _probe(folder)  # DVC writes dvc.lock in place next, and a disk that is full then leaves half of it
-        _into_place(staged, outputs)
+        if not kept:
+            keep()
         _forget(work / name, keep_locked=folder)
 
 

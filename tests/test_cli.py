@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import shutil
 import subprocess
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from oxa import cli, config
+from oxa import cli, config, guard
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -116,6 +117,27 @@ def test_a_stage_writes_all_its_outputs_or_none(project, capsys):
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     assert "none.jsonl" in fails_with_one_sentence(capsys, *INGEST)
     assert list((project / "out").iterdir()) == []
+
+
+def test_a_stage_whose_outputs_find_no_room_is_not_told_as_finished(project, monkeypatch):
+    """The limit lets the stage write its own small files, and not what shows that the disk has room."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # where nobody listens
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["world"] |= {"num_train": 20, "num_benchmark": 8}
+    params["tracking"]["enabled"] = True
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (guard.PROBE // 2, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            cli.main(INGEST)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((project / "out").iterdir()) == []
+    (events,) = (project / ".tracking").glob("*/events.jsonl")
+    told = [json.loads(line) for line in events.read_text().splitlines()]
+    assert (told[-1]["event"], told[-1]["status"]) == ("end", "FAILED")
+    assert "result" not in {event["event"] for event in told}
 
 
 def test_a_list_of_sources_can_be_set_on_the_way(project, capsys):

@@ -139,20 +139,33 @@ class Sender:
                 time.sleep(POLL)
 
     def sweep(self) -> None:
-        """Looks at every spool once and sends what is new. What MLflow refuses for good is noted and left alone."""
+        """Looks at every spool once and sends what is new. What MLflow refuses for good is noted and left alone.
+
+        A spool that fails keeps none of the others from being sent; raises its error, the first of several, at the end.
+        """
+        failed: Exception | None = None
         for one in spools(self._folder):
-            if not one.mine():
-                continue
-            live = one.live()
-            if not live:
-                one.end_if_killed()
-            if one.path.name not in self._refused and one.notes().offset < one.size():
-                self._send(one)
-            if not live and one.last().get("status") == "FINISHED" and not one.unsent():
-                one.remove()
-                for other in spools(self._folder):  # what was left of attempts on other inputs
-                    if other.stage == one.stage and not other.live() and not other.unsent():
-                        other.remove()
+            try:
+                if one.mine():
+                    self._look_at(one)
+            except Unreachable:
+                raise
+            except Exception as error:  # MLflow hands on whatever its backends raise
+                failed = failed or error
+        if failed:
+            raise failed
+
+    def _look_at(self, one: Spool) -> None:
+        live = one.live()
+        if not live:
+            one.end_if_killed()
+        if one.path.name not in self._refused and one.notes().offset < one.size():
+            self._send(one)
+        if not live and one.last().get("status") == "FINISHED" and not one.unsent():
+            one.remove()
+            for other in spools(self._folder):  # what was left of attempts on other inputs
+                if other.stage == one.stage and not other.live() and not other.unsent():
+                    other.remove()
 
     def _attended(self) -> bool:
         """Whether more may come: a stage lives, or somebody asks the sender to stay."""

@@ -232,6 +232,8 @@ class Shipment:
                 end += len(line)
                 with suppress(ValueError):  # a line cut by a kill
                     event = json.loads(line)
+                    if self._notes.run_id is None and event["event"] != "begin":
+                        continue  # the disk had no room for its begin: nobody can say whose it is
                     if event["event"] == "log":
                         self._add(event["values"], event["step"], event["time"])
                     else:

@@ -314,6 +314,23 @@ def test_what_mlflow_refuses_is_named_and_holds_up_nothing_else(local: Path):
     assert tracking.replay() == "sent: a"
 
 
+def test_a_spool_that_cannot_be_sent_holds_up_no_other(local: Path):
+    """Of one the disk took no begin, of another the notes cannot be read; both come first by name."""
+    for name in ("train@a-0.ab12.0a", "train@b-0.ab12.0b"):
+        (FOLDER / name).mkdir(parents=True)
+        (FOLDER / name / "uri").write_text(spool.fingerprint(spool.uri()))
+        descriptor = os.open(FOLDER / name / spool.EVENTS, os.O_RDWR | os.O_CREAT)
+        lost = spool.Record(FOLDER / name, descriptor)
+        lost.log(1, loss=1.0)
+        lost.write("end", status="FINISHED")
+        lost.close()
+    (FOLDER / "train@b-0.ab12.0b" / "sent.json").mkdir()
+    run_stage("oxa")
+    wait_for(lambda: left() == ["train@b-0.ab12.0b"])
+    assert steps_of(runs()["train@oxa-0"]) == [1, 2, 3, 4, 5]
+    wait_for(lambda: "Is a directory" in spool.state(FOLDER)["error"])
+
+
 def test_what_was_meant_for_another_server_is_sent_to_this_one_by_a_replay_only(
     local: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -121,10 +121,12 @@ class Children:
         `on_line` is told every line of output. Raises StageFailed.
         """
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+        # the stage's `oxa` is the one beside this Python, whether or not its environment is activated
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         lines: list[str] = []
         with Child(
             command + ["--force"] * force,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **(environment or {}), "PATH": path},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -174,7 +176,8 @@ def _failure(lines: list[str], code: int) -> StageFailed:
     status = exits[-1] if exits else code
     killed = status < 0 or status in (128 + 9, 128 + 15) or code in (128 + 9, 128 + 15)
     busy = "is busy, it is being blocked by" in text
-    sentences = [line for line in lines if line.startswith("oxa: ")]
+    spoken = status in (2, os.EX_TEMPFAIL)  # else `oxa: ` begins a warning of it
+    sentences = [line for line in lines if line.startswith("oxa: ")] if spoken else []
     if sentences:
         said = "\n".join(sentences)
     elif killed:
@@ -185,14 +188,21 @@ def _failure(lines: list[str], code: int) -> StageFailed:
 
 
 def locked() -> dict[str, Locked]:
-    """What dvc.lock holds, by stage, read while no DVC command writes it. Raises DataError where there is none."""
+    """What dvc.lock holds, by stage, read while no DVC command writes it.
+
+    Raises DataError where there is none, UserError where another DVC command keeps it, or this is no DVC repository.
+    """
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     path = Path("dvc.lock")
-    with Repo() as repo, repo.lock:
-        if not path.exists():
-            raise DataError("dvc.lock: no such file; `oxa run` or `dvc repro` makes it")
-        stages: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")).get("stages", {})
+    try:
+        with Repo() as repo, repo.lock:
+            if not path.exists():
+                raise DataError("dvc.lock: no such file; `oxa run` or `dvc repro` makes it")
+            stages: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")).get("stages", {})
+    except DvcException as error:
+        raise UserError(f"DVC: {' '.join(str(error).split())}") from None
     return {name: _locked(stage) for name, stage in stages.items()}
 
 

@@ -14,11 +14,13 @@ import queue
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 from uuid import UUID
 
+import httpx
 from prefect import flow, get_client, get_run_logger, runtime, task
 from prefect.artifacts import (
     create_image_artifact,
@@ -39,8 +41,10 @@ from prefect.client.schemas.filters import (
     TaskRunFilterStateType,
 )
 from prefect.client.schemas.objects import State, StateType
+from prefect.exceptions import PrefectException
 from prefect.futures import PrefectFuture
 from prefect.states import Completed, Crashed, Failed
+from pydantic import Field
 
 from flows import bridge, schedule, workspace
 from flows.terminal import Terminal
@@ -48,6 +52,7 @@ from oxa import config, progress, tracking
 from oxa.errors import UserError
 
 PARAMS = Path("params.yaml")
+UNCHANGED = "DVC: unchanged"
 PROGRESS_EVERY = 5.0  # seconds before a stage has a progress artifact, and between two updates of it
 DRAIN = 30.0  # seconds at most to wait for MLflow at the end; what is unsent then is sent later
 
@@ -63,7 +68,7 @@ def run_stage(
 ) -> State[Any]:
     """One stage; `changed` is false where neither it nor anything before it has changed."""
     if not changed:
-        return Completed(name="Cached", message="DVC: unchanged")
+        return Completed(name="Cached", message=UNCHANGED)
     logger = get_run_logger()
     shown = _Progress(name)
 
@@ -90,7 +95,10 @@ def _worth_another_try(task: Any, task_run: Any, state: State[Any]) -> bool:
 
 
 class _Progress:
-    """A stage's progress artifact; short stages have none. Without a key it shows with its run, and only there."""
+    """A stage's progress artifact; short stages have none. Without a key it shows with its run, and only there.
+
+    A server that does not take it costs the artifact, not the stage.
+    """
 
     def __init__(self, stage: str) -> None:
         self._stage = stage
@@ -101,27 +109,33 @@ class _Progress:
         if time.monotonic() - self._told < PROGRESS_EVERY:
             return
         self._told = time.monotonic()
-        description = f"{self._stage}: {what}"
-        if self._artifact is None:
-            made = create_progress_artifact(float(percent), description=description)
-            self._artifact = cast(UUID, made)  # awaitable only where it is called from a coroutine
-        else:
-            update_progress_artifact(self._artifact, float(percent), description=description)
+        self._show(float(percent), f"{self._stage}: {what}")
 
     def finish(self) -> None:
         if self._artifact is not None:
-            update_progress_artifact(self._artifact, 100.0, description=f"{self._stage}: done")
+            self._show(100.0, f"{self._stage}: done")
+
+    def _show(self, percent: float, description: str) -> None:
+        try:
+            if self._artifact is None:
+                made = create_progress_artifact(percent, description=description)
+                self._artifact = cast(UUID, made)  # awaitable only where it is called from a coroutine
+            else:
+                update_progress_artifact(self._artifact, percent, description=description)
+        except (httpx.HTTPError, PrefectException) as error:
+            get_run_logger().warning("no progress shown: %s", error)
+            self._told = float("inf")
 
 
 @flow(name="oxa", flow_run_name=None, persist_result=False, validate_parameters=True)
 def pipeline(
     targets: list[str] | None = None,
-    max_workers: int | None = None,
-    accelerators: int | None = None,
+    max_workers: Annotated[int, Field(ge=1)] | None = None,
+    accelerators: Annotated[int, Field(ge=1)] | None = None,
     force: bool = False,
     register_models: bool = True,
 ) -> State[Any]:
-    """Brings the targets, by default all stages, up to date; then registers the checkpoints.
+    """Brings the targets, by default all stages, up to date; after the report, registers the checkpoints.
 
     Args:
         targets: stages, or patterns such as `train@*`; with each, all that it needs.
@@ -171,6 +185,8 @@ def _walk(
     nodes: list[bridge.Node], settings: config.Flow, force: bool, terminal: Terminal
 ) -> dict[str, State[Any]]:
     """Runs the stages; returns the end state of each that was run."""
+    if force:
+        nodes = [replace(node, changed=True) for node in nodes]
     plan = schedule.Schedule(nodes, max_workers=settings.max_workers, accelerators=settings.accelerators)
     gpus = schedule.devices()
     run_id = f"{runtime.flow_run.name}-{str(runtime.flow_run.id)[:8]}"
@@ -188,7 +204,8 @@ def _walk(
     try:
         while plan.num_left:
             for node, slot in plan.ready():
-                fresh = any(states[name].name != "Cached" for name in node.upstream)
+                # what DVC restored may be other content than the plan has seen
+                fresh = any(states[name].message != UNCHANGED for name in node.upstream)
                 environment = dict(common)
                 if slot is not None:
                     sharing = plan.sharing(node.name)
@@ -196,7 +213,7 @@ def _walk(
                 terminal.started(node.name)
                 futures[node.name] = stage.submit(
                     node.name,
-                    node.changed or fresh or force,
+                    node.changed or fresh,
                     force,
                     environment,
                     children,

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from flows import bridge
 from oxa import config, guard, provenance, registry, report
@@ -127,10 +128,17 @@ def register(params: config.Params, params_path: Path = Path("params.yaml")) -> 
     """
     locked = bridge.locked()
     for stage in (f"evaluate@{arm}-{seed}" for arm in params.arms for seed in params.seeds):
-        if stage in locked and config.Evaluate(**locked[stage].params["evaluate"]) != params.evaluate:
+        if stage in locked and not _ran_with(params.evaluate, locked[stage].params.get("evaluate")):
             raise DataError(f"{params_path}: `evaluate` has changed since {stage} ran; `oxa run` first")
     commit, dirty = provenance.git()
     return settle(params, locked, commit, dirty == "true", params_path=params_path)
+
+
+def _ran_with(section: config.Evaluate, recorded: Any) -> bool:
+    try:
+        return config.Evaluate.model_validate(recorded) == section
+    except ValidationError:  # of an earlier version
+        return False
 
 
 def settle(

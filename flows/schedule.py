@@ -19,7 +19,7 @@ class Schedule:
 
     def __init__(self, nodes: Iterable[Node], *, max_workers: int, accelerators: int) -> None:
         self._waiting = {node.name: node for node in nodes}
-        self._sharing = _sharing(self._waiting, accelerators)
+        self._sharing = _sharing(self._waiting, min(accelerators, max_workers))
         self._running: dict[str, int | None] = {}
         self._ended: set[str] = set()
         self._max_workers = max_workers
@@ -73,19 +73,26 @@ def _depths(nodes: dict[str, Node]) -> dict[str, int]:
     return depths
 
 
-def _sharing(nodes: dict[str, Node], accelerators: int) -> dict[str, int]:
+def _sharing(nodes: dict[str, Node], slots: int) -> dict[str, int]:
     """For each stage that loads a model: itself and those that may run beside it, as far as there are slots."""
     before: dict[str, set[str]] = {}
+    stale: set[str] = set()
     for name, node in nodes.items():
         before[name] = set(node.upstream).union(*(before[upstream] for upstream in node.upstream))
+        if node.changed or before[name] & stale:
+            stale.add(name)
     models = [name for name, node in nodes.items() if node.accelerator]
-    beside = {
-        name: sum(
-            other != name and other not in before[name] and name not in before[other] for other in models
+    return {
+        name: min(
+            slots,
+            1
+            + sum(
+                other != name and other in stale and other not in before[name] and name not in before[other]
+                for other in models
+            ),
         )
         for name in models
     }
-    return {name: min(accelerators, 1 + beside[name]) for name in models}
 
 
 def devices() -> list[str]:
@@ -112,4 +119,11 @@ def environment(slot: int, accelerators: int, sharing: int, gpus: list[str]) -> 
         return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[slot::accelerators] or [gpus[slot % len(gpus)]])}
     if "OMP_NUM_THREADS" in os.environ:
         return {}
-    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // sharing))}
+    return {"OMP_NUM_THREADS": str(max(1, cores() // sharing))}
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS

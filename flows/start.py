@@ -26,11 +26,9 @@ def run(
     config.load(Path("params.yaml"))
     if not Path("dvc.yaml").exists():
         raise ConfigError("dvc.yaml: no such file; run in the project's folder")
-    with workspace.held("`oxa run`"):
-        pass  # a second run ends here, before it has started a server
     # the person at the terminal gets a line a stage; Prefect's log lines go to its interface
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    with servers.prefect_api():
+    with workspace.held("`oxa run`"), servers.prefect_api():
         from flows.pipeline import pipeline
 
         state = pipeline(
@@ -43,5 +41,8 @@ def run(
         )
     if state.is_completed():
         return 0
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, Exception):
+        raise error  # a fault of ours, which wants its traceback
     print(f"oxa: {state.message}", file=sys.stderr)
     return 1

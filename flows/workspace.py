@@ -11,18 +11,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import IO
 
 from oxa.errors import UserError
 
 LOCK = Path(".work") / "flow.lock"
+_own: list[IO[str]] = []  # the lock, while this process has it
 
 
 @contextmanager
 def held(by: str) -> Iterator[None]:
     """Keeps the project folder for this run; the kernel gives it back however the run ends.
 
-    Raises UserError, naming the holder, where another run has it.
+    Inside another `held` of this process it only says more closely who it is. Raises UserError, naming the holder,
+    where another run has it.
     """
+    if _own:
+        _sign(_own[0], by)
+        yield
+        return
     LOCK.parent.mkdir(exist_ok=True)
     with LOCK.open("a+") as lock:
         try:
@@ -32,11 +39,19 @@ def held(by: str) -> Iterator[None]:
             raise UserError(
                 f"{Path.cwd()} is in use by {_told(lock.read())}; wait for it or end it"
             ) from None
-        lock.truncate(0)
-        lock.write(json.dumps({"by": by, "process": os.getpid(), "since": _now()}))
-        lock.flush()
-        yield
-        lock.truncate(0)
+        _own.append(lock)
+        try:
+            _sign(lock, by)
+            yield
+            lock.truncate(0)
+        finally:
+            _own.clear()
+
+
+def _sign(lock: IO[str], by: str) -> None:
+    lock.truncate(0)
+    lock.write(json.dumps({"by": by, "process": os.getpid(), "since": _now()}))
+    lock.flush()
 
 
 def _told(text: str) -> str:

@@ -41,8 +41,8 @@ def _add_run(commands: Any) -> None:
         "run",
         help="run the pipeline's stages in parallel, as a Prefect flow",
         description="Runs what `dvc repro` would run, stages side by side where the graph allows, each a task of a "
-        "Prefect flow; then registers the checkpoints. Finished stages are found in DVC's cache. Ctrl-C or a kill "
-        "costs minutes at most: run it again.",
+        "Prefect flow; after the report it registers the checkpoints (where tracking is on). Finished stages are "
+        "found in DVC's cache. Ctrl-C or a kill costs minutes at most: run it again.",
     )
     run.add_argument(
         "targets",

@@ -79,7 +79,7 @@ def _keep(lifeline: int, command: Sequence[str]) -> int:
         pr_set_child_subreaper = 36
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_child_subreaper, 1)
     try:
-        child = subprocess.Popen(command, close_fds=True)
+        child = subprocess.Popen(command, preexec_fn=die_with_parent)  # for whoever kills the keeper itself
     except OSError as error:
         print(f"{command[0]}: {error.strerror}", file=sys.stderr)
         return 127

@@ -132,6 +132,10 @@ def test_what_a_failed_stage_says_is_its_own_sentence_or_its_last_lines(reposito
     assert str(failure_of("echo noise; echo 'oxa: data.jsonl: row 3 is bad' >&2; exit 2", repository)) == (
         "oxa: data.jsonl: row 3 is bad"
     )
+    warned = failure_of(
+        "echo 'oxa: MLflow cannot be reached' >&2; echo KeyError: key >&2; exit 1", repository
+    )
+    assert "KeyError: key" in str(warned), "a warning is not the reason"
     said = str(failure_of("for i in $(seq 100); do echo line $i; done; exit 1", repository))
     assert "line 100\n" in said
     assert "line 1\n" not in said

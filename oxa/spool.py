@@ -321,11 +321,16 @@ def _warn(folder: Path) -> bool:
     found = state(folder)
     if not found["error"] or time.time() - found["time"] > LATELY:
         return False
-    _say(
-        f"MLflow at {shown(uri())} cannot be reached ({found['error']}); all is kept in {folder}, "
+    _say(kept(folder, found["error"]))
+    return True
+
+
+def kept(folder: Path, error: str) -> str:
+    """What to tell a person of an MLflow that the sender had this error from."""
+    return (
+        f"MLflow at {shown(uri())} cannot be reached ({error}); all is kept in {folder}, "
         "and `oxa track --replay` sends it"
     )
-    return True
 
 
 def _say(sentence: str) -> None:

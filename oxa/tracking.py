@@ -76,21 +76,34 @@ def sending(settings: config.Tracking, folder: Path = FOLDER) -> Iterator[None]:
         yield
 
 
-def wait_until_sent(folder: Path = FOLDER, seconds: float = 60.0) -> bool:
-    """Waits until all that ended stages left is sent; False where it cannot be, or not within that time."""
+def wait_until_sent(folder: Path = FOLDER, seconds: float = 60.0, since: float | None = None) -> str | None:
+    """Waits until all that ended stages left is sent; else returns a sentence for a person, and why it is not.
+
+    An MLflow that did not answer when the sender last tried is not waited for if that was after `since` (seconds since
+    1970; by default now): the sender's next try may be a quarter of a minute off.
+    """
     began, kicked = time.time(), 0.0
     while left := [one for one in spools(folder) if one.mine() and not one.live() and one.unsent()]:
         working = spool.held(folder / f"{spool.sender_name()}.lock")
         failed = spool.state(folder)
-        if failed["down"] and failed["time"] > began:
-            return False
-        if all(one.notes().fault for one in left) or time.time() > began + seconds:
-            return False
+        if failed["down"] and failed["time"] > (began if since is None else since):
+            return spool.kept(folder, failed["error"])
+        faults = [fault for one in left if (fault := one.notes().fault)]
+        if len(faults) == len(left):
+            return (
+                f"MLflow refuses {', '.join(one.stage for one in left)} ({faults[0]}); `oxa track` tells more"
+            )
+        if time.time() > began + seconds:
+            return (
+                f"MLflow at {spool.shown(spool.uri())} has not taken all yet"
+                + (f" ({failed['error']})" if failed["error"] else "")
+                + "; sending goes on, and `oxa track` tells what is left"
+            )
         if not working and time.time() > kicked + 2:
             spool.kick(folder)
             kicked = time.time()
         time.sleep(0.1)
-    return True
+    return None
 
 
 def status(folder: Path = FOLDER) -> str:

@@ -150,7 +150,7 @@ def test_four_stages_at_once_on_a_fresh_database_lose_nothing(
     stages = [start_stage(arm, 150, pause=0.005) for arm in "abcd"]
     assert [stage.wait() for stage in stages] == [0] * 4
     ended = time.time()
-    assert tracking.wait_until_sent(seconds=PATIENCE), tracking.status()
+    assert tracking.wait_until_sent(seconds=PATIENCE) is None, tracking.status()
     assert tracking.status() == "MLflow: sqlite:///mlflow.db\neverything is sent"
     # for this process MLflow keeps a connection by the URI's text, and other tests open other databases
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace}/mlflow.db")
@@ -173,15 +173,18 @@ def test_a_server_that_is_down_delays_nothing_and_gets_all_later(
     port = free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://somebody:secret@127.0.0.1:{port}")
     monkeypatch.setenv("OXA_PIPELINE_RUN", "brave-otter")
-    run_stage("oxa")
-    assert not tracking.wait_until_sent(seconds=PATIENCE)
-    wait_for(lambda: not senders())
-    run_stage("sft")
     warning = (
-        f"oxa: MLflow at http://127.0.0.1:{port} cannot be reached (Connection refused); all is kept in .tracking, "
-        "and `oxa track --replay` sends it\n"
+        f"MLflow at http://127.0.0.1:{port} cannot be reached (Connection refused); all is kept in .tracking, "
+        "and `oxa track --replay` sends it"
     )
-    assert capfd.readouterr().err.endswith(warning)
+    began = time.time()
+    run_stage("oxa")
+    assert tracking.wait_until_sent(seconds=PATIENCE) == warning
+    wait_for(lambda: not senders())
+    assert tracking.wait_until_sent(seconds=PATIENCE, since=began) == warning
+    assert not senders(), "it is known already, and nobody was sent to find out again"
+    run_stage("sft")
+    assert capfd.readouterr().err.endswith(f"oxa: {warning}\n")
     assert "train@oxa-0: not sent" in tracking.status()
     with pytest.raises(
         UserError, match=r"^MLflow at http://127.0.0.1:\d+ cannot be reached \(Conn.* refused\)$"
@@ -207,7 +210,7 @@ def test_postgresql_is_as_good(monkeypatch: pytest.MonkeyPatch):
     with postgresql() as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         run_stage("oxa")
-        assert tracking.wait_until_sent(seconds=PATIENCE), tracking.status()
+        assert tracking.wait_until_sent(seconds=PATIENCE) is None, tracking.status()
         check_run(runs()["train@oxa-0"])
     with pytest.raises(UserError, match=r"cannot be reached \(Connection refused\)"):
         tracking.client()
@@ -220,7 +223,7 @@ def test_a_database_that_another_writer_locks_for_longer_than_mlflow_waits_loses
         wait_for(lambda: "database is locked" in spool.state(FOLDER)["error"])  # after MLflow's 20 s
         other.execute("COMMIT")
     other.close()
-    assert tracking.wait_until_sent(seconds=PATIENCE), tracking.status()
+    assert tracking.wait_until_sent(seconds=PATIENCE) is None, tracking.status()
     assert steps_of(runs()["train@oxa-0"]) == list(range(1, 151))
     assert spool.state(FOLDER)["error"] == ""
 
@@ -261,11 +264,11 @@ def test_a_killed_stage_is_a_killed_run_and_its_rerun_goes_on_with_it(local: Pat
     with pytest.raises(ZeroDivisionError), record("oxa") as resumed:
         resumed.log(21, loss=1 / 21)
         raise ZeroDivisionError("an error")
-    assert tracking.wait_until_sent(seconds=PATIENCE)
+    assert tracking.wait_until_sent(seconds=PATIENCE) is None
     failed = runs()["train@oxa-0"]
     assert (failed.info.status, failed.data.tags["oxa.error"]) == ("FAILED", "ZeroDivisionError: an error")
     run_stage("oxa", range(21, 41))
-    assert tracking.wait_until_sent(seconds=PATIENCE)
+    assert tracking.wait_until_sent(seconds=PATIENCE) is None
     finished = runs()["train@oxa-0"]
     assert finished.info.run_id == failed.info.run_id == run.info.run_id
     assert finished.info.status == "FINISHED"
@@ -277,10 +280,10 @@ def test_a_killed_stage_is_a_killed_run_and_its_rerun_goes_on_with_it(local: Pat
 def test_a_finished_stage_takes_what_earlier_inputs_left_along(local: Path):
     with pytest.raises(ZeroDivisionError), record("oxa", key="cd34"):
         raise ZeroDivisionError
-    assert tracking.wait_until_sent(seconds=PATIENCE)
+    assert tracking.wait_until_sent(seconds=PATIENCE) is None
     assert len(left()) == 1
     run_stage("oxa", key="ef56")
-    assert tracking.wait_until_sent(seconds=PATIENCE)
+    assert tracking.wait_until_sent(seconds=PATIENCE) is None
     wait_for(lambda: left() == [])
 
 
@@ -288,11 +291,11 @@ def test_a_run_that_somebody_deleted_is_made_again(local: Path):
     with pytest.raises(ZeroDivisionError), record("oxa") as run:
         run.log(1, loss=1.0)
         raise ZeroDivisionError
-    assert tracking.wait_until_sent(seconds=PATIENCE)
+    assert tracking.wait_until_sent(seconds=PATIENCE) is None
     first = runs()["train@oxa-0"].info.run_id
     tracking.client().delete_run(first)
     run_stage("oxa", range(2, 4))
-    assert tracking.wait_until_sent(seconds=PATIENCE)
+    assert tracking.wait_until_sent(seconds=PATIENCE) is None
     assert runs()["train@oxa-0"].info.run_id != first
     assert steps_of(runs()["train@oxa-0"]) == [1, 2, 3]
 
@@ -306,7 +309,9 @@ def test_what_mlflow_refuses_is_named_and_holds_up_nothing_else(local: Path):
         pass
     run_stage("oxa")
     wait_for(lambda: len(left()) == 1)
-    assert not tracking.wait_until_sent(seconds=PATIENCE)
+    refused = tracking.wait_until_sent(seconds=PATIENCE)
+    assert refused is not None
+    assert refused.startswith("MLflow refuses a (experiment 'deleted' is deleted")
     assert "a: not sent (experiment 'deleted' is deleted" in tracking.status()
     with pytest.raises(UserError, match=r"^MLflow refuses a: experiment 'deleted' is deleted"):
         tracking.replay()
@@ -339,7 +344,7 @@ def test_what_was_meant_for_another_server_is_sent_to_this_one_by_a_replay_only(
     wait_for(lambda: not senders())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{local}")
     run_stage("here")
-    assert tracking.wait_until_sent(seconds=PATIENCE)
+    assert tracking.wait_until_sent(seconds=PATIENCE) is None
     assert sorted(runs()) == ["train@here-0"]
     assert "train@there-0: not sent (it was meant for another MLFLOW_TRACKING_URI)" in tracking.status()
     assert tracking.replay() == "sent: train@there-0"

@@ -165,12 +165,12 @@ def _run(
 ) -> State[Any]:
     nodes = bridge.plan(targets)
     terminal = Terminal(len(nodes))
-    begun = time.monotonic()
+    begun, since = time.monotonic(), time.time()
     with tracking.sending(params.tracking):
         states = _walk(nodes, settings, force, terminal)
         failed = {name: state for name, state in states.items() if not state.is_completed()}
-        if params.tracking.enabled:
-            tracking.wait_until_sent(seconds=DRAIN)
+        if params.tracking.enabled and (unsent := tracking.wait_until_sent(seconds=DRAIN, since=since)):
+            terminal.say(unsent)
         if not failed and "report" in states:
             _show_report()
             if register and params.tracking.enabled:

@@ -87,12 +87,15 @@ def test_what_does_not_listen_to_a_polite_signal_is_killed():
 
 
 def test_what_a_command_leaves_behind_ends_with_it():
-    with Child(["sh", "-c", "sleep 1000 & sleep 0.5"]) as child:
+    with Child(["sh", "-c", "sleep 1000 & cat"], stdin=subprocess.PIPE) as child:  # cat ends with its input
         deadline = time.monotonic() + 30
-        while not (tree := [p for p in below(child.pid) if p.name() == "sleep"]):
+        while not (left := [p for p in below(child.pid) if p.cmdline() == ["sleep", "1000"]]):
             assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert child.stdin is not None
+        child.stdin.close()
         assert child.wait() == 0
-        wait_until_gone(tree)
+        wait_until_gone(left)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

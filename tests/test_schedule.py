@@ -1,5 +1,6 @@
 """Order, limits and failures, on graphs drawn at random."""
 
+import os
 import random
 
 import pytest
@@ -109,7 +110,10 @@ def test_without_gpus_cores_are_shared_out_unless_the_user_has_said_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert int(environment(0, 2, 2, [])["OMP_NUM_THREADS"]) >= 1
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
+    assert environment(0, 2, 2, []) == {"OMP_NUM_THREADS": "6"}
+    assert environment(4, 5, 5, []) == {"OMP_NUM_THREADS": "2"}
+    assert environment(0, 13, 13, []) == {"OMP_NUM_THREADS": "1"}, "fewer cores than stages: they share"
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert environment(0, 2, 2, []) == {}
 

@@ -27,6 +27,7 @@ from contextlib import ExitStack, contextmanager
 from typing import IO
 
 from flows import PROJECT
+from oxa import spool
 from oxa.errors import ConfigError, UserError
 from oxa.lifeline import Child
 from oxa.records import atomic
@@ -147,11 +148,11 @@ def ui(prefect_port: int = 4200, mlflow_port: int = 5000) -> None:
     An MLFLOW_TRACKING_URI that is an http address is shown instead of a server of ours. Raises UserError where this
     project's `oxa ui` runs already or a server does not start or dies, ConfigError for an unusable tracking URI.
     """
-    tracking = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    tracking = spool.uri()
     remote = tracking.startswith(("http://", "https://"))
     if not remote and tracking.partition(":")[0].partition("+")[0] not in DATABASES:
         raise ConfigError(
-            f"MLFLOW_TRACKING_URI {tracking!r} is neither a database nor an http address; an example: sqlite:///mlflow.db"
+            f"MLFLOW_TRACKING_URI {spool.shown(tracking)!r} is neither a database nor an http address; an example: sqlite:///mlflow.db"
         )
     with ExitStack() as stack:
         stack.enter_context(_only_ui())
@@ -166,7 +167,7 @@ def ui(prefect_port: int = 4200, mlflow_port: int = 5000) -> None:
 def _serve(prefect_port: int, mlflow_port: int | None, tracking: str, stack: ExitStack) -> None:
     port = _port("Prefect", prefect_port)
     servers = [stack.enter_context(_prefect(port, embedded=False))]
-    shown = tracking
+    shown = spool.shown(tracking)
     if mlflow_port is not None:
         mlflow_port = _port("MLflow", mlflow_port)
         servers.append(stack.enter_context(_mlflow(mlflow_port, tracking)))
@@ -191,17 +192,20 @@ def _serve(prefect_port: int, mlflow_port: int | None, tracking: str, stack: Exi
 def _prefect(port: int, *, embedded: bool) -> Server:
     """Prefect's server. The embedded one leaves out what serves pages and schedules; flows need all the rest."""
     command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    api = f"http://127.0.0.1:{port}/api"
-    environment: dict[str, str | None]
+    own, api = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port}/api"
+    environment: dict[str, str | None] = {
+        # by default any page that is open in a browser here may start flows; the UI's may, under both its names
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{own},http://localhost:{port}"
+    }
     if embedded:
         command += ["--no-ui", "--no-scheduler", "--no-late-runs"]
         # block types are for the pages and cost half a second; memoized, the server of `oxa ui` would skip them, too
-        environment = {
+        environment |= {
             "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
             "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
         }
         return Server("Prefect", "server.log", command, f"{api}/health", environment)
-    environment = {
+    environment |= {
         "PREFECT_API_URL": None,
         "PREFECT_UI_API_URL": api,  # else the pages ask the port of Prefect's settings
         "PREFECT_UI_STATIC_DIRECTORY": str(FOLDER / "pages"),  # else inside the installed package
@@ -217,8 +221,12 @@ def _mlflow(port: int, tracking: str) -> Server:
     address they would be out of reach for whoever opens the database.
     """
     command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", tracking, "--default-artifact-root", str(PROJECT / "mlruns")]
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command += ["--default-artifact-root", str(PROJECT / "mlruns")]
+    environment = {
+        "MLFLOW_BACKEND_STORE_URI": tracking,  # as an option its password would show in `ps`
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
     return Server("MLflow", "ui-mlflow.log", command, f"http://127.0.0.1:{port}/health", environment)
 
 

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -234,6 +235,9 @@ def test_oxa_ui_shows_the_pages_of_both_servers_on_this_machine_only(ui: Ui):
     assert (
         json.loads(ask(f"{ui.address('Prefect')}/ui-settings"))["api_url"] == f"{ui.address('Prefect')}/api"
     )
+    assert not any("sqlite:" in word for process in ui.servers() for word in process.cmdline()), (
+        "the database's URI, with its password, would show in `ps`"
+    )
     listening = {
         connection.laddr.ip
         for process in ui.servers()
@@ -241,6 +245,21 @@ def test_oxa_ui_shows_the_pages_of_both_servers_on_this_machine_only(ui: Ui):
         if connection.status == psutil.CONN_LISTEN
     }
     assert listening == {"127.0.0.1"}
+
+
+def test_only_the_ui_s_own_pages_may_ask_prefects_api(ui: Ui):
+    own = ui.address("Prefect")
+
+    def allowed(origin: str) -> str | None:
+        asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        request = urllib.request.Request(f"{own}/api/flow_runs/filter", headers=asked, method="OPTIONS")
+        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(request) as response:
+            return str(response.headers["Access-Control-Allow-Origin"])
+        return None
+
+    assert allowed(own) == own
+    assert allowed(own.replace("127.0.0.1", "localhost")) is not None
+    assert allowed("http://evil.example") is None
 
 
 def test_a_run_finds_oxa_ui_and_shows_there(folder: Path, ui: Ui):
@@ -290,8 +309,9 @@ def test_ctrl_c_ends_both_servers(folder: Path, ui: Ui):
 
 def test_a_server_that_dies_ends_oxa_ui_and_an_mlflow_server_elsewhere_is_only_named(folder: Path):
     port = free_port()
-    shown = Ui(folder, port, port, MLFLOW_TRACKING_URI="http://mlflow.example:5000")
+    shown = Ui(folder, port, port, MLFLOW_TRACKING_URI="http://somebody:secret@mlflow.example:5000")
     assert shown.address("MLflow") == "http://mlflow.example:5000"
+    assert "secret" not in "".join(shown.printed) + (folder / ".prefect" / "ui.json").read_text()
     keeper, server = shown.servers()
     assert "oxa.lifeline" in keeper.cmdline()
     server.kill()
@@ -302,9 +322,9 @@ def test_a_server_that_dies_ends_oxa_ui_and_an_mlflow_server_elsewhere_is_only_n
 
 
 def test_a_tracking_uri_that_no_server_can_serve_is_refused(folder: Path):
-    done = python(folder, "servers.ui()", MLFLOW_TRACKING_URI="file:///somewhere")
+    done = python(folder, "servers.ui()", MLFLOW_TRACKING_URI="ftp://somebody:secret@host/somewhere")
     assert done.returncode == 2
-    assert "'file:///somewhere' is neither a database nor an http address" in done.stderr
+    assert "'ftp://host/somewhere' is neither a database nor an http address" in done.stderr
 
 
 def test_an_address_left_by_a_killed_oxa_ui_is_not_used_whoever_answers_there_now(folder: Path):

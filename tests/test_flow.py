@@ -4,20 +4,22 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+from pipelines import PATIENCE, below, until, wait_until_gone
 
 from conftest import Repository
 from flows import workspace
 from oxa.lifeline import Child
 
-SERVER_PATIENCE = 120  # seconds
+Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +32,15 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}/api"
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with Child(command, env=os.environ | {"PREFECT_HOME": str(folder)}, stdout=subprocess.DEVNULL) as server:
-        deadline = time.monotonic() + SERVER_PATIENCE
-        while True:
-            try:
-                if httpx.get(f"{url}/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                assert server.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+        until(lambda: is_up(url), "the server", server)
         yield url
+
+
+def is_up(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def diamond(project: Repository) -> Repository:
     """first → left, right → last; each appends its name to `order` when it begins and when it ends."""
 
     def stage(name: str, deps: list[str], **more: Any) -> dict[str, Any]:
-        command = f"echo +{name} >> order; echo {name} says hello; if test -f slow; then sleep 1; fi; sh ./{name}.sh; "
+        command = f"echo +{name} >> order; echo {name} says hello; sh ./{name}.sh || exit; "
         return {
             "cmd": f"{command} cat {' '.join(deps)} > {name}; echo -{name} >> order",
             "deps": deps,
@@ -78,11 +79,58 @@ def diamond(project: Repository) -> Repository:
 def run(*arguments: str, code: int = 0) -> str:
     """`oxa run`; returns what it printed."""
     done = subprocess.run(
-        ["oxa", "run", *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ["oxa", "run", *arguments],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=PATIENCE,
     )
     assert done.returncode == code, done.stdout
     assert "Traceback" not in done.stdout
     return done.stdout
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts an `oxa run` that goes on beside the test, and not longer than that."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def starts(*arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            ["oxa", "run", *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        begun.append(process)
+        return process
+
+    yield starts
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+def until_begun(process: subprocess.Popen[str], *names: str) -> None:
+    """Waits until the command of one of the stages is at work."""
+    until(lambda: {f"+{name}" for name in names} & set(order()), f"one of {names} at work", process)
+
+
+def with_dvc(process: subprocess.Popen[str]) -> set[str]:
+    """Stages for which the flow has started a DVC, which takes a second before it starts the stage's command."""
+    pairs = [pair for words in at_work(process) for pair in pairwise(words)]
+    return {after for word, after in pairs if word == "--single-item"}
+
+
+def at_work(process: subprocess.Popen[str]) -> list[list[str]]:
+    """Command lines of all below the flow."""
+    found = []
+    for child in below(process.pid):
+        with suppress(psutil.NoSuchProcess):
+            found.append(child.cmdline())
+    return found
+
+
+def wait_for(file: str) -> str:
+    """A line of shell that waits for the file, and fails where nobody makes it."""
+    return f"n=0; until test -f {file}; do n=$((n + 1)); test $n -lt {PATIENCE * 10} || exit 1; sleep 0.1; done\n"
 
 
 def order() -> list[str]:
@@ -141,36 +189,62 @@ def test_states_are_what_dvc_did_and_the_server_shows_them(diamond: Repository, 
     assert task_states(api, flow_runs(api)[0]) == {"first": ran, "left": ran}
 
 
-def test_stages_overlap_where_the_graph_allows_and_never_beyond_the_limit(diamond: Repository):
-    Path("slow").touch()
+def test_stages_overlap_where_the_graph_allows(diamond: Repository):
+    Path("left.sh").write_text("touch left-is-here\n" + wait_for("right-is-here"))
+    Path("right.sh").write_text("touch right-is-here\n" + wait_for("left-is-here"))
     run("--max-workers", "2")
     assert order()[:2] == ["+first", "-first"]
     assert set(order()[2:4]) == {"+left", "+right"}
     assert order()[-2:] == ["+last", "-last"]
-    Path("order").unlink()
-    run("--force", "--max-workers", "1")
-    assert all(begun[1:] == ended[1:] for begun, ended in zip(order()[::2], order()[1::2], strict=True))
 
 
-def test_stages_that_load_a_model_share_the_accelerators(project: Repository):
-    for accelerators in (1, 2):
-        project.stages(
-            both={
-                "matrix": {"item": ["x", "y"]},
-                "cmd": f"echo + >> order; sleep 1; echo {accelerators} > ${{item.item}}; echo - >> order",
-                "outs": ["${item.item}"],
-                "meta": {"accelerator": True},
-            }
-        )
-        run("--accelerators", str(accelerators))
-    assert order() == ["+", "-", "+", "-", "+", "+", "-", "-"]
+def test_no_more_stages_are_at_work_than_asked_for(diamond: Repository, start: Start):
+    for name in ("left", "right"):
+        Path(f"{name}.sh").write_text(wait_for("go"))
+    flow = start("--max-workers", "1")
+    until_begun(flow, "left", "right")
+    assert len(with_dvc(flow)) == 1
+    Path("go").touch()
+    assert flow.wait(PATIENCE) == 0
+    assert [begun[1:] for begun in order()[::2]] == [ended[1:] for ended in order()[1::2]]
+    assert len(order()) == 8
+
+
+@pytest.fixture
+def models(project: Repository) -> Repository:
+    """Two stages that load a model and hang on nothing; each does what x.sh or y.sh says."""
+    project.stages(
+        load={
+            "matrix": {"item": ["x", "y"]},
+            "cmd": "echo +load@${item.item} >> order; sh ./${item.item}.sh || exit; "
+            "echo done > ${item.item}; echo -load@${item.item} >> order",
+            "outs": ["${item.item}"],
+            "meta": {"accelerator": True},
+        }
+    )
+    return project
+
+
+def test_stages_that_load_a_model_wait_for_an_accelerator(models: Repository, start: Start):
+    for name in ("x", "y"):
+        Path(f"{name}.sh").write_text(wait_for("go"))
+    flow = start("--max-workers", "2", "--accelerators", "1")
+    until_begun(flow, "load@x", "load@y")
+    assert len(with_dvc(flow)) == 1
+    Path("go").touch()
+    assert flow.wait(PATIENCE) == 0
+    assert [line[0] for line in order()] == ["+", "-", "+", "-"]
+
+
+def test_stages_that_load_a_model_overlap_where_there_are_accelerators_for_both(models: Repository):
+    Path("x.sh").write_text("touch x-is-here\n" + wait_for("y-is-here"))
+    Path("y.sh").write_text("touch y-is-here\n" + wait_for("x-is-here"))
+    run("--max-workers", "2", "--accelerators", "2")
+    assert [line[0] for line in order()] == ["+", "+", "-", "-"]
 
 
 def test_a_failing_stage_lets_its_siblings_finish_and_stops_what_hangs_on_it(diamond: Repository, api: str):
-    Path("left.sh").write_text("echo 'oxa: data/rows.jsonl: row 7 is empty' >&2; kill -TERM $PPID; exit 1\n")
-    diamond_graph = Path("dvc.yaml").read_text().replace("sh ./left.sh;", "sh ./left-fails.sh || exit 2;")
-    Path("dvc.yaml").write_text(diamond_graph)
-    Path("left-fails.sh").write_text("echo 'oxa: data/rows.jsonl: row 7 is empty' >&2; exit 2\n")
+    Path("left.sh").write_text("echo 'oxa: data/rows.jsonl: row 7 is empty' >&2; exit 2\n")
     said = run(code=1)
     assert "-right" in order()
     assert "+last" not in order()
@@ -179,16 +253,13 @@ def test_a_failing_stage_lets_its_siblings_finish_and_stops_what_hangs_on_it(dia
     assert said.rstrip().endswith("oxa: stage left: oxa: data/rows.jsonl: row 7 is empty")
     assert flow_runs(api)[0]["state"]["type"] == "FAILED"
     assert task_states(api, flow_runs(api)[0])["left"][0] == "Failed"
-    Path("left-fails.sh").write_text("true\n")
+    Path("left.sh").write_text("true\n")
     said = run()
     assert "2 run, 2 cached" in said
 
 
 def test_a_stage_that_could_not_reach_something_is_tried_again(diamond: Repository, api: str):
     Path("first.sh").write_text("test -f been-here || { touch been-here; exit 75; }\n")
-    Path("dvc.yaml").write_text(
-        Path("dvc.yaml").read_text().replace("sh ./first.sh;", "sh ./first.sh || exit 75;")
-    )
     run("first")
     assert order() == ["+first", "+first", "-first"]
     Path("first.sh").write_text("exit 75\n")
@@ -196,50 +267,34 @@ def test_a_stage_that_could_not_reach_something_is_tried_again(diamond: Reposito
     assert order().count("+first") == 2 + 3, "flow.retries 2: three tries"
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        ["oxa", "run", *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
-def wait_for(mark: str, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while mark not in order():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def test_a_second_run_says_who_holds_the_folder_and_touches_nothing(diamond: Repository):
-    Path("first.sh").write_text("while test ! -f go; do sleep 0.1; done\n")
+def test_a_second_run_says_who_holds_the_folder_and_touches_nothing(diamond: Repository, start: Start):
+    Path("first.sh").write_text(wait_for("go"))
     first = start()
-    wait_for("+first", first)
+    until_begun(first, "first")
     said = run(code=2)
     assert said.startswith(f"oxa: {Path.cwd()} is in use by the flow run ")
     assert f"(process {first.pid}, since 20" in said
     assert order() == ["+first"]
     Path("go").touch()
-    assert first.wait(120) == 0
+    assert first.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_flow_that_is_ended_leaves_nothing_running_and_the_next_run_sets_its_record_right(
-    diamond: Repository, api: str, how: signal.Signals
+    diamond: Repository, api: str, start: Start, how: signal.Signals
 ):
-    Path("left.sh").write_text("sleep 1000 & while test ! -f go; do sleep 0.1; done\n")
+    diamond.set("flow.retry_delay", 2 * PATIENCE)  # a stage that ends with the flow is not tried again
+    Path("left.sh").write_text("sleep 1000 & " + wait_for("go"))
     process = start()
-    wait_for("+left", process)
-    while "  right:" not in Path("dvc.lock").read_text():
-        time.sleep(0.05)
-    below = psutil.Process(process.pid).children(recursive=True)
-    assert any(child.name() == "sleep" for child in below)
+    until(lambda: ["sleep", "1000"] in at_work(process), "left at work", process)
+    until(lambda: "-right" in order() and with_dvc(process) == {"left"}, "right ended", process)
+    processes = below(process.pid)
     process.send_signal(how)
-    said = process.communicate(timeout=60)[0]
+    said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode != 0
     assert "Traceback" not in said
     assert ("oxa: interrupted; run it again" in said) == (how == signal.SIGINT)
-    _, alive = psutil.wait_procs(below, timeout=30)
-    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
+    wait_until_gone(processes)
     killed = flow_runs(api)[0]
     Path("go").touch()
     assert "2 run, 2 cached" in run(), "first and right were done"

@@ -36,6 +36,8 @@ class Stage:
     sections: tuple[str, ...]
     """Keys of params.yaml, handed over in this order; `{arm}` stands for the option of that name."""
     inputs: tuple[str, ...] = ()
+    gathers: tuple[str, ...] = ()
+    """Inputs, folders, of which dvc.yaml names some contents only: DVC has no md5 of these, so tracking tells none."""
     outputs: tuple[str, ...] = ("output",)
     items: tuple[str, ...] = ()
     """Options that tell the stage's runs apart; `seed` is handed to the stage, too."""
@@ -125,6 +127,7 @@ STAGES = {
         "oxa.report",
         ("report", "arms", "seeds"),
         inputs=("metrics", "scores", "train_sets", "generations"),
+        gathers=("metrics",),
         outputs=("summary", "output"),
         metrics=False,
         shown=("summary", "output"),
@@ -207,6 +210,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
     items = {item: str(getattr(arguments, item)) for item in stage.items}
     name = "@".join([arguments.stage, *(["-".join(items.values())] if items else [])])
     watched = {"sources.folder": Path(params.sources.folder)} if "sources" in stage.sections else {}
+    gathered = {str(inputs[option]) for option in stage.gathers}
     plain = [_plain(section) for section in sections]
     with (
         guard.stage(
@@ -219,7 +223,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
             items=items,
             key=run.key,
             params=dict(zip([key.format(**vars(arguments)) for key in stage.sections], plain, strict=True)),
-            inputs=run.inputs,
+            inputs={path: md5 for path, md5 in run.inputs.items() if path not in gathered},
         ) as record,
     ):
         log = Journal(run.scratch / "metrics.jsonl", also=record.log)

@@ -11,7 +11,8 @@
 - Under DVC the stage dies with it (Linux), and two copies of one stage never run at the same time.
 
 Hashes are DVC's own md5 (of a file's bytes; of a folder's sorted list of names and md5s), so that what a run records of
-its inputs and outputs can be looked up in dvc.lock and in DVC's cache.
+its inputs and outputs can be looked up in dvc.lock and in DVC's cache. As in DVC, what git, Mercurial and DVC itself
+keep inside a folder is no part of it; a .dvcignore is not read, so where one applies the md5 is another than DVC's.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ _md5 = partial(hashlib.md5, usedforsecurity=False)
 
 PACKAGE = Path(__file__).parent
 WORK = Path(".work")
+NOT_CONTENT = {".git", ".hg", ".dvc"}
 PROBE = 2**20  # bytes; a disk that has no room for them counts as full
 
 
@@ -203,8 +205,9 @@ class Fingerprint:
 def _files(path: Path, leave_out: Iterable[Path]) -> Iterator[tuple[str, Path]]:
     if path.is_dir():
         for file in sorted(path.rglob("*")):
-            if file.is_file() and file.resolve() not in leave_out:
-                yield file.relative_to(path).as_posix(), file
+            name = file.relative_to(path)
+            if file.is_file() and NOT_CONTENT.isdisjoint(name.parts) and file.resolve() not in leave_out:
+                yield name.as_posix(), file
     else:
         yield "", path
 

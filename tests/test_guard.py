@@ -142,6 +142,9 @@ def test_md5s_are_the_ones_that_dvc_has(repository):
     (folder / "deep" / "a é.txt").write_text("a")
     (folder / "deep" / "er" / "c").write_bytes(bytes(range(256)) * 5000)
     (folder / "deep-2").write_text("sorts before deep/ as text, after it as a path")
+    for name in (".git", ".hg", "deep/.git"):
+        (folder / name).mkdir()
+        (folder / name / "HEAD").write_text("a repository's own, which DVC leaves out")
     (repository.folder / "file.txt").write_text("one\r\ntwo\n")
     subprocess.run(["dvc", "add", "-q", "made", "file.txt"], check=True)
     for name in ("made", "file.txt"):

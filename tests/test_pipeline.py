@@ -1,5 +1,11 @@
-"""The whole graph under plain `dvc repro`: run, restore, rerun in part, kill and go on, a database that is locked."""
+"""The whole graph under plain `dvc repro`: run, restore, rerun in part, kill and go on, a database that is locked.
 
+And what `oxa run` does beyond that: artifacts at Prefect, runs and a model registry at MLflow.
+"""
+
+from __future__ import annotations
+
+import base64
 import json
 import re
 import shutil
@@ -8,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pipelines import (
@@ -25,6 +32,7 @@ from pipelines import (
     finished,
     forget,
     is_stale,
+    locked,
     reference,
     run,
     stages_run,
@@ -35,6 +43,10 @@ from pipelines import (
 
 from oxa import journal
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
 LOCKED = 20.0  # seconds
 
 pytestmark = pytest.mark.slow
@@ -44,6 +56,12 @@ pytestmark = pytest.mark.slow
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository in which `dvc repro` has run, from the first stage to the last."""
     return reference(tmp_path_factory, REPRO)
+
+
+@pytest.fixture(scope="module")
+def flowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same by `oxa run`, with a Prefect server of its own, which told MLflow and registered the checkpoints."""
+    return reference(tmp_path_factory, FLOW)
 
 
 @pytest.fixture
@@ -141,24 +159,122 @@ def test_a_locked_tracking_database_delays_no_stage_and_loses_nothing(copy: Path
 
 def tracked(folder: Path, stage: str, metric: str) -> list[tuple[int, float]]:
     """All that MLflow holds of a metric in the stage's last run: (step, value)."""
-    from mlflow import MlflowClient
+    last = next(run for run in tracked_runs(folder) if run.data.tags.get("oxa.stage") == stage)
+    assert last.info.status == "FINISHED"
+    return [
+        (entry.step, entry.value) for entry in mlflow(folder).get_metric_history(last.info.run_id, metric)
+    ]
 
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+
+def tracked_runs(folder: Path) -> list[Run]:
+    """What MLflow has of the folder, the newest run first."""
+    client = mlflow(folder)
     experiment = client.get_experiment_by_name("oxa")
     assert experiment is not None
-    query = f"tags.`oxa.stage` = '{stage}'"
-    last = client.search_runs([experiment.experiment_id], query, order_by=["attributes.start_time DESC"])[0]
-    assert last.info.status == "FINISHED"
-    return [(entry.step, entry.value) for entry in client.get_metric_history(last.info.run_id, metric)]
+    return list(client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"]))
 
 
-def test_repro_alone_and_the_flow_give_the_same_outputs_and_lock_file(
-    done: Path, tmp_path_factory: pytest.TempPathFactory
-):
-    flowed = reference(tmp_path_factory, FLOW)
+def mlflow(folder: Path) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{folder}/mlflow.db")
+
+
+def test_repro_alone_and_the_flow_give_the_same_outputs_and_lock_file(done: Path, flowed: Path):
     assert_same(done, flowed, "report")
     assert contents(done) == contents(flowed)
     assert lines_by_stage(done) == lines_by_stage(flowed)
+
+
+def test_the_flow_run_shows_what_dvc_did_the_comparison_and_its_plots(flowed: Path):
+    shown = artifacts(flowed)
+    did = {row["stage"]: (row["state"], row["DVC"]) for row in json.loads(shown["stages"])}
+    assert did == dict.fromkeys(locked(flowed), ("Completed", "DVC: run"))
+    assert shown["comparison"] == (flowed / "reports" / "table.md").read_text()
+    plots = {key: data for key, data in shown.items() if key.startswith("plot-")}
+    assert plots.keys() == {"plot-funnel", "plot-pass-at-k", "plot-ppl", "plot-training"}
+    for path in (flowed / "reports").glob("*.png"):
+        picture = base64.b64encode(path.read_bytes()).decode()
+        assert plots.pop(f"plot-{path.stem.replace('_', '-')}") == f"data:image/png;base64,{picture}"
+    assert plots == {}
+
+
+def test_every_stages_run_at_mlflow_names_the_flow_run(flowed: Path):
+    flow_run = last_flow_run(flowed)
+    name = f"{flow_run['name']}-{flow_run['id'][:8]}"
+    assert stage_runs(flowed) == sorted((stage, name, "FINISHED") for stage in locked(flowed))
+
+
+def test_the_flow_registers_its_checkpoints_and_names_a_challenger(flowed: Path):
+    client, stages = mlflow(flowed), locked(flowed)
+    registered = {version.tags["oxa.stage"]: version for version in client.search_model_versions()}
+    assert registered.keys() == {"train@sft-0", "train@oxa_full-0"}
+    for stage, version in registered.items():
+        made = {out["path"]: out["md5"] for out in stages[stage]["outs"]}
+        assert made[version.tags["dvc.path"]] == version.tags["dvc.md5"]
+        assert version.run_id is not None
+        assert client.get_run(version.run_id).data.tags["oxa.stage"] == stage
+    # neither arm has learnt to solve anything: of equals the first listed is put forward, and does not beat the base
+    number = int(registered["train@sft-0"].version)
+    assert aliases(flowed) == {"challenger": number}
+    shown = artifacts(flowed)["registry"]
+    assert "2 registered as 1-2" in shown
+    assert "gate: passed" not in shown
+    assert re.search(rf"^\| {number} \| .* challenger \|", shown, re.MULTILINE)
+
+
+def test_a_champion_holds_while_the_flow_has_nothing_to_do(flowed: Path, tmp_path: Path):
+    folder = copied(flowed, tmp_path / "copy")
+    (held,) = mlflow(folder).search_model_versions("tags.`oxa.arm` = 'oxa_full'")
+    run(folder, "oxa", "promote", str(held.version))
+    before = stage_runs(folder)
+    num_stages = len(locked(folder))
+    said = run(folder, *FLOW)
+    assert f"{num_stages} stages: 0 run, {num_stages} cached" in said
+    assert stage_runs(folder) == before
+    assert last_flow_run(folder) != last_flow_run(flowed)
+    assert aliases(folder) == aliases(flowed) | {"champion": int(held.version)}
+    shown = artifacts(folder)["registry"]
+    assert "2 known already as 1-2" in shown
+    assert f"against the champion, version {held.version} (oxa_full, seed 0): pass@1 " in shown
+    assert re.search(rf"^\| {held.version} \| .* champion \|", shown, re.MULTILINE)
+    wait_until_left(folder)
+    shutil.rmtree(folder)
+
+
+def artifacts(folder: Path) -> dict[str, str]:
+    """What the folder's last flow run shows at its own Prefect server, by key."""
+    query = "SELECT key, data FROM artifact WHERE key IS NOT NULL AND flow_run_id = ?"
+    return {
+        row["key"]: json.loads(row["data"]) for row in prefect(folder, query, last_flow_run(folder)["id"])
+    }
+
+
+def last_flow_run(folder: Path) -> dict[str, Any]:
+    return prefect(folder, "SELECT id, name FROM flow_run ORDER BY start_time DESC")[0]
+
+
+def prefect(folder: Path, query: str, *values: str) -> list[dict[str, Any]]:
+    """Rows of the database of the folder's Prefect server, which has ended."""
+    with closing(sqlite3.connect(f"file:{folder}/.prefect/prefect.db?mode=ro", uri=True)) as database:
+        database.row_factory = sqlite3.Row
+        return [dict(row) for row in database.execute(query, values)]
+
+
+def stage_runs(folder: Path) -> list[tuple[str, str, str]]:
+    """Stage, flow run and status of all runs at MLflow but those of registering."""
+    tagged = [(run.data.tags, run.info.status) for run in tracked_runs(folder)]
+    return sorted(
+        (tags["oxa.stage"], tags.get("oxa.pipeline_run", "none"), status)
+        for tags, status in tagged
+        if tags["oxa.kind"] != "register"
+    )
+
+
+def aliases(folder: Path) -> dict[str, int]:
+    """Alias -> number of the version that it stands for."""
+    found = mlflow(folder).get_registered_model("oxa").aliases
+    return {alias: int(number) for alias, number in found.items()}
 
 
 def lines_by_stage(folder: Path) -> list[str]:

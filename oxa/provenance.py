@@ -26,7 +26,9 @@ def tags() -> dict[str, str]:
         "oxa.pipeline_run": pipeline_run(),
         "git.commit": commit,
         "git.dirty": dirty,
-        "dvc.lock.md5": hashlib.md5(lock.read_bytes()).hexdigest() if lock.exists() else None,
+        "dvc.lock.md5": hashlib.md5(lock.read_bytes(), usedforsecurity=False).hexdigest()
+        if lock.exists()
+        else None,
         "version.python": platform.python_version(),
         **{f"version.{name}": _version(name) for name in LIBRARIES},
         "mlflow.user": _user(),

@@ -25,7 +25,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from graphlib import TopologicalSorter
@@ -239,10 +239,15 @@ def record(
         run = client.create_run(
             number, run_name="register", tags={"oxa.kind": "register", **tags}
         ).info.run_id
-        for name, text in files.items():
-            client.log_text(run, text, name)
-        for name, value in values.items():
-            client.log_metric(run, name, value)
+        try:
+            for name, text in files.items():
+                client.log_text(run, text, name)
+            for name, value in values.items():
+                client.log_metric(run, name, value)
+        except BaseException:
+            with suppress(Exception):  # the first error tells more
+                client.set_terminated(run, "FAILED")
+            raise
         client.set_terminated(run)
     return str(run)
 
@@ -260,8 +265,12 @@ def has_results(version: Version, digest: str) -> bool:
 
 
 def results(version: Version) -> str | None:
-    """The text kept by `keep_results`; None where there is none or it cannot be had any more."""
+    """The text kept by `keep_results`; None where there is none or it cannot be had any more.
+
+    Raises UserError where MLflow does not say which.
+    """
     from mlflow.exceptions import MlflowException
+    from requests import RequestException
 
     run_id, _, artifact = version.tags.get("oxa.results", "").partition("#")[0].partition("/")
     if not run_id:
@@ -269,7 +278,13 @@ def results(version: Version) -> str | None:
     with connection() as client, TemporaryDirectory() as folder:
         try:
             return Path(client.download_artifacts(run_id, artifact, folder)).read_text(encoding="utf-8")
-        except (MlflowException, OSError):
+        except RequestException:
+            raise
+        except OSError:
+            return None
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
             return None
 
 

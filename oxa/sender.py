@@ -37,16 +37,20 @@ class Spool:
 
     def mine(self) -> bool:
         """Whether it is to go to the configured MLflow."""
+        return self.uri() == spool.fingerprint(spool.uri())
+
+    def uri(self) -> str:
+        """Fingerprint of the MLflow that it is meant for."""
         try:
-            return (self.path / "uri").read_text() == spool.fingerprint(spool.uri())
+            return (self.path / "uri").read_text()
         except FileNotFoundError:
-            return False
+            return ""
 
     def adopt(self) -> None:
         (self.path / "uri").write_text(spool.fingerprint(spool.uri()))
 
     def notes(self) -> Notes:
-        return Notes.of(self.path)
+        return Notes.of(self.path, self.uri())
 
     def live(self) -> bool:
         return spool.held(self.events)

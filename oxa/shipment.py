@@ -130,9 +130,9 @@ class Notes:
     """Why MLflow refuses this spool."""
 
     @classmethod
-    def of(cls, folder: Path) -> Notes:
-        """A spool's notes; fresh ones where there are none, or they are about another MLflow."""
-        fresh = cls(uri=spool.fingerprint(spool.uri()))
+    def of(cls, folder: Path, uri: str) -> Notes:
+        """A spool's notes; fresh ones where there are none, or they are about another MLflow than this."""
+        fresh = cls(uri=uri)
         try:
             found = cls(**json.loads((folder / "sent.json").read_text(encoding="utf-8")))
         except FileNotFoundError:
@@ -157,7 +157,8 @@ class Courier:
         """
         from mlflow.exceptions import MlflowException
 
-        notes = Notes.of(folder)
+        uri = spool.fingerprint(spool.uri())
+        notes = Notes.of(folder, uri)
         try:
             try:
                 Shipment(self, folder, notes).send()
@@ -170,7 +171,7 @@ class Courier:
             if error.error_code not in PERMANENT:
                 raise
             log_traceback()
-            notes = Notes.of(folder)
+            notes = Notes.of(folder, uri)
             notes.fault = reason(error)
             notes.keep(folder)
             raise Refused(notes.fault) from None

@@ -114,7 +114,7 @@ def status(folder: Path = FOLDER) -> str:
     lines = [f"MLflow: {spool.shown(spool.uri())}"]
     lines += [f"{one.stage}: runs" for one in live]
     for one in unsent:
-        why = one.notes().fault or ("" if one.mine() else "it was meant for another MLFLOW_TRACKING_URI")
+        why = one.notes().fault if one.mine() else "it was meant for another MLFLOW_TRACKING_URI"
         lines.append(f"{one.stage}: not sent" + (f" ({why})" if why else ""))
     failed = spool.state(folder)
     if failed["error"] and (live or unsent):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.bridge import Locked
-from oxa import guard, lineage, records, registry
+from oxa import guard, lineage, records, registry, tracking
 from oxa.config import Registry
 from oxa.errors import DataError, UserError
 
@@ -168,8 +170,6 @@ def test_the_same_content_of_a_stage_is_registered_once(workspace: Path):
 
 
 def test_a_version_points_to_the_run_that_wrote_its_content(workspace: Path):
-    from oxa import tracking
-
     lock = make_workspace({"sft-0": 0.5})
     client = tracking.client()
     experiment = client.create_experiment("oxa")
@@ -188,8 +188,6 @@ def test_a_version_points_to_the_run_that_wrote_its_content(workspace: Path):
 
 
 def test_a_run_that_is_recorded_later_is_found_all_the_same(workspace: Path):
-    from oxa import tracking
-
     lock = make_workspace({"sft-0": 0.5})
     enter(lock, "sft-0")
     assert "training run  none recorded" in lineage.of(SETTINGS, "1")
@@ -358,8 +356,6 @@ def test_a_long_description_is_cut_between_lines_to_what_postgresql_holds(worksp
 
 
 def test_versions_that_somebody_made_otherwise_are_left_alone(workspace: Path):
-    from oxa import tracking
-
     lock = make_workspace({"sft-0": 0.5})
     client = tracking.client()
     client.create_registered_model("tiny")
@@ -379,13 +375,48 @@ def test_an_mlflow_out_of_reach_is_one_sentence(workspace: Path, monkeypatch: py
 
 
 def test_what_mlflow_refuses_is_one_sentence(workspace: Path):
-    from oxa import tracking
-
     client = tracking.client()
     client.delete_experiment(client.create_experiment("oxa"))
     with pytest.raises(UserError, match=r"^MLflow at sqlite:.* refused: .*'active' state") as refused:
         registry.record("oxa", {}, {}, {})
     assert "\n" not in str(refused.value)
+
+
+def test_a_run_that_cannot_be_recorded_whole_has_failed(workspace: Path):
+    with pytest.raises(UserError, match="refused"):
+        registry.record("oxa", {"table.md": "a table"}, {}, {"no@name": 1.0})
+    (run,) = tracking.find_runs("oxa", {"oxa.kind": "register"})
+    assert run.info.status == "FAILED"
+
+
+class Failing(http.server.BaseHTTPRequestHandler):
+    """An MLflow that lets one in, and then has no time."""
+
+    def do_POST(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def do_GET(self) -> None:
+        self.send_error(503)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_answers_that_an_mlflow_in_trouble_does_not_give_are_not_taken_for_lost(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.chdir(tmp_path)
+    kept = registry.Version(1, {"oxa.results": "0a/results/sft-0.json#0b"}, (), None, "")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        try:
+            with pytest.raises(UserError, match="^MLflow at .* refused: "):
+                registry.results(kept)
+        finally:
+            server.shutdown()
 
 
 @given(st.data())

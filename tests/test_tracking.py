@@ -351,6 +351,17 @@ def test_what_was_meant_for_another_server_is_sent_to_this_one_by_a_replay_only(
     assert sorted(runs()) == ["train@here-0", "train@there-0"]
 
 
+def test_what_one_server_has_is_not_missed_at_another(local: Path, monkeypatch: pytest.MonkeyPatch):
+    """A failed stage's spool is kept, for it may go on; it has been sent all the same."""
+    with pytest.raises(ZeroDivisionError), record("oxa"):
+        raise ZeroDivisionError
+    assert tracking.wait_until_sent(seconds=PATIENCE) is None
+    assert len(left()) == 1
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert tracking.status().endswith("everything is sent")
+    assert tracking.replay() == "nothing is left to send"
+
+
 def test_a_sender_stays_while_a_flow_asks_for_it_and_goes_when_the_flow_is_killed(local: Path):
     code = (
         "import time; from oxa import tracking; from oxa.config import Tracking\n"

@@ -20,6 +20,7 @@ import yaml
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from servers import postgresql
 from test_registry import Lock, generations, make_workspace, write
 
 from flows import promote
@@ -346,6 +347,20 @@ def server(database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def test_all_of_it_works_through_a_server(server: str, workspace: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    register_compare_and_promote()
+    assert not (workspace / "mlruns").exists(), "the server keeps all"
+
+
+def test_all_of_it_works_on_postgresql(workspace: Path, monkeypatch: pytest.MonkeyPatch):
+    with postgresql() as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        register_compare_and_promote()
+        champion = registry.find(SETTINGS, "champion")
+        registry.describe(SETTINGS, champion, "a line of the table\n" * 1000)
+        assert len(registry.find(SETTINGS, "champion").description) <= registry.MAX_DESCRIPTION
+
+
+def register_compare_and_promote() -> None:
     first = settle(params("sft", "oxa"), make_workspace({"base": 0.1, "sft-0": 0.3, "oxa-0": 0.7}))
     assert (first.versions, first.champion) == ({"train@sft-0": 1, "train@oxa-0": 2}, 2)
     shutil.rmtree("data")
@@ -360,7 +375,6 @@ def test_all_of_it_works_through_a_server(server: str, workspace: Path, monkeypa
     assert registry.promote(SETTINGS, "1").aliases == ("champion",)
     with pytest.raises(DataError, match="no version '9'"):
         registry.promote(SETTINGS, "9")
-    assert not (workspace / "mlruns").exists(), "the server keeps all"
 
 
 def test_a_lead_within_the_noise_does_not_pass():

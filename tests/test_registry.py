@@ -413,7 +413,7 @@ def test_answers_that_an_mlflow_in_trouble_does_not_give_are_not_taken_for_lost(
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
         try:
-            with pytest.raises(UserError, match="^MLflow at .* refused: "):
+            with pytest.raises(UserError, match=r"^MLflow at .* refused: "):
                 registry.results(kept)
         finally:
             server.shutdown()

@@ -110,7 +110,7 @@ def test_without_gpus_cores_are_shared_out_unless_the_user_has_said_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
     assert environment(0, 2, 2, []) == {"OMP_NUM_THREADS": "6"}
     assert environment(4, 5, 5, []) == {"OMP_NUM_THREADS": "2"}
     assert environment(0, 13, 13, []) == {"OMP_NUM_THREADS": "1"}, "fewer cores than stages: they share"

@@ -49,6 +49,9 @@ class Server(Child):
         """`health` is the address that answers 200 once it is up; a None in `environment` unsets a variable."""
         FOLDER.mkdir(exist_ok=True)
         self.name, self.health, self.log = name, health, FOLDER / log
+        # two that made the same fresh database at once would fail each other
+        self._starting = (FOLDER / f"{name.lower()}.lock").open("a")
+        fcntl.flock(self._starting, fcntl.LOCK_EX)
         changed = {**os.environ, **environment}
         with self.log.open("w") as output:
             super().__init__(
@@ -71,6 +74,7 @@ class Server(Child):
                 )
             time.sleep(0.05)
         self.check()  # what answered was not ours if ours is gone
+        self._starting.close()
 
     def check(self) -> None:
         """Raises UserError with the last lines of its log where it has ended."""

@@ -341,3 +341,34 @@ def test_without_a_server_of_the_users_all_stays_in_the_project(diamond: Reposit
     assert "4 run" in done.stdout
     assert list(home.iterdir()) == []
     assert (diamond.folder / ".prefect" / "prefect.db").exists()
+
+
+def test_content_that_dvc_restored_is_taken_for_new_by_what_reads_it(diamond: Repository, api: str):
+    for text in ("1\n", "2\n", "1\n"):
+        Path("input").write_text(text)
+        run()
+        assert {Path(name).read_text() for name in ("first", "left", "right")} == {text}
+        assert Path("last").read_text() == 2 * text
+    restored = ("Cached", "DVC: restored")
+    assert set(task_states(api, flow_runs(api)[0]).values()) == {restored}
+
+
+def test_stages_find_the_oxa_beside_this_python_without_an_activated_environment(project: Repository):
+    project.stages(only={"cmd": "oxa --help > out", "outs": ["out"]})
+    oxa = Path(sys.executable).with_name("oxa")
+    done = subprocess.run(
+        [str(oxa), "run"],
+        env=os.environ | {"PATH": "/usr/bin:/bin"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_fault_of_ours_keeps_its_traceback(project: Repository):
+    project.stages(report={"cmd": "echo no table > out", "outs": ["out"]})
+    done = subprocess.run(["oxa", "run"], text=True, capture_output=True)
+    assert done.returncode == 1
+    assert "FileNotFoundError" in done.stderr.splitlines()[-1]
+    assert "Traceback" in done.stderr

@@ -119,3 +119,10 @@ def test_children_of_two_parents_do_not_hold_each_others_lifelines(tmp_path: Pat
         wait_until_gone(tree)
         assert second.poll() is None
         assert os.path.exists(f"/proc/{second.pid}")
+
+
+def test_the_command_ends_with_its_keeper_too():
+    with started("import time; print('up', flush=True); time.sleep(1000)") as child:
+        (command,) = below(child.pid)
+        child.send_signal(signal.SIGKILL)
+        wait_until_gone([command])

@@ -57,7 +57,7 @@ def diamond(project: Repository) -> Repository:
     """first → left, right → last; each appends its name to `order` when it begins and when it ends."""
 
     def stage(name: str, deps: list[str], **more: Any) -> dict[str, Any]:
-        command = f"echo +{name} >> order; echo {name} says hello; sh ./{name}.sh || exit; "
+        command = f"echo +{name} >> order; echo {name} says hello; sh ./{name}.sh || exit;"
         return {
             "cmd": f"{command} cat {' '.join(deps)} > {name}; echo -{name} >> order",
             "deps": deps,

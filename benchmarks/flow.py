@@ -63,7 +63,7 @@ def main() -> None:
         _, differing, missing = filecmp.cmpfiles(one, other, names, shallow=False)
         same = not differing and not missing and names == files(other)
         print(
-            f"\n{len(names)} files under {', '.join(OUTPUTS)}: {'all the same' if same else (differing, missing)}"
+            f"\n{len(names)} files under {', '.join(OUTPUTS)}: {'all the same' if same else f'these differ: {sorted(map(str, differing + missing))}'}"
         )
 
 

@@ -206,10 +206,7 @@ def _walk(
             for node, slot in plan.ready():
                 # what DVC restored may be other content than the plan has seen
                 fresh = any(states[name].message != UNCHANGED for name in node.upstream)
-                environment = dict(common)
-                if slot is not None:
-                    sharing = plan.sharing(node.name)
-                    environment |= schedule.environment(slot, settings.accelerators, sharing, gpus)
+                environment = common | schedule.environment(slot, settings.accelerators, gpus)
                 terminal.started(node.name)
                 futures[node.name] = stage.submit(
                     node.name,

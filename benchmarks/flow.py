@@ -61,10 +61,9 @@ def main() -> None:
         one, other = folders.values()
         names = files(one)
         _, differing, missing = filecmp.cmpfiles(one, other, names, shallow=False)
-        same = not differing and not missing and names == files(other)
-        print(
-            f"\n{len(names)} files under {', '.join(OUTPUTS)}: {'all the same' if same else f'these differ: {sorted(map(str, differing + missing))}'}"
-        )
+        differing += missing + sorted(set(files(other)) - set(names))
+        found = f"these differ: {', '.join(map(str, differing))}" if differing else "all the same"
+        print(f"\n{len(names)} files under {', '.join(OUTPUTS)}: {found}")
 
 
 if __name__ == "__main__":

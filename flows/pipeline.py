@@ -206,7 +206,9 @@ def _walk(
             for node, slot in plan.ready():
                 # what DVC restored may be other content than the plan has seen
                 fresh = any(states[name].message != UNCHANGED for name in node.upstream)
-                environment = common | schedule.environment(slot, settings.accelerators, gpus)
+                environment = common | schedule.environment(
+                    slot, settings.accelerators, plan.sharing(node.name), gpus
+                )
                 terminal.started(node.name)
                 futures[node.name] = stage.submit(
                     node.name,

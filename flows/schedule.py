@@ -19,6 +19,7 @@ class Schedule:
 
     def __init__(self, nodes: Iterable[Node], *, max_workers: int, accelerators: int) -> None:
         self._waiting = {node.name: node for node in nodes}
+        self._sharing = _sharing(self._waiting, min(accelerators, max_workers))
         self._running: dict[str, int | None] = {}
         self._ended: set[str] = set()
         self._max_workers = max_workers
@@ -53,6 +54,10 @@ class Schedule:
             del self._waiting[given_up]
             self.given_up[given_up] = name
 
+    def sharing(self, name: str) -> int:
+        """Stages that load a model and may run at the same time as this one, itself included; 1 for any other."""
+        return self._sharing.get(name, 1)
+
     @property
     def num_left(self) -> int:
         """Stages that run or wait."""
@@ -68,6 +73,23 @@ def _depths(nodes: dict[str, Node]) -> dict[str, int]:
     return depths
 
 
+def _sharing(nodes: dict[str, Node], slots: int) -> dict[str, int]:
+    """For each stage that loads a model: itself and those that may run beside it, as far as there are slots."""
+    before: dict[str, set[str]] = {}
+    stale: set[str] = set()
+    for name, node in nodes.items():
+        before[name] = set(node.upstream).union(*(before[upstream] for upstream in node.upstream))
+        if node.changed or before[name] & stale:
+            stale.add(name)
+    models = [name for name, node in nodes.items() if node.accelerator]
+
+    def beside(name: str) -> int:
+        related = before[name] | {other for other in models if name in before[other]} | {name}
+        return sum(other in stale and other not in related for other in models)
+
+    return {name: min(slots, 1 + beside(name)) for name in models}
+
+
 def devices() -> list[str]:
     """GPUs that may be used, as CUDA_VISIBLE_DEVICES names them; none where there are none."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -81,14 +103,16 @@ def devices() -> list[str]:
     ]
 
 
-def environment(slot: int | None, accelerators: int, gpus: list[str]) -> dict[str, str]:
+def environment(slot: int | None, accelerators: int, sharing: int, gpus: list[str]) -> dict[str, str]:
     """What a stage is told, so that those beside it can work too: its slot's GPUs, and to wait without burning a core.
 
     The number of threads stays what `dvc repro` gives a stage, for sums depend on it in the last bits. Two trainings
-    with two threads each on two cores took 24 s this way, 25 s with a thread each, 33 s one after the other, and 97 s
-    (on a busy machine) with threads that spin while they wait.
+    with two threads each on two cores took 24 s this way, 25 s with a thread each, 33 s one after the other. A stage
+    that has all to itself is quicker when its threads spin.
     """
+    if sharing == 1:
+        return {}
     found = {} if "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "PASSIVE"}
-    if slot is not None and accelerators > 1 and gpus:
+    if slot is not None and gpus:
         found["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[slot::accelerators] or [gpus[slot % len(gpus)]])
     return found

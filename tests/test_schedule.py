@@ -79,17 +79,40 @@ def test_what_has_the_longest_way_behind_it_comes_first():
 def test_gpus_are_shared_out_among_the_slots(monkeypatch: pytest.MonkeyPatch):
     gpus = [str(i) for i in range(8)]
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    assert environment(1, 4, gpus) == {"CUDA_VISIBLE_DEVICES": "1,5"}
-    assert environment(2, 3, ["0"]) == {"CUDA_VISIBLE_DEVICES": "0"}, "fewer GPUs than slots: they share"
-    assert environment(0, 1, gpus) == environment(None, 4, gpus) == {}
+    assert environment(1, 4, 4, gpus) == {"CUDA_VISIBLE_DEVICES": "1,5"}
+    assert environment(2, 3, 2, ["0"]) == {"CUDA_VISIBLE_DEVICES": "0"}, "fewer GPUs than slots: they share"
+    assert environment(0, 4, 1, gpus) == {}, "who has them alone has them all"
+
+
+def test_a_stage_shares_only_with_those_that_may_run_beside_it():
+    def node(name: str, *upstream: str, accelerator: bool = True) -> Node:
+        return Node(name, frozenset(upstream), accelerator=accelerator, changed=True)
+
+    nodes = [
+        node("base"),
+        node("sample", "base"),
+        node("score", "base"),
+        node("choose", "score", accelerator=False),
+    ]
+    nodes += [
+        node("train-0", "choose", "sample"),
+        node("train-1", "choose", "sample"),
+        node("train-2", "choose", "sample"),
+    ]
+    plan = Schedule(nodes, max_workers=4, accelerators=2)
+    assert plan.sharing("base") == plan.sharing("choose") == 1
+    assert (plan.sharing("sample"), plan.sharing("score")) == (2, 2)
+    assert plan.sharing("train-0") == 2, "three could, two may"
+    assert Schedule(nodes, max_workers=4, accelerators=1).sharing("train-0") == 1
 
 
 def test_a_stage_keeps_its_threads_but_waits_without_burning_a_core(monkeypatch: pytest.MonkeyPatch):
     """With other threads than under `dvc repro` its sums would differ in the last bits."""
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    assert environment(0, 2, []) == environment(None, 2, []) == {"OMP_WAIT_POLICY": "PASSIVE"}
+    assert environment(0, 2, 2, []) == {"OMP_WAIT_POLICY": "PASSIVE"}
+    assert environment(0, 2, 1, []) == {}, "alone it is quicker when it does"
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    assert environment(0, 2, []) == {}, "the user's word"
+    assert environment(0, 2, 2, []) == {}, "the user's word"
 
 
 def test_the_users_choice_of_gpus_is_kept(monkeypatch: pytest.MonkeyPatch):

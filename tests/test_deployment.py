@@ -98,7 +98,7 @@ def test_the_deployment_is_applied_paused_and_a_schedule_that_is_on_completes_a_
     fields = made["parameter_openapi_schema"]["properties"]  # what the pages make the form of
     assert fields["force"]["type"] == "boolean"
     assert {"type": "array", "items": {"type": "string"}} in fields["targets"]["anyOf"]
-    assert {"type": "integer"} in fields["max_workers"]["anyOf"]
+    assert {"minimum": 1, "type": "integer"} in fields["max_workers"]["anyOf"]
 
     written = yaml.safe_load((project / "prefect.yaml").read_text())
     written["deployments"][0]["schedules"] = [{"interval": 10, "active": True}]

@@ -127,7 +127,7 @@ class _Progress:
             self._told = float("inf")
 
 
-@flow(name="oxa", flow_run_name=None, persist_result=False, validate_parameters=True)
+@flow(name="oxa", persist_result=False)
 def pipeline(
     targets: list[str] | None = None,
     max_workers: Annotated[int, Field(ge=1)] | None = None,
@@ -175,10 +175,11 @@ def _run(
             _show_report()
             if register and params.tracking.enabled:
                 _register(params, terminal)
-    terminal.say(_closing(states, len(nodes), time.monotonic() - begun))
+    closing = _closing(states, len(nodes), time.monotonic() - begun)
+    terminal.say(closing)
     if failed:
         return Failed(message="\n".join(f"stage {name}: {state.message}" for name, state in failed.items()))
-    return Completed(message=_closing(states, len(nodes), time.monotonic() - begun))
+    return Completed(message=closing)
 
 
 def _walk(

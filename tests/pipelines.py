@@ -213,7 +213,7 @@ class Attempt(NamedTuple):
 
     dvc: psutil.Process
     stage: psutil.Process
-    done: Files
+    done: Files  # every file seen so far, those that newer ones have replaced since included
 
 
 def at_work(command: Command, stage: str, before: Files | None = None, *, stop: bool = False) -> Attempt:
@@ -221,9 +221,11 @@ def at_work(command: Command, stage: str, before: Files | None = None, *, stop: 
 
     `stop` halts it there, so that a kill that follows finds work left to do.
     """
+    seen: Files = {}
 
     def news() -> bool:
-        return not finished(command.folder, stage).keys() <= (before or {}).keys()
+        seen.update(now := finished(command.folder, stage))
+        return not now.keys() <= (before or {}).keys()
 
     def processes() -> list[psutil.Process]:
         try:
@@ -238,11 +240,12 @@ def at_work(command: Command, stage: str, before: Files | None = None, *, stop: 
     def told() -> str:
         return f"stage {stage} at work; printed: {command.printed()}"
 
+    news()
     dvc, running = until(lambda: found if len(found := processes()) == 2 else None, told, command)
     until(news, told, command)
     if stop:
         running.suspend()
-    return Attempt(dvc, running, finished(command.folder, stage))
+    return Attempt(dvc, running, seen)
 
 
 def finished(folder: Path, stage: str) -> Files:

@@ -135,7 +135,7 @@ def main() -> None:
         theirs_model, ours_model = small_world_model(), small_world_model()
         for model in (theirs_model, ours_model):
             set_lengths(model, loops)
-        sampler._share_keys_among_query_heads(ours_model)
+        sampler.share_keys_among_query_heads(ours_model)
         sides: list[Callable[[int], int]] = [
             lambda size, model=theirs_model: with_generate(model, problems, size),  # type: ignore[misc]
             lambda size, model=ours_model: with_oxa(model, problems, size),  # type: ignore[misc]

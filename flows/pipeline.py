@@ -24,6 +24,7 @@ import httpx
 from prefect import flow, get_client, get_run_logger, runtime, task
 from prefect.artifacts import (
     create_image_artifact,
+    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -46,7 +47,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed, Crashed, Failed
 from pydantic import Field
 
-from flows import bridge, schedule, workspace
+from flows import bridge, schedule, servers, workspace
 from flows.terminal import Terminal
 from oxa import config, progress, tracking
 from oxa.errors import UserError
@@ -172,7 +173,7 @@ def _run(
         if params.tracking.enabled and (unsent := tracking.wait_until_sent(seconds=DRAIN, since=since)):
             terminal.say(unsent)
         if not failed and "report" in states:
-            _show_report()
+            _show_report(params.tracking)
             if register and params.tracking.enabled:
                 _register(params, terminal)
     closing = _closing(states, len(nodes), time.monotonic() - begun)
@@ -269,8 +270,15 @@ def _closing(states: Mapping[str, State[Any]], num_stages: int, seconds: float) 
     return f"{num_stages} stages: {', '.join(told)}; {seconds:.1f} s"
 
 
-def _show_report(folder: Path = Path("reports")) -> None:
-    """The comparison and its plots, as artifacts of the flow run."""
+def _show_report(settings: config.Tracking, folder: Path = Path("reports")) -> None:
+    """The report's page, the comparison and its plots, as artifacts of the flow run."""
+    page = (folder / "index.html").resolve()
+    create_link_artifact(
+        _address_in_mlflow(settings) or page.as_uri(),  # no browser follows a link from http to a file
+        link_text="the report",
+        key="report",
+        description=f"The page that shows the whole run; on its machine: {page}",
+    )
     create_markdown_artifact(
         (folder / "table.md").read_text(encoding="utf-8"),
         key="comparison",
@@ -283,6 +291,23 @@ def _show_report(folder: Path = Path("reports")) -> None:
             key=f"plot-{path.stem.replace('_', '-').lower()}",
             description=f"{path} of this run",
         )
+
+
+def _address_in_mlflow(settings: config.Tracking) -> str | None:
+    """Where MLflow's pages show the report; None where it is not there."""
+    if not settings.enabled:
+        return None
+    try:
+        runs = tracking.find_runs(settings.experiment, {"oxa.stage": "report"})
+    except UserError:
+        return None
+    if not runs:
+        return None
+    found = runs[0].info
+    return (
+        f"{servers.mlflow_pages()}/#/experiments/{found.experiment_id}/runs/{found.run_id}"
+        "/artifacts/reports/index.html"
+    )
 
 
 def _register(params: config.Params, terminal: Terminal) -> None:

@@ -30,7 +30,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from flows import bridge
-from oxa import config, guard, provenance, registry, report
+from oxa import comparison, config, guard, provenance, registry
 from oxa import metrics as statistics
 from oxa.errors import ConfigError, DataError
 
@@ -47,7 +47,7 @@ class Results:
     """Settings of the draw, those of DRAWN_BY."""
 
     @classmethod
-    def of(cls, found: report.Outcomes, section: config.Evaluate) -> Results:
+    def of(cls, found: comparison.Outcomes, section: config.Evaluate) -> Results:
         counts: dict[str, dict[str, tuple[int, int]]] = {}
         columns = (found.benchmark, found.problem_id, found.num_samples, found.num_correct)
         for benchmark, problem, samples, correct in zip(*columns, strict=True):
@@ -110,9 +110,9 @@ class _Contest:
     """What dvc.lock and the workspace hold of these parameters' arms and seeds."""
 
     checkpoints: list[registry.Checkpoint] = field(default_factory=list)
-    answers: dict[str, report.Outcomes] = field(default_factory=dict)
+    answers: dict[str, comparison.Outcomes] = field(default_factory=dict)
     """By training stage; absent where it was not evaluated."""
-    base: report.Outcomes | None = None
+    base: comparison.Outcomes | None = None
     refused: dict[str, list[str]] = field(default_factory=dict)
     """Why checkpoints cannot be registered, to their stages."""
     unready: list[str] = field(default_factory=list)
@@ -239,7 +239,7 @@ def _gate(
     champion: registry.Version | None,
     known: Mapping[str, registry.Version],
     results: Mapping[str, Results],
-    base: report.Outcomes | None,
+    base: comparison.Outcomes | None,
 ) -> Verdict:
     by_number = {known[stage].number: result for stage, result in results.items()}
     ours = (chosen.name, by_number[chosen.number])
@@ -321,17 +321,17 @@ def _contest(params: config.Params, locked: Mapping[str, registry.Step]) -> _Con
                 found.refused.setdefault(str(error), []).append(stage)
                 continue
             try:
-                found.answers[stage] = report.outcomes(_table_of(locked, f"evaluate@{arm}-{seed}"))
+                found.answers[stage] = comparison.outcomes(_table_of(locked, f"evaluate@{arm}-{seed}"))
             except DataError as error:
                 found.unready.append(str(error))
     everyone = dict(found.answers)
     with contextlib.suppress(DataError):  # only a gate without a champion needs it, and says so
-        found.base = everyone["evaluate_base"] = report.outcomes(_table_of(locked, "evaluate_base"))
+        found.base = everyone["evaluate_base"] = comparison.outcomes(_table_of(locked, "evaluate_base"))
     found.unready = [*found.refused, *found.unready] or _unlike_each_other(params, everyone)
     return found
 
 
-def _unlike_each_other(params: config.Params, answers: Mapping[str, report.Outcomes]) -> list[str]:
+def _unlike_each_other(params: config.Params, answers: Mapping[str, comparison.Outcomes]) -> list[str]:
     first, *others = answers
     benchmark = params.registry.benchmark
     if benchmark not in (None, *answers[first].benchmark):
@@ -368,10 +368,10 @@ def _output(locked: Mapping[str, registry.Step], stage: str, suffix: str) -> tup
 def _comparison(params: config.Params, found: _Contest) -> str:
     """The report's table, of these answers."""
     assert found.base is not None
-    by_arm = {report.BASE: [found.base]}
+    by_arm = {comparison.BASE: [found.base]}
     for arm in params.arms:
         by_arm[arm] = [found.answers[f"train@{arm}-{seed}"] for seed in params.seeds]
-    return report.table({**report.summarize(params.report, by_arm), "guess_rate": {}})
+    return comparison.table({**comparison.summarize(params.report, by_arm), "guess_rate": {}})
 
 
 def _description(checkpoint: registry.Checkpoint, comparison: str) -> str:

@@ -33,6 +33,7 @@ from oxa.lifeline import Child
 from oxa.records import atomic
 
 FOLDER = PROJECT / ".prefect"
+PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 UI, UI_LOCK = FOLDER / "ui.json", FOLDER / "ui.lock"
 PATIENCE = 90.0  # seconds for a server to come up: 5-11 on two idle cores, the most on a fresh database
 DELIVERY = 10.0  # seconds for the last log lines to reach the server
@@ -146,7 +147,7 @@ def _deliver() -> None:
         service.drain_all(timeout=DELIVERY)
 
 
-def ui(prefect_port: int = 4200, mlflow_port: int = 5000) -> None:
+def ui(prefect_port: int = PREFECT_PORT, mlflow_port: int = MLFLOW_PORT) -> None:
     """Runs Prefect's and MLflow's servers until Ctrl-C or SIGTERM, and prints where they are.
 
     An MLFLOW_TRACKING_URI that is an http address is shown instead of a server of ours. Raises UserError where this
@@ -267,6 +268,14 @@ def _lock(file: IO[str], kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def mlflow_pages() -> str:
+    """Address of MLflow's pages: a remote server's, or `oxa ui`'s, where it runs or would run."""
+    address = spool.shown(spool.uri())
+    if address.startswith(("http://", "https://")):
+        return address
+    return (_read_ui() or {}).get("mlflow", f"http://127.0.0.1:{MLFLOW_PORT}")
 
 
 def _read_ui() -> dict[str, str] | None:

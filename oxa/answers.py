@@ -92,7 +92,7 @@ class Grader:
     def grade(
         self, items: Sequence[tuple[Sequence[str], str, str]], description: str = "grading"
     ) -> list[Graded]:
-        """Grades (accepted gold answers, response verbatim, finish_reason), in order.
+        """Grades (accepted gold answers, response verbatim, finish_reason), in order; no bar without a description.
 
         A response that was cut by length is graded by what there is of it; whether that counts is the selection's
         business. Its answer may be longer than MAX_CHARS only to be unparsable.
@@ -132,7 +132,9 @@ class Grader:
         size = max(1, min(BATCH, len(questions) // (2 * IN_FLIGHT * self._workers)))
         todo = deque(range(i, min(i + size, len(questions))) for i in range(0, len(questions), size))
         restarts = 0
-        with progress.bar(total=len(questions), desc=description, unit="answer", quiet=not questions) as bar:
+        with progress.bar(
+            total=len(questions), desc=description, unit="answer", quiet=not (questions and description)
+        ) as bar:
             pending: dict[Future[list[str]], range] = {}
             while todo or pending:
                 while todo and len(pending) < IN_FLIGHT * self._workers:

@@ -14,6 +14,7 @@ import argparse
 import errno
 import importlib
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oxa import commands, config, guard, records, spool
+from oxa import commands, config, guard, lifeline, records, spool
 from oxa.errors import ConfigError, UserError, is_out_of_reach
 from oxa.journal import Journal
 
@@ -45,6 +46,10 @@ class Stage:
     """Whether what the stage returns is written to --metrics."""
     journal: bool = False
     """Whether what the stage logs is kept as --journal."""
+    launched: bool = False
+    """Whether the stage runs on several processes where OXA_LAUNCH names what starts them."""
+    assets: tuple[str, ...] = ()
+    """Files beside the modules that the stage reads; like those, they belong to what it depends on."""
     shown: tuple[str, ...] = ()
     """Outputs, made to be looked at, of which tracking keeps a copy; it keeps metrics and journal anyway."""
 
@@ -114,6 +119,16 @@ STAGES = {
         inputs=("model", "data"),
         items=("arm", "seed"),
         journal=True,
+        launched=True,
+    ),
+    "rlvr": Stage(
+        "go on from an arm's checkpoint by reinforcement learning from verifiable rewards",
+        "oxa.rlvr",
+        ("rlvr", "prompt", "verify"),
+        inputs=("model", "problems"),
+        items=("arm", "seed"),
+        journal=True,
+        launched=True,
     ),
     "evaluate": Stage(
         "sample a checkpoint on every benchmark and grade it",
@@ -122,13 +137,32 @@ STAGES = {
         inputs=("model", "problems"),
         items=("checkpoint",),
     ),
+    "traces": Stage(
+        "log-probabilities of training examples, token by token, before and after training",
+        "oxa.traces",
+        ("traces", "prompt"),
+        inputs=(
+            "base",
+            "model",
+            "data",
+            "problems",
+            "teacher",
+            "teacher_verdicts",
+            "teacher_scores",
+            "self_responses",
+            "self_verdicts",
+            "self_scores",
+        ),
+        items=("arm",),
+    ),
     "report": Stage(
-        "summary, comparison table and plots",
+        "summary, comparison table, plots and the page that shows them",
         "oxa.report",
         ("report", "arms", "seeds"),
-        inputs=("metrics", "scores", "train_sets", "generations"),
+        inputs=("metrics", "scores", "train_sets", "generations", "traces"),
         gathers=("metrics",),
         outputs=("summary", "output"),
+        assets=("page.html", "page.css", "page.js", "viewer.html", "viewer.css", "viewer.js"),
         metrics=False,
         shown=("summary", "output"),
     ),
@@ -138,7 +172,9 @@ STAGES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     _set_environment()
-    arguments = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = _parser().parse_args(words)
+    arguments.words = words
     try:
         return int(arguments.command(arguments) or 0)
     except UserError as error:
@@ -200,8 +236,23 @@ def _add_path(command: argparse.ArgumentParser, option: str, verb: str) -> None:
     )
 
 
+def _launch(words: Sequence[str]) -> None:
+    """Becomes the launcher that OXA_LAUNCH names, which starts this command in as many processes as it says."""
+    launcher = shlex.split(os.environ.pop("OXA_LAUNCH"))
+    if "DVC_STAGE" in os.environ:
+        lifeline.die_with_parent()  # holds for what this process becomes; the others die with that
+    try:
+        os.execvp(launcher[0], [*launcher, "-m", "oxa.cli", *words])
+    except (OSError, IndexError):
+        raise ConfigError(
+            f"OXA_LAUNCH: {' '.join(launcher)!r} cannot be started; an example: torchrun --nproc-per-node 2"
+        ) from None
+
+
 def _run_stage(arguments: argparse.Namespace) -> None:
     stage = STAGES[arguments.stage]
+    if stage.launched and os.environ.get("OXA_LAUNCH"):
+        _launch(arguments.words)
     params = config.load(arguments.params)
     sections = [_section(params, key.format(**vars(arguments))) for key in stage.sections]
     inputs = {option: getattr(arguments, option) for option in stage.inputs}
@@ -209,28 +260,33 @@ def _run_stage(arguments: argparse.Namespace) -> None:
     extra = {"seed": arguments.seed} if "seed" in stage.items else {}
     items = {item: str(getattr(arguments, item)) for item in stage.items}
     name = "@".join([arguments.stage, *(["-".join(items.values())] if items else [])])
-    watched = {"sources.folder": Path(params.sources.folder)} if "sources" in stage.sections else {}
-    gathered = {str(inputs[option]) for option in stage.gathers}
+    watched = {name: guard.PACKAGE / name for name in stage.assets}
+    untold = {str(path) for path in [*watched.values(), *(inputs[option] for option in stage.gathers)]}
+    if "sources" in stage.sections:
+        watched["sources.folder"] = Path(params.sources.folder)
     plain = [_plain(section) for section in sections]
+    first = guard.is_first_process()
     with (
         guard.stage(
             name, module=stage.module, inputs=inputs | watched, outputs=outputs, config=[*plain, extra]
         ) as run,
         spool.record(
-            params.tracking,
+            params.tracking if first else config.Tracking(enabled=False),
             stage=os.environ.get("DVC_STAGE", name),  # dvc.yaml's name, where the two differ
             kind=arguments.stage,
             items=items,
             key=run.key,
             params=dict(zip([key.format(**vars(arguments)) for key in stage.sections], plain, strict=True)),
-            inputs={path: md5 for path, md5 in run.inputs.items() if path not in gathered},
+            inputs={path: md5 for path, md5 in run.inputs.items() if path not in untold},
         ) as record,
     ):
-        log = Journal(run.scratch / "metrics.jsonl", also=record.log)
+        log = Journal(run.scratch / "metrics.jsonl", also=record.log)  # the first process alone logs
         written = {option: run.outputs[option] for option in stage.outputs}
         metrics = importlib.import_module(stage.module).run(
             *sections, **inputs, **written, **extra, scratch=run.scratch, log=log
         )
+        if not first:
+            return
         if stage.metrics:
             records.write_json(run.outputs["metrics"], metrics)
         if stage.journal:
@@ -254,3 +310,7 @@ def _section(params: config.Params, key: str) -> Any:
 
 def _plain(section: Any) -> Any:
     return section.model_dump(mode="json") if isinstance(section, config.Section) else section
+
+
+if __name__ == "__main__":
+    sys.exit(main())

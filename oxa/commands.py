@@ -1,4 +1,4 @@
-"""What a person needs round the stages: doctor, use, summary, and the flow, its servers, tracking and the registry.
+"""What a person needs round the stages: doctor, use, summary, compare, regrade, the flow, tracking and the registry.
 
 `add` hangs these commands into the command line of cli.py. Prefect and MLflow are imported by those that need them.
 """
@@ -27,6 +27,8 @@ def add(commands: Any) -> None:
     )
     summary.add_argument("--summary", type=Path, default=Path("metrics/summary.json"))
     summary.set_defaults(command=_summary)
+    _add_compare(commands)
+    _add_regrade(commands)
     _add_track(commands)
     _add_registry(commands)
 
@@ -181,9 +183,64 @@ def _model(arguments: argparse.Namespace) -> None:
 
 
 def _summary(arguments: argparse.Namespace) -> None:
-    from oxa import report
+    from oxa import comparison
 
-    print(report.table(records.read_json(arguments.summary)))
+    print(comparison.table(records.read_json(arguments.summary)))
+
+
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="compare the answers of any two checkpoints, arms or generation tables",
+        description="Prints both values, the paired difference with its interval and p, and Holm's p over all rows, "
+        "for every benchmark. A and B: a checkpoint (base, sft-0, sft-0-rl), an arm with all its seeds (sft, sft-rl), "
+        "or a path; @N behind it takes RL step N instead of the last.",
+    )
+    compare.add_argument("a", metavar="A")
+    compare.add_argument("b", metavar="B")
+    compare.add_argument("--folder", type=Path, default=Path("data/generations"), help="default: %(default)s")
+    compare.add_argument("--benchmark", metavar="NAME", help="this one only; `pooled` takes all together")
+    compare.add_argument("--k", type=int, metavar="K", help="of pass@k; default: the number of samples")
+    compare.add_argument("--json", action="store_true", help="print JSON")
+    add_params(compare)
+    compare.set_defaults(command=_compare)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from oxa import compare
+
+    found = compare.run(
+        config.load(arguments.params).report,
+        arguments.a,
+        arguments.b,
+        folder=arguments.folder,
+        benchmark=arguments.benchmark,
+        k=arguments.k,
+    )
+    print(json.dumps(found, indent=2) if arguments.json else compare.text(found))
+
+
+def _add_regrade(commands: Any) -> None:
+    regrade = commands.add_parser(
+        "regrade",
+        help="grade stored generations again after a change of the verifier, without sampling",
+        description="Makes new verdicts from the stored texts and has DVC take them, wherever nothing but the verifier "
+        "has changed since the evaluation; says which verdicts changed.",
+    )
+    regrade.add_argument(
+        "checkpoints", nargs="*", metavar="CHECKPOINT", help="for example sft-0; default: all"
+    )
+    regrade.add_argument("--dry-run", action="store_true", help="say what would change, and write nothing")
+    regrade.set_defaults(command=_regrade)
+
+
+def _regrade(arguments: argparse.Namespace) -> None:
+    from flows import regrade
+    from oxa import evaluate
+
+    section = config.load(Path("params.yaml")).verify  # the one that DVC knows
+    for said in regrade.run(section, evaluate.summarize, arguments.checkpoints, dry_run=arguments.dry_run):
+        print(said, flush=True)
 
 
 def _add_use(commands: Any) -> None:

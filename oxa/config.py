@@ -97,6 +97,8 @@ class World(Section):
     """Seed of everything generated: problems, wordings, the teacher's choices, the corpus."""
     num_train: Count = 1500
     """Training problems."""
+    num_rlvr: Count = 600
+    """Problems for RL; no response is given to them."""
     num_benchmark: Count = 200
     """Problems of the benchmark `world`, over all tiers."""
     num_teacher: Count = 4
@@ -180,7 +182,7 @@ class Checkpoint(Section):
 
 
 class Decontamination(Section):
-    """A training problem is dropped when it shares too many word n-grams with a benchmark problem."""
+    """A problem of training or RL is dropped when it shares too many word n-grams with a benchmark problem."""
 
     ngram: Count = 10
     """Words an n-gram; a shorter problem counts as one n-gram."""
@@ -193,6 +195,8 @@ class Ingest(Section):
 
     teacher: list[Source] = Field(min_length=1)
     """Sources of training problems and teacher responses."""
+    rlvr: list[Source] = []
+    """Sources of problems for RL, without responses; none: RL takes the training problems."""
     benchmarks: dict[Name, Source] = Field(min_length=1)
     """Benchmarks by name."""
     decontamination: Decontamination = Decontamination()
@@ -370,6 +374,95 @@ class Train(Section):
     """What is an arm's own."""
 
 
+class RlvrVllm(Section):
+    """Where TRL's vLLM generates; see TRL's documentation of `use_vllm`."""
+
+    url: str = "http://127.0.0.1:8000"
+    """Address of a running `trl vllm-serve` (engine vllm_server)."""
+    memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of the GPU's memory that vLLM takes beside the training (engine vllm_colocate)."""
+    tensor_parallel: Count = 1
+    """GPUs over which vLLM spreads the model (engine vllm_colocate)."""
+
+
+class Rlvr(Section):
+    """Reinforcement learning from verifiable rewards: GRPO from every arm's checkpoint, with the same settings."""
+
+    steps: Count = 100
+    """Optimizer steps."""
+    save_every: Count = 50
+    """Steps between the checkpoints that are kept and evaluated; the last one always is."""
+    checkpoint_every: Count = 10
+    """Steps between checkpoints to resume from."""
+    num_problems: Count | None = None
+    """Take this many problems, chosen by hash; none takes all (the paper: 10,000)."""
+    num_prompts: Count = 64
+    """Problems a step."""
+    num_generations: Annotated[int, Field(ge=2)] = 8
+    """Rollouts a problem: the group over which advantages are taken."""
+    temperature: Positive = 0.85
+    """Of the rollouts."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus of the rollouts; 1 keeps all."""
+    max_prompt_tokens: Count = 1536
+    """Longer prompts are dropped and counted, tokens."""
+    max_tokens: Count
+    """Longest rollout, tokens."""
+    loss: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
+    """How tokens are averaged: `grpo` over each rollout, then over rollouts (arXiv 2402.03300); `dapo` over all tokens
+    of a step (2503.14476); `dr_grpo` by max_tokens, a constant (2503.20783)."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """Advantages are divided by the standard deviation of the rewards in the group, in the step, or not (Dr. GRPO)."""
+    kl_weight: Annotated[float, Field(ge=0)] = 1e-3
+    """Weight β of the KL to the arm's checkpoint, by the k3 estimator."""
+    learning_rate: Positive = 2e-6
+    """Peak of the schedule."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Of the learning rate, after the warm-up."""
+    warmup_ratio: Share = 0.0
+    """Share of the steps with rising learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of AdamW."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are clipped to this norm."""
+    micro_batch_size: Count = 8
+    """Rollouts of one forward pass on one device; accumulation follows from it."""
+    batch_size: Count = 256
+    """Rollouts that the torch engine generates together."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the arithmetic; weights and optimizer state stay float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    engine: Literal["torch", "vllm_colocate", "vllm_server"] = "torch"
+    """What generates: this process, vLLM in it, or a vLLM server of TRL's."""
+    vllm: RlvrVllm = RlvrVllm()
+    """Settings of the vLLM engines."""
+
+    @model_validator(mode="after")
+    def _step_is_cut_evenly(self) -> Rlvr:
+        if (self.num_prompts * self.num_generations) % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} does not divide a step of {self.num_prompts} x "
+                f"{self.num_generations} rollouts"
+            )
+        return self
+
+
+class Traces(Section):
+    """Examples whose tokens are shown in the report with their log-probabilities before and after training."""
+
+    num_examples: Count = 40
+    """Examples of an arm's CE set, and as many of its UL set, spread over the range of ppl."""
+    num_beside: Annotated[int, Field(ge=0)] = 1
+    """Responses of each origin on the same problem that are shown beside an example."""
+    max_tokens: Count = 2000
+    """A longer response is cut here, tokens."""
+    batch_tokens: Count = 8192
+    """Tokens of one forward pass, padding included."""
+    seed: Seed = 0
+    """Seed of every draw."""
+
+
 class Evaluate(Sampling):
     """Every checkpoint on every benchmark."""
 
@@ -445,7 +538,9 @@ class Params(Section):
     score: Score
     selection: Selection
     train: Train
+    rlvr: Rlvr
     evaluate: Evaluate
+    traces: Traces
     report: Report
     flow: Flow = Flow()
     tracking: Tracking = Tracking()
@@ -480,7 +575,7 @@ class Params(Section):
                     f"{self.train.shared.num_ce} CE + {per_step} UL sequences"
                 )
         for name in self.ingest.benchmarks:
-            if name in ("train", "pooled"):
+            if name in ("train", "rlvr", "pooled"):
                 raise ValueError(
                     f"source {name!r} cannot be a benchmark's name: it means something else in the tables"
                 )

@@ -3,8 +3,8 @@
 pass@1 is the mean over samples, pass@k the unbiased estimate (oxa/metrics.py), each averaged over problems.
 
 A generation's random numbers follow from the seed and an id of problem, benchmark and sample index, not from the
-checkpoint: all arms and seeds answer with the same uniforms (common random numbers), which lowers the variance of
-the paired differences between them and biases none.
+checkpoint: all arms, seeds and RL steps answer with the same uniforms (common random numbers), which lowers the
+variance of the paired differences between them and biases none.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from oxa.config import Evaluate, Generate, Prompt, Verify
 from oxa.errors import DataError
 from oxa.metrics import k_values, pass_at_k
 
+WITHOUT_TEXT = pa.schema([field for field in records.GENERATIONS if field.name != "text"])
+
 
 def run(
     section: Evaluate,
@@ -34,58 +36,95 @@ def run(
     scratch: Path,
     log: records.Log,
 ) -> dict[str, Any]:
-    """Answers, grades and writes records.GENERATIONS: a problem's samples together, in the problems' order.
+    """Answers, grades and writes records.GENERATIONS: step after step, a problem's samples together, in their order.
+
+    `model` is a checkpoint, which counts as step 0, or a folder of checkpoints `step-N` along RL.
 
     Returns {"benchmarks": {name: numbers, with "tiers": {tier: numbers} where the benchmark has tiers}, "pooled":
-    numbers over all benchmarks' problems}; entropies in nats a token, lengths in tokens. Only the verdict `correct`
-    counts as right; the other verdicts' shares are given beside it, since a timeout or an unparsable answer is not
-    known to be wrong. `no_room` counts the empty answers to prompts that fill the model's context: they have 0 tokens,
-    are unparsable and have no entropy; mean_entropy is over the problems that have one, None where none has.
+    numbers over all benchmarks' problems} of the last step, and for RL "steps": {N: the same without tiers}; entropies
+    in nats a token, lengths in tokens. Only the verdict `correct` counts as right; the other verdicts' shares are given
+    beside it, since a timeout or an unparsable answer is not known to be wrong. `no_room` counts the empty answers to
+    prompts that fill the model's context: they have 0 tokens, are unparsable and have no entropy; mean_entropy is over
+    the problems that have one, None where none has.
     """
     table = _benchmark_problems(section, problems)
-    tokenizer = lm.load_tokenizer(model)
+    checkpoints = _checkpoints(model)
+    graded: list[pa.Table] = []  # without the texts: those of all steps need not fit into memory
+    with (
+        answers.Grader(verify) as grader,
+        records.atomic(output) as temporary,
+        records.Writer(temporary, records.GENERATIONS) as writer,
+    ):
+        for step, checkpoint in checkpoints.items():
+            rows, requests = _requests(section, prompt, table, lm.load_tokenizer(checkpoint))
+            what = f"generations of step {step}" if len(checkpoints) > 1 else "generations"
+            generations = generate.generate(
+                checkpoint, requests, section, engine, scratch=scratch, description=what
+            )
+            items = [
+                (row["answers"], generation.text, generation.finish_reason)
+                for row, generation in zip(rows, generations, strict=True)
+            ]
+            for row, generation, grade in zip(rows, generations, grader.grade(items), strict=True):
+                row |= {"step": step} | generation._asdict() | grade._asdict()
+                writer.add(**{name: row[name] for name in records.GENERATIONS.names})
+            graded.append(pa.Table.from_pylist(rows, schema=WITHOUT_TEXT))
+    return summarize(pa.concat_tables(graded))
+
+
+def _checkpoints(model: Path) -> dict[int, Path]:
+    """Checkpoints by RL step, in order."""
+    steps = {int(path.name.removeprefix("step-")): path for path in model.glob("step-*")}
+    return dict(sorted(steps.items())) or {0: model}
+
+
+def _requests(
+    section: Evaluate, prompt: Prompt, problems: pa.Table, tokenizer: Any
+) -> tuple[list[dict[str, Any]], list[generate.Request]]:
+    """A row for every answer that is asked for, to be filled, and its request."""
     rows: list[dict[str, Any]] = []
     requests: list[generate.Request] = []
-    for problem in table.to_pylist():
+    for problem in problems.to_pylist():
         benchmark, problem_id = problem["split"], problem["problem_id"]
         ids = prompts.prompt_ids(tokenizer, prompts.user_turn(problem["question"], prompt.suffix))
         for index in range(_num_samples(section, benchmark)):
             key = records.response_id(problem_id, "evaluate", benchmark, f"{section.seed}/{index}")
             requests.append(generate.Request(key, ids))
             rows.append(problem | {"benchmark": benchmark, "sample_index": index})
-    generations = generate.generate(
-        model, requests, section, engine, scratch=scratch, description="generations"
-    )
-    with answers.Grader(verify) as grader:
-        items = [
-            (row["answers"], generation.text, generation.finish_reason)
-            for row, generation in zip(rows, generations, strict=True)
-        ]
-        graded = grader.grade(items)
-    for row, generation, grade in zip(rows, generations, graded, strict=True):
-        row |= generation._asdict() | grade._asdict()
-    written = pa.Table.from_pylist(rows, schema=records.GENERATIONS)
-    records.write(output, written, records.GENERATIONS)
-    return summarize(written)
+    return rows, requests
 
 
 def summarize(generations: pa.Table) -> dict[str, Any]:
     """The numbers of `run` from records.GENERATIONS; needs no model."""
-    benchmarks: dict[str, Any] = {}
-    for name in sorted(generations["benchmark"].unique().to_pylist()):
-        part = generations.filter(pc.equal(generations["benchmark"], name))
-        benchmarks[name] = _numbers(part)
+    steps = sorted(generations["step"].unique().to_pylist())
+    last = generations.filter(pc.equal(generations["step"], steps[-1]))
+    found = _by_benchmark(last)
+    for name, numbers in found["benchmarks"].items():
+        part = last.filter(pc.equal(last["benchmark"], name))
         tiers = sorted(tier for tier in part["tier"].unique().to_pylist() if tier)
         if tiers:
-            benchmarks[name]["tiers"] = {
-                tier: _numbers(part.filter(pc.equal(part["tier"], tier))) for tier in tiers
-            }
-    return {"benchmarks": benchmarks, "pooled": _numbers(generations)}
+            numbers["tiers"] = {tier: _numbers(part.filter(pc.equal(part["tier"], tier))) for tier in tiers}
+    if steps != [0]:
+        found["steps"] = {
+            str(step): _by_benchmark(generations.filter(pc.equal(generations["step"], step)))
+            for step in steps
+        }
+    return found
+
+
+def _by_benchmark(generations: pa.Table) -> dict[str, Any]:
+    names = sorted(generations["benchmark"].unique().to_pylist())
+    return {
+        "benchmarks": {
+            name: _numbers(generations.filter(pc.equal(generations["benchmark"], name))) for name in names
+        },
+        "pooled": _numbers(generations),
+    }
 
 
 def _benchmark_problems(section: Evaluate, problems: Path) -> pa.Table:
     table = records.read(problems, records.PROBLEMS)
-    table = table.filter(pc.not_equal(table["split"], "train"))
+    table = table.filter(pc.invert(pc.is_in(table["split"], pa.array(["train", "rlvr"]))))
     found = set(table["split"].unique().to_pylist())
     for name in section.num_samples_by_benchmark:
         if name not in found:

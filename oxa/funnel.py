@@ -30,6 +30,46 @@ class Step(NamedTuple):
     """The arm whose training set this is."""
 
 
+class Loss(NamedTuple):
+    where: str
+    reason: str
+    num_lost: int
+
+
+def sides(metrics: Path, arms: Sequence[str]) -> dict[str, list[Step]]:
+    """The ways to the training sets, by title."""
+    found = {
+        "Teacher responses → CE sets": teacher(metrics, arms),
+        "The student's own responses → UL sets": own(metrics, arms),
+    }
+    return {title: steps for title, steps in found.items() if steps}
+
+
+def losses(metrics: Path, arms: Sequence[str]) -> list[Loss]:
+    """Every row and response that was lost on the way, largest first at each place."""
+    ingested = records.read_json(metrics / "ingest.json")
+    found = _losses("ingestion, teacher", ingested["totals"]["dropped"])
+    for part, title in (("rlvr", "RL problems"), ("benchmarks", "benchmark")):
+        for name, counts in ingested.get(part, {}).items():
+            found += _losses(f"ingestion, {title} {name}", counts.get("dropped", {}))
+    for objective, origin in (("ce", "teacher"), ("ul", "self")):
+        sets = _sets(metrics, arms, objective)
+        for arm, chosen in sets.items():
+            verdicts = records.read_json(metrics / "verify" / f"{origin}.json")["verdicts"]
+            taken = {f"verdict {name}": n for name, n in verdicts.items() if name not in chosen["verdicts"]}
+            before = chosen["funnel"]["verdict"]
+            for key, (_, lost) in CONDITIONS.items():
+                if key in chosen["funnel"] and key != "verdict":
+                    taken[lost], before = before - chosen["funnel"][key], chosen["funnel"][key]
+            found += _losses(f"{objective.upper()} set of {arm}", taken)
+    return found
+
+
+def _losses(where: str, counts: dict[str, int]) -> list[Loss]:
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return [Loss(where, name.replace("_", " "), count) for name, count in ranked if count]
+
+
 def teacher(metrics: Path, arms: Sequence[str]) -> list[Step]:
     """From the teacher's rows to each arm's CE set."""
     totals = records.read_json(metrics / "ingest.json")["totals"]

@@ -9,6 +9,8 @@
 - The inputs are hashed before and looked at again afterwards: DVC hashes dependencies when a command has ended, and
   would record an input edited meanwhile as the one that was used. Here the stage fails and stays stale.
 - Under DVC the stage dies with it (Linux), and two copies of one stage never run at the same time.
+- Of several processes of one stage (torchrun, accelerate) the first guards; the others share its folder, which is ready
+  once they have joined it.
 
 Hashes are DVC's own md5 (of a file's bytes; of a folder's sorted list of names and md5s), so that what a run records of
 its inputs and outputs can be looked up in dvc.lock and in DVC's cache. As in DVC, what git, Mercurial and DVC itself
@@ -27,7 +29,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,10 +105,21 @@ def stage(
         )
     )[:16]
     folder = work / name / key
+    staged = {label: folder / "out" / path.name for label, path in outputs.items()}
+    assert len({path.name for path in outputs.values()}) == len(outputs)
+    run = Run(
+        scratch=folder / "scratch",
+        outputs=staged,
+        final=dict(outputs),
+        inputs={str(path): before[path].md5() for path in inputs.values()},
+        key=key,
+        keep=lambda: None,
+    )
+    if not is_first_process():
+        yield run
+        return
     _make_folder(folder / "out")
     with _only_one(folder, name):
-        staged = {label: folder / "out" / path.name for label, path in outputs.items()}
-        assert len({path.name for path in outputs.values()}) == len(outputs)
         for path in staged.values():
             _remove(path)
         kept = False
@@ -121,17 +134,15 @@ def stage(
             kept = True
 
         with _saying_full_disk(folder):
-            yield Run(
-                keep=keep,
-                scratch=folder / "scratch",
-                outputs=staged,
-                final=dict(outputs),
-                inputs={str(path): before[path].md5() for path in inputs.values()},
-                key=key,
-            )
+            yield replace(run, keep=keep)
         if not kept:
             keep()
         _forget(work / name, keep_locked=folder)
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of a stage, or the first of those that torchrun or accelerate started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _check(name: str, before: list[Fingerprint], leave_out: set[Path]) -> None:

@@ -1,15 +1,19 @@
-"""Teacher data and benchmarks become `problems` and teacher `responses`; what is dropped is counted and listed.
+"""Teacher data, problems for RL and benchmarks become `problems` and teacher `responses`; what is dropped is counted.
 
-Rows come one at a time and leave in batches, so that memory holds ids and counts, not texts. What is left out:
+Rows come one at a time and leave in batches, so that memory holds ids and counts, not texts. `problems` has one row a
+problem of training or RL: the benchmarks first, then split `train`, then split `rlvr`. What is left out is listed, too:
 
 rows (a row is one problem of a source, with its responses)
-    empty_problem, no_answer, multi_turn, not_math, bad_unicode   unusable as they are (oxa/sources.py)
+    empty_problem, no_answer, multi_turn, not_math, bad_unicode   unusable as they are (oxa/sources.py); for RL a gold
+                        answer that only a response gives is none (no_answer)
     bad_gold            its gold answer does not verify against itself; a later row may still bring a good one
-    contaminated        a training problem that is also in a benchmark, see `Overlap`
+    contaminated        a problem of training or RL that is also in a benchmark, see `Overlap`
+    in_training         a problem for RL that is also a training problem: the arms may have seen its solution, and not
+                        all of them the same one
     conflicting_answer  the question came before, with another gold answer; the first one stays
     duplicate_problem   the question came before, with the same gold answer: the row is counted here, and its
                         responses join those of the first row
-    no_response         a training problem none of whose rows has a usable response
+    no_response         a training problem none of whose rows has a usable response; RL may still take it
 responses
     empty_response, too_long, duplicate_response (of the same problem, whatever the source)
 
@@ -29,38 +33,24 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from tqdm import tqdm
 
-from oxa import progress, records
+from oxa import ledger, progress, records
 from oxa.answers import Grader
 from oxa.config import Ingest, Sources, Verify, World
 from oxa.errors import DataError
+from oxa.ledger import BenchmarkCount, Count, Tables
 from oxa.overlap import Overlap
 from oxa.prompts import END_THINK
 from oxa.sources import Record, Reject, name, read
 
-ROW_REASONS = (
-    "empty_problem",
-    "no_answer",
-    "multi_turn",
-    "not_math",
-    "bad_unicode",
-    "bad_gold",
-    "contaminated",
-    "conflicting_answer",
-    "duplicate_problem",
-    "no_response",
-)
-RESPONSE_REASONS = ("empty_response", "too_long", "duplicate_response")
 MAX_BATCH_ROWS, MAX_BATCH_CHARS = 4096, 2**25
 """Rows taken together, so that one call checks their gold answers."""
-MAX_REJECT_CHARS = 2000
-"""Of a dropped text, this much is kept in the rejects file."""
 
 
 def run(
@@ -76,7 +66,7 @@ def run(
     log: records.Log,
     scratch: Path,
 ) -> dict[str, Any]:
-    """Writes the four tables and returns the counts: by teacher source, by benchmark and in total.
+    """Writes the four tables and returns the counts: by teacher source, by RL source, by benchmark and in total.
 
     It takes minutes at most and begins anew after a kill, so nothing is kept in `scratch`.
     """
@@ -102,55 +92,15 @@ def run(
         for source in section.teacher:
             training.add(name(source), read(source, folder=folder, world=world, purpose="teacher"))
         training.finish()
-    metrics = summary(training.counts, benchmarks)
+        rlvr = Rlvr(tables, training, grader)
+        for source in section.rlvr:
+            rlvr.add(name(source), read(source, folder=folder, world=world, purpose="rlvr"))
+        rlvr.finish()
+    metrics = ledger.summary(training.counts, rlvr.counts, benchmarks)
     metrics["warnings"] = _warnings(training.counts, verify)
     for sentence in metrics["warnings"]:
         tqdm.write(f"ingest: {sentence}", file=sys.stderr)
     return metrics
-
-
-@dataclass
-class Count:
-    """What became of a source's rows."""
-
-    rows: int = 0
-    problems: int = 0
-    responses_read: int = 0
-    responses: int = 0
-    responses_of_dropped_rows: int = 0
-    without_think: int = 0
-    """Of the responses kept, those without a </think>: no answer of theirs counts while verify.require_think is on."""
-    gold_from_response: int = 0
-    """Of the problems kept, those whose gold answer is what their own teacher boxed."""
-    dropped: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass
-class BenchmarkCount(Count):
-    """The same of a benchmark, whose responses are not read."""
-
-    guess_rate: float = 0.0
-    """See `guess_rate`."""
-
-
-def summary(teacher: dict[str, Count], benchmarks: dict[str, BenchmarkCount]) -> dict[str, Any]:
-    """The counts as metrics."""
-    numbers = [one.name for one in fields(Count) if one.name != "dropped"]
-
-    def shown(count: Count, names: Iterable[str]) -> dict[str, Any]:
-        return {key: getattr(count, key) for key in names} | {"dropped": dict(sorted(count.dropped.items()))}
-
-    total = Count(dropped=sum((count.dropped for count in teacher.values()), Counter()))
-    for key in numbers:
-        setattr(total, key, sum(getattr(count, key) for count in teacher.values()))
-    return {
-        "sources": {key: shown(count, numbers) for key, count in teacher.items()},
-        "benchmarks": {
-            key: shown(count, ("rows", "problems", "guess_rate")) for key, count in benchmarks.items()
-        },
-        "totals": shown(total, numbers)
-        | {"benchmark_problems": sum(count.problems for count in benchmarks.values())},
-    }
 
 
 def _warnings(teacher: dict[str, Count], verify: Verify) -> list[str]:
@@ -172,28 +122,20 @@ def add_benchmark(
 ) -> BenchmarkCount:
     """Writes a benchmark's problems and notes them for decontamination."""
     count, found = BenchmarkCount(), dict[str, Record]()
-    for batch in _batches(_progress(rows, split)):
-        good = iter(grader.check_golds([item.answers for item in batch if isinstance(item, Record)]))
-        for item in batch:
-            count.rows += 1
-            if isinstance(item, Reject):
-                tables.drop(count, source, item.row, item.reason, item.detail, item.text)
-                continue
-            key = records.problem_id(item.question)
-            if not next(good):
-                tables.drop(count, source, item.row, "bad_gold", repr(item.answers), item.question)
-            elif key in found:
-                reason = _repeats(found[key].answers, item, grader)
-                tables.drop(count, source, item.row, reason, f"row {found[key].row}", item.question)
-            else:
-                count.problems += 1
-                found[key] = item
-                tables.add_problem(key, source, item, split)
-                overlap.add(split, key, item.question)
+    for item in _usable(rows, split, source, count, tables, grader):
+        key = records.problem_id(item.question)
+        if key in found:
+            reason = _repeats(found[key].answers, item, grader)
+            tables.drop(count, source, item.row, reason, f"row {found[key].row}", item.question)
+        else:
+            count.problems += 1
+            found[key] = item
+            tables.add_problem(key, source, item, split)
+            overlap.add(split, key, item.question)
     if count.problems == 0:
-        why = ", ".join(f"{reason} {number}" for reason, number in sorted(count.dropped.items())) or "no rows"
         raise DataError(
-            f"benchmark {split!r}: no problem is left of {source} ({why}); correct ingest.benchmarks.{split}"
+            f"benchmark {split!r}: no problem is left of {source} ({ledger.why([count])}); correct "
+            f"ingest.benchmarks.{split}"
         )
     count.guess_rate = guess_rate(found.values())
     return count
@@ -210,25 +152,15 @@ def guess_rate(problems: Collection[Record]) -> float:
     return sum(max(answers.values()) for answers in tiers.values()) / len(problems)
 
 
-def _repeats(answers: list[str], item: Record, grader: Grader) -> str:
-    """Why a row whose question came before, with these answers, is dropped."""
-    if set(answers) & set(item.answers):
-        return "duplicate_problem"
-    graded = grader.grade([(answers, f"{END_THINK}\\boxed{{{answer}}}", "stop") for answer in item.answers])
-    return "duplicate_problem" if any(one.verdict == "correct" for one in graded) else "conflicting_answer"
-
-
 @dataclass(slots=True)
 class Known:
-    """A training question that was seen."""
+    """A question that was seen and is in no benchmark."""
 
     source: str
     row: int
     answers: list[str]
-    contamination: str = ""
-    """The benchmark problem that it repeats, if it does."""
     pending: Record | None = None
-    """Its first row, until it has a response and is written."""
+    """A training problem's first row, until it has a response and is written."""
     num_responses: int = 0
 
 
@@ -239,20 +171,14 @@ class Training:
         self.counts: dict[str, Count] = defaultdict(Count)
         self._tables, self._overlap, self._grader, self._max_chars = tables, overlap, grader, max_chars
         self._known: dict[str, Known] = {}
+        self._contaminated: dict[str, str] = {}
         self._texts: set[str] = set()
 
     def add(self, source: str, rows: Iterable[Record | Reject]) -> None:
         """Takes one source; several of one name share their counts."""
         count = self.counts[source]
-        for batch in _batches(_progress(rows, source)):
-            golds = [item.answers for item in batch if isinstance(item, Record)]
-            good = iter(self._grader.check_golds(golds))
-            for item in batch:
-                count.rows += 1
-                if isinstance(item, Reject):
-                    self._tables.drop(count, source, item.row, item.reason, item.detail, item.text)
-                else:
-                    self._add_row(count, source, item, next(good))
+        for item in _usable(rows, source, source, count, self._tables, self._grader):
+            self._add_row(count, source, item)
 
     def finish(self) -> None:
         """Drops the problems that are still without a response.
@@ -271,42 +197,43 @@ class Training:
                     record.question,
                 )
         if not any(count.problems for count in self.counts.values()):
-            dropped = sum((count.dropped for count in self.counts.values()), Counter())
-            why = ", ".join(f"{reason} {number}" for reason, number in sorted(dropped.items())) or "no rows"
             raise DataError(
-                f"ingest.teacher: no training problem is left ({why}); correct the sources or their mapping"
+                f"ingest.teacher: no training problem is left ({ledger.why(self.counts.values())}); correct the "
+                "sources or their mapping"
             )
 
-    def _add_row(self, count: Count, source: str, item: Record, has_good_gold: bool) -> None:
-        count.responses_read += len(item.responses)
-        key = records.problem_id(item.question)
+    def place(self, key: str) -> str:
+        """Source and row of a training problem that was written, else ""."""
         known = self._known.get(key)
-        if not has_good_gold:
-            reason, detail = "bad_gold", repr(item.answers)
-        elif known is None:
-            contamination = self._contamination(key, item)
-            reason, detail = ("contaminated", contamination) if contamination else ("", "")
-            known = Known(source, item.row, item.answers, contamination, None if reason else item)
-            self._known[key] = known
-        elif known.contamination:
-            reason, detail = "contaminated", known.contamination
+        return f"{known.source} row {known.row}" if known is not None and known.pending is None else ""
+
+    def contamination(self, key: str, question: str) -> str:
+        """The benchmark problem that this one repeats most, else ""; all of them are listed, once."""
+        if key not in self._contaminated:
+            hits = self._overlap.hits(key, question)
+            for hit in hits:
+                self._tables.contamination.add(problem_id=key, question=question, **hit)
+            if not hits:
+                return ""
+            self._contaminated[key] = f"{hits[0]['benchmark']} {hits[0]['benchmark_problem_id']}"
+        return self._contaminated[key]
+
+    def _add_row(self, count: Count, source: str, item: Record) -> None:
+        key, reason, detail = records.problem_id(item.question), "", ""
+        known = self._known.get(key)
+        if known is not None:
+            reason, detail = _repeated(known, item, self._grader)
+        elif detail := self.contamination(key, item.question):
+            reason = "contaminated"
         else:
-            reason = _repeats(known.answers, item, self._grader)
-            detail = f"{known.source} row {known.row}, {known.answers} there, {item.answers} here"
+            known = self._known[key] = Known(source, item.row, item.answers, item)
         if reason:
             self._tables.drop(count, source, item.row, reason, detail, item.question)
-        if known is None or reason not in ("", "duplicate_problem"):
+        if known is None or reason == "conflicting_answer":
             count.responses_of_dropped_rows += len(item.responses)
             return
         for text in item.responses:
             self._add_response(count, source, key, item.row, known, text)
-
-    def _contamination(self, key: str, item: Record) -> str:
-        """The benchmark problem that this one repeats most, if any; all of them are listed."""
-        hits = self._overlap.hits(key, item.question)
-        for hit in hits:
-            self._tables.contamination.add(problem_id=key, question=item.question, **hit)
-        return f"{hits[0]['benchmark']} {hits[0]['benchmark_problem_id']}" if hits else ""
 
     def _add_response(self, count: Count, source: str, key: str, row: int, known: Known, text: str) -> None:
         # across sources, hence without the model's name
@@ -331,49 +258,75 @@ class Training:
             count.without_think += END_THINK not in text
 
 
-@dataclass(frozen=True)
-class Tables:
-    """The stage's outputs while they are written."""
+class Rlvr:
+    """Takes the rows of the RL sources in their order, after all training problems."""
 
-    problems: records.Writer
-    responses: records.Writer
-    rejects: records.Writer
-    contamination: records.Writer
+    def __init__(self, tables: Tables, training: Training, grader: Grader) -> None:
+        self.counts: dict[str, Count] = defaultdict(Count)
+        self._tables, self._training, self._grader = tables, training, grader
+        self._known: dict[str, Known] = {}
 
-    def add_problem(self, key: str, source: str, record: Record, split: str) -> None:
-        self.problems.add(
-            problem_id=key,
-            source=source,
-            question=record.question,
-            answers=record.answers,
-            tier=record.tier,
-            split=split,
-        )
+    def add(self, source: str, rows: Iterable[Record | Reject]) -> None:
+        """Takes one source; several of one name share their counts."""
+        count = self.counts[source]
+        for item in _usable(rows, source, source, count, self._tables, self._grader):
+            key = records.problem_id(item.question)
+            reason, detail = self._objection(key, item)
+            if reason:
+                self._tables.drop(count, source, item.row, reason, detail, item.question)
+            else:
+                count.problems += 1
+                self._known[key] = Known(source, item.row, item.answers)
+                self._tables.add_problem(key, source, item, "rlvr")
 
-    def add_response(self, key: str, source: str, index: int, text: str) -> None:
-        self.responses.add(
-            response_id=records.response_id(key, "teacher", source, text),
-            problem_id=key,
-            origin="teacher",
-            model=source,
-            sample_index=index,
-            seed=-1,
-            text=text,
-            num_tokens=-1,
-            finish_reason="stop",
-            mean_entropy=float("nan"),
-        )
+    def finish(self) -> None:
+        """Raises DataError where there are sources, but no problem is left."""
+        if self.counts and not any(count.problems for count in self.counts.values()):
+            raise DataError(
+                f"ingest.rlvr: no problem is left ({ledger.why(self.counts.values())}); correct the sources or "
+                "their mapping"
+            )
 
-    def drop(self, count: Count, source: str, row: int, reason: str, detail: str, text: str) -> None:
-        """Counts and lists a dropped row or response."""
-        assert reason in ROW_REASONS or reason in RESPONSE_REASONS, reason
-        count.dropped[reason] += 1
-        shown = text[:MAX_REJECT_CHARS].encode(errors="replace").decode()
-        self.rejects.add(source=source, row=row, reason=reason, detail=detail, text=shown)
+    def _objection(self, key: str, item: Record) -> tuple[str, str]:
+        if place := self._training.place(key):
+            return "in_training", place
+        if key in self._known:
+            return _repeated(self._known[key], item, self._grader)
+        found = self._training.contamination(key, item.question)
+        return ("contaminated", found) if found else ("", "")
 
 
-def _progress(rows: Iterable[Record | Reject], what: str) -> Iterable[Record | Reject]:
-    return progress.bar(rows, desc=f"ingest {what}", unit="row")
+def _usable(
+    rows: Iterable[Record | Reject], what: str, source: str, count: Count, tables: Tables, grader: Grader
+) -> Iterator[Record]:
+    """Counts the rows and yields those that are usable as they are, with a good gold answer."""
+    for batch in _batches(progress.bar(rows, desc=f"ingest {what}", unit="row")):
+        good = iter(grader.check_golds([item.answers for item in batch if isinstance(item, Record)]))
+        for item in batch:
+            count.rows += 1
+            if isinstance(item, Reject):
+                tables.drop(count, source, item.row, item.reason, item.detail, item.text)
+                continue
+            count.responses_read += len(item.responses)
+            if next(good):
+                yield item
+            else:
+                count.responses_of_dropped_rows += len(item.responses)
+                tables.drop(count, source, item.row, "bad_gold", repr(item.answers), item.question)
+
+
+def _repeated(known: Known, item: Record, grader: Grader) -> tuple[str, str]:
+    """Why a row whose question came before is dropped, and where that was."""
+    detail = f"{known.source} row {known.row}, {known.answers} there, {item.answers} here"
+    return _repeats(known.answers, item, grader), detail
+
+
+def _repeats(answers: list[str], item: Record, grader: Grader) -> str:
+    """By which rule a row whose question came before, with these answers, is dropped."""
+    if set(answers) & set(item.answers):
+        return "duplicate_problem"
+    graded = grader.grade([(answers, f"{END_THINK}\\boxed{{{answer}}}", "stop") for answer in item.answers])
+    return "duplicate_problem" if any(one.verdict == "correct" for one in graded) else "conflicting_answer"
 
 
 def _batches(rows: Iterable[Record | Reject]) -> Iterator[list[Record | Reject]]:

@@ -8,9 +8,11 @@ Only safetensors weights are loaded and no code from a checkpoint runs (`trust_r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,6 +98,25 @@ def token_statistics(
         log_probs[part] = log_p.gather(-1, tokens[part, None])[:, 0]
         entropies[part] = -(log_p.exp() * log_p).sum(-1)
     return TokenStatistics(log_probs, entropies)
+
+
+def batch_statistics(
+    model: Any, sequences: Sequence[np.ndarray], starts: Sequence[int], chunk: int
+) -> tuple[TokenStatistics, np.ndarray]:
+    """Statistics of B sequences of ids, each from its start on, row by row; and the int64 [B] numbers of positions."""
+    width = max(map(len, sequences))
+    input_ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    scored = torch.zeros_like(input_ids, dtype=torch.bool)
+    for row, (ids, start) in enumerate(zip(sequences, starts, strict=True)):
+        input_ids[row, : len(ids)] = torch.from_numpy(ids)
+        attention_mask[row, : len(ids)] = 1
+        scored[row, start : len(ids)] = True
+    device = model.device
+    statistics = token_statistics(
+        model, input_ids.to(device), attention_mask.to(device), scored.to(device), chunk
+    )
+    return statistics, scored.sum(1).numpy()
 
 
 @torch.no_grad()

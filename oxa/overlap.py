@@ -1,4 +1,4 @@
-"""Finds training problems that are also in a benchmark, by the n-grams of their words (METHOD §6.9)."""
+"""Finds problems of training or RL that are also in a benchmark, by the n-grams of their words (METHOD §6.9)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from oxa.config import Decontamination
 
 
 class Overlap:
-    """Finds training problems that are also in a benchmark, by the n-grams of their words (METHOD §6.9).
+    """Finds problems of training or RL that are also in a benchmark, by the n-grams of their words (METHOD §6.9).
 
     Words are runs of letters and digits after Unicode NFKC and case folding, and each arithmetic sign, so that 3 + 4
     and 3 - 4 differ. share(problem, benchmark problem) = of the problem's distinct n-grams, the part that the

@@ -27,7 +27,7 @@ PROBLEMS = pa.schema(
         ("question", pa.string()),
         ("answers", pa.list_(pa.string())),  # accepted gold answers: one is enough
         ("tier", pa.string()),  # difficulty where the source tells, else ""
-        ("split", pa.string()),  # "train" or the benchmark's name
+        ("split", pa.string()),  # "train", "rlvr" or the benchmark's name
     ]
 )
 RESPONSES = pa.schema(
@@ -72,6 +72,7 @@ GENERATIONS = pa.schema(
         ("benchmark", pa.string()),
         ("problem_id", pa.string()),
         ("tier", pa.string()),
+        ("step", pa.int32()),  # of RL; 0 before it
         ("sample_index", pa.int32()),
         ("text", pa.string()),
         ("num_tokens", pa.int32()),
@@ -79,6 +80,25 @@ GENERATIONS = pa.schema(
         ("verdict", pa.string()),
         ("predicted", pa.string()),
         ("mean_entropy", pa.float32()),
+    ]
+)
+TRACES = pa.schema(
+    [
+        ("example_id", pa.string()),  # response_id of the training example beside which it is shown
+        ("role", pa.string()),  # example, beside
+        ("objective", pa.string()),  # ce, ul; "" beside an example
+        ("response_id", pa.string()),
+        ("problem_id", pa.string()),
+        ("question", pa.string()),
+        ("answers", pa.list_(pa.string())),
+        ("origin", pa.string()),  # teacher, self
+        ("verdict", pa.string()),
+        ("ppl", pa.float64()),  # under the base; NaN where it was not scored
+        ("num_tokens", pa.int32()),  # of the whole response
+        ("cut", pa.bool_()),  # whether only the first of them are shown
+        ("tokens", pa.list_(pa.string())),  # pieces of the text; joined, they are the text
+        ("before", pa.list_(pa.float32())),  # ln p under the base
+        ("after", pa.list_(pa.float32())),  # ln p under the trained arm
     ]
 )
 REJECTS = pa.schema(

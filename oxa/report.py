@@ -1,52 +1,26 @@
-"""The comparison of the arms: summary.json, a Markdown table and the plots (oxa/plots.py).
+"""The comparison of the arms as files: summary.json, a Markdown table, pictures, CSV for `dvc plots`, and index.html.
 
-Everything is read from the files of earlier stages; correctness comes from the stored verdicts of every generation.
-For a benchmark with P problems, N samples a problem and S fine-tuning seeds:
+Everything is read from the files of earlier stages; what is compared and how sure it is, is in oxa/comparison.py. An
+arm after RL is a checkpoint of its own, `ARM-rl`; where no arm has been through RL, or none was traced, those parts are
+left out.
 
-    pass@k                      mean over problems and seeds of the unbiased estimate, 1 ≤ k ≤ N (oxa/metrics.py)
-    interval                    bootstrap over problems, and over seeds where S > 1
-    difference to the baseline  paired: the same problems drawn for both arms
-
-`pooled` puts the problems of all benchmarks together, each weighing the same, for k up to the smallest N. A difference
-whose interval holds 0 is reported as "no difference shown", whatever its sign. p-values are of single comparisons: they
-are not corrected for how many there are. `guess_rate` of a benchmark: the share that one solves by always giving the
-most frequent gold answer of the problem's tier.
+    summary.json          all numbers that the others show
+    table.md              for a terminal
+    index.html            the page (oxa/page.py), one file
+    *.png                 pictures for MLflow (oxa/pictures.py)
+    plots/                CSV with a column an arm, for `dvc plots`: pass_at_k.csv, train/*.csv, rlvr/*.csv
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
-
-from oxa import metrics as statistics
-from oxa import records
+from oxa import comparison, records
+from oxa.comparison import BASE, POOLED, RL, Outcomes
 from oxa.config import Report
-from oxa.errors import DataError
-
-Floats = NDArray[np.float64]
-
-POOLED = "pooled"
-BASE = "base"
-COLUMNS = ["benchmark", "problem_id", "tier", "num_tokens", "finish_reason", "verdict", "mean_entropy"]
-
-
-class Outcomes(NamedTuple):
-    """What one checkpoint did on each problem: arrays [P], in the order of (benchmark, problem_id)."""
-
-    benchmark: NDArray[Any]
-    problem_id: NDArray[Any]
-    tier: NDArray[Any]
-    num_samples: NDArray[np.int64]
-    num_correct: NDArray[np.int64]
-    mean_entropy: Floats  # nats a token, over the problem's samples that have one; NaN where none has
-    mean_tokens: Floats
-    truncated: Floats  # share of the samples that were cut by length
 
 
 def run(
@@ -58,171 +32,74 @@ def run(
     scores: Path,
     train_sets: Path,
     generations: Path,
+    traces: Path,
     summary: Path,
     output: Path,
     log: records.Log,
     scratch: Path,
 ) -> dict[str, Any]:
-    """Writes `summary` (JSON) and, into the folder `output`, table.md and the plots; returns the summary.
+    """Writes `summary` (JSON) and, into the folder `output`, everything else; returns the summary.
 
-    Reads, under `metrics`, the stages' metrics and the training journals; under `scores`, `train_sets` and
-    `generations`, their tables. `scratch` stays empty: a rerun takes seconds.
+    Reads, under `metrics`, the stages' metrics and journals; under `scores`, `train_sets`, `generations` and `traces`,
+    their tables. `scratch` stays empty: a rerun takes seconds.
     """
-    from oxa import plots
+    from oxa import chosen, curves, funnel, page, pictures, viewer
 
-    results = {BASE: [outcomes(generations / f"{BASE}.parquet")]}
+    found = _summary(section, arms, seeds, metrics=metrics, generations=generations)
+    sides = funnel.sides(metrics, arms)
+    panels = chosen.panels(arms, metrics=metrics, scores=scores, train_sets=train_sets)
+    training = curves.read(metrics / "train", arms, seeds, curves.TRAINING)
+    rlvr = curves.read(metrics / "rlvr", arms, seeds, curves.RLVR) if found["steps"] else {}
+    traced = _traces(traces, arms)
+
+    output.mkdir(parents=True, exist_ok=True)
+    pictures.ppl(output / "ppl.png", arms, panels)
+    pictures.pass_at_k(output / "pass_at_k.png", found)
+    pictures.training(output / "training.png", arms, training)
+    pictures.funnel(output / "funnel.png", arms, sides)
+    if rlvr:
+        pictures.rlvr(output / "rlvr.png", arms, rlvr)
+    curves.write(output / "plots" / "train", training)
+    curves.write(output / "plots" / "rlvr", rlvr)
+    curves.write_csv(output / "plots" / "pass_at_k.csv", ["k", *found["order"]], _pass_at_k(found))
+    with records.atomic(output / "table.md") as temporary:
+        temporary.write_text(comparison.table(found), encoding="utf-8")
+    records.write_json(summary, found)
+    html = page.render(
+        found,
+        _made(section, arms, seeds, summary),
+        sides=sides,
+        losses=funnel.losses(metrics, arms),
+        panels=panels,
+        origins=_origins(scores),
+        training=training,
+        rlvr=rlvr,
+        traces=viewer.data(traced) if traced else None,
+    )
+    with records.atomic(output / "index.html") as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return found
+
+
+def _summary(
+    section: Report, arms: list[str], seeds: list[int], *, metrics: Path, generations: Path
+) -> dict[str, Any]:
+    results = {BASE: [comparison.outcomes(generations / f"{BASE}.parquet")]}
     for arm in arms:
-        results[arm] = [outcomes(generations / f"{arm}-{seed}.parquet") for seed in seeds]
-    _require_same_problems(results, generations)
-    found = summarize(section, results)
+        results[arm] = [comparison.outcomes(generations / f"{arm}-{seed}.parquet") for seed in seeds]
+    after = {arm: [generations / f"{arm}-{seed}{RL}.parquet" for seed in seeds] for arm in arms}
+    along: dict[str, list[dict[int, Outcomes]]] = {}
+    if any(path.is_file() for paths in after.values() for path in paths):
+        along = {arm: [comparison.along_rl(path) for path in paths] for arm, paths in after.items()}
+        for arm, runs in along.items():
+            results[f"{arm}{RL}"] = [run[max(run)] for run in runs]
+    found = comparison.summarize(section, results, along)
     exams = records.read_json(metrics / "ingest.json")["benchmarks"]
     found["guess_rate"] = {name: exams[name]["guess_rate"] for name in found["groups"] if name != POOLED}
     found["selection"] = {
         arm: _selection(records.read_json(metrics / "selection" / f"{arm}.json")) for arm in arms
     }
-    output.mkdir(parents=True, exist_ok=True)
-    with records.atomic(output / "table.md") as temporary:
-        temporary.write_text(table(found), encoding="utf-8")
-    plots.ppl(output / "ppl.png", arms, metrics=metrics, scores=scores, train_sets=train_sets)
-    plots.pass_at_k(output / "pass_at_k.png", found)
-    plots.training(output / "training.png", arms, seeds, metrics=metrics)
-    plots.funnel(output / "funnel.png", arms, metrics=metrics)
-    records.write_json(summary, found)
     return found
-
-
-def outcomes(path: Path) -> Outcomes:
-    """One checkpoint's generations, gathered by problem."""
-    generated = records.read(path, records.GENERATIONS, COLUMNS)
-    if not len(generated):
-        raise DataError(f"{path}: no generations; check that ingest.benchmarks has problems")
-    entropy = generated["mean_entropy"].cast(pa.float64())
-    columns = {
-        "correct": pc.equal(generated["verdict"], "correct").cast(pa.int64()),
-        "cut": pc.equal(generated["finish_reason"], "length").cast(pa.float64()),
-        "entropy": pc.if_else(pc.is_finite(entropy), entropy, None),
-    }
-    for name, column in columns.items():
-        generated = generated.append_column(name, column)
-    keys = ["benchmark", "problem_id", "tier"]
-    # one thread: sums of floats depend on their order
-    grouped = generated.group_by(keys, use_threads=False).aggregate(
-        [
-            ("correct", "count"),
-            ("correct", "sum"),
-            ("entropy", "mean"),
-            ("num_tokens", "mean"),
-            ("cut", "mean"),
-        ]
-    )
-    grouped = grouped.sort_by([(key, "ascending") for key in keys])
-    names = [*keys, "correct_count", "correct_sum", "entropy_mean", "num_tokens_mean", "cut_mean"]
-    return Outcomes(*(grouped[name].to_numpy() for name in names))
-
-
-def _require_same_problems(results: dict[str, list[Outcomes]], folder: Path) -> None:
-    first = results[BASE][0]
-    for name, runs in results.items():
-        for one in runs:
-            same = np.array_equal(one.problem_id, first.problem_id) and np.array_equal(
-                one.benchmark, first.benchmark
-            )
-            if not same or not np.array_equal(one.num_samples, first.num_samples):
-                raise DataError(
-                    f"{folder}: {name} and {BASE} were evaluated on other problems or numbers of samples, so "
-                    "they cannot be compared; evaluate both again with dvc repro"
-                )
-
-
-def summarize(section: Report, results: dict[str, list[Outcomes]]) -> dict[str, Any]:
-    """Every arm's numbers on every benchmark, and its differences from the baseline; `results` is by arm, then seed."""
-    first = results[BASE][0]
-    names = sorted(set(first.benchmark.tolist()))
-    groups = {name: first.benchmark == name for name in names}
-    if len(names) > 1:
-        groups[POOLED] = np.ones(len(first.benchmark), bool)
-    arms: dict[str, Any] = {}
-    differences: dict[str, Any] = {}
-    for arm, runs in results.items():
-        arms[arm] = {}
-        for name, members in groups.items():
-            arms[arm][name] = _numbers(section, runs, members)
-            tiers = sorted({tier for tier in first.tier[members].tolist() if tier})
-            if tiers and name != POOLED:
-                arms[arm][name]["tiers"] = {
-                    tier: _numbers(section, runs, members & (first.tier == tier)) for tier in tiers
-                }
-        if arm != section.baseline:
-            differences[arm] = {
-                name: _differences(section, runs, results[section.baseline], members)
-                for name, members in groups.items()
-            }
-    return {
-        "baseline": section.baseline,
-        "confidence": section.confidence,
-        "order": list(arms),  # JSON is written with its keys sorted
-        "groups": list(groups),
-        "arms": arms,
-        "differences": differences,
-    }
-
-
-def _numbers(section: Report, runs: list[Outcomes], members: NDArray[np.bool_]) -> dict[str, Any]:
-    num_samples = int(runs[0].num_samples[members].min())
-    numbers: dict[str, Any] = {
-        "num_problems": int(members.sum()),
-        "num_samples": num_samples,
-        "num_seeds": len(runs),
-        "mean_entropy": _mean(run.mean_entropy[members] for run in runs),
-        "mean_tokens": _mean(run.mean_tokens[members] for run in runs),
-        "truncated": _mean(run.truncated[members] for run in runs),
-    }
-    for k in statistics.k_values(num_samples):
-        interval = statistics.bootstrap_interval(_pass(runs, members, k), **_resampling(section))
-        numbers[f"pass_at_{k}"] = interval.estimate
-        numbers[f"pass_at_{k}_low"], numbers[f"pass_at_{k}_high"] = interval.low, interval.high
-    return numbers
-
-
-def _differences(
-    section: Report, runs: list[Outcomes], baseline: list[Outcomes], members: NDArray[np.bool_]
-) -> dict[str, Any]:
-    num_samples = int(runs[0].num_samples[members].min())
-    pairs = {
-        f"pass_at_{k}": (_pass(runs, members, k), _pass(baseline, members, k))
-        for k in statistics.k_values(num_samples)
-    }
-    entropies = [np.stack([run.mean_entropy[members] for run in group]) for group in (runs, baseline)]
-    if all(np.isfinite(values).all() for values in entropies):
-        pairs["mean_entropy"] = (entropies[0], entropies[1])
-    counts = {
-        "num_problems": int(members.sum()),
-        "num_samples": num_samples,
-        "num_seeds": len(runs),
-        "num_seeds_baseline": len(baseline),
-    }
-    rows: dict[str, Any] = {}
-    for name, (ours, theirs) in pairs.items():
-        found = statistics.paired_difference(ours, theirs, **_resampling(section))
-        rows[name] = {**found._asdict(), "shown": found.low > 0 or found.high < 0}
-    return counts | rows
-
-
-def _pass(runs: list[Outcomes], members: NDArray[np.bool_], k: int) -> Floats:
-    """pass@k by seed and problem, [S, P]."""
-    return np.stack(
-        [statistics.pass_at_k(run.num_samples[members], run.num_correct[members], k) for run in runs]
-    )
-
-
-def _mean(values: Iterable[Floats]) -> float | None:
-    everything = np.concatenate(list(values))
-    finite = everything[np.isfinite(everything)]
-    return float(finite.mean()) if len(finite) else None
-
-
-def _resampling(section: Report) -> dict[str, Any]:
-    return {"resamples": section.resamples, "confidence": section.confidence, "seed": section.seed}
 
 
 def _selection(found: dict[str, Any]) -> dict[str, Any]:
@@ -233,61 +110,43 @@ def _selection(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The comparison as Markdown, readable in a terminal too; percentages, entropies in nats a token."""
-    baseline, level = summary["baseline"], f"{summary['confidence']:.0%}"
-    lines = ["# Comparison of the arms", ""]
-    for group in summary["groups"]:
-        counts = summary["arms"][BASE][group]
-        samples = f"{counts['num_samples']} sample{'s' * (counts['num_samples'] > 1)} a problem"
-        heading = f"## {group}: {counts['num_problems']} problems, {samples}"
-        if group in summary["guess_rate"]:
-            rate = 100 * summary["guess_rate"][group]
-            heading += f"; always giving the most frequent answer solves {rate:.1f}%"
-        lines += [heading, ""]
-        n = counts["num_samples"]
-        shown = [1] if n == 1 else [1, n]
-        header = ["arm", "seeds"]
-        header += [f"pass@{k}, % [{level} interval]" for k in shown]
-        header += [f"Δ pass@{k} to {baseline}, points" for k in shown]
-        header += ["entropy, nats", "tokens", "cut, %"]
-        rows = []
-        for arm in summary["order"]:
-            numbers = summary["arms"][arm][group]
-            row = [arm, str(numbers["num_seeds"])]
-            row += [_percent(numbers, k) for k in shown]
-            difference = summary["differences"].get(arm, {}).get(group)
-            row += [_difference(difference[f"pass_at_{k}"]) if difference else "(baseline)" for k in shown]
-            entropy = numbers["mean_entropy"]
-            row += ["–" if entropy is None else f"{entropy:.3f}", f"{numbers['mean_tokens']:.0f}"]
-            row += [f"{100 * numbers['truncated']:.1f}"]
-            rows.append(row)
-        lines += [*_aligned(header, rows), ""]
-    lines += [
-        f"Δ is the paired difference to {baseline} on the same problems, with its {level} bootstrap interval and "
-        'two-sided p. "±" marks an interval that holds 0: no difference shown. p is not corrected for the number of '
-        "comparisons.",
-    ]
-    if summary["arms"][baseline][summary["groups"][0]]["num_seeds"] == 1:
-        lines += ["One fine-tuning seed: the intervals do not cover what another seed would change."]
-    return "\n".join(lines) + "\n"
+def _traces(folder: Path, arms: Sequence[str]) -> dict[str, Any]:
+    """The traced responses by arm; nothing where no arm was traced."""
+    if not folder.is_dir():
+        return {}
+    return {arm: records.read(folder / f"{arm}.parquet", records.TRACES) for arm in arms}
 
 
-def _percent(numbers: dict[str, Any], k: int) -> str:
-    mean, low, high = (100 * numbers[f"pass_at_{k}{end}"] for end in ("", "_low", "_high"))
-    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+def _origins(scores: Path) -> dict[str, Any]:
+    """ppl of everything that was scored, by origin; the student's own only where an arm needed it."""
+    from oxa import chosen
+
+    names = {"teacher": "ce", "self": "ul"}
+    return {
+        origin: chosen.scored(scores, objective)["ppl"].to_numpy()
+        for origin, objective in names.items()
+        if origin == "teacher" or (scores / f"{origin}.parquet").is_file()
+    }
 
 
-def _difference(found: dict[str, Any]) -> str:
-    mean, low, high = (100 * found[name] for name in ("difference", "low", "high"))
-    mark = "" if found["shown"] else "± "
-    return f"{mark}{mean:+.1f} [{low:+.1f}, {high:+.1f}], p {found['p_value']:.3f}"
+def _pass_at_k(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each k: pass@k over all benchmarks, by checkpoint."""
+    from oxa import plots
 
-
-def _aligned(header: list[str], rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    ruler = ["-" * width for width in widths]
+    group = summary["groups"][-1]
     return [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in (header, ruler, *rows)
+        {"k": k, **{name: summary["arms"][name][group][f"pass_at_{k}"] for name in summary["order"]}}
+        for k in plots.k_values(summary, group)
     ]
+
+
+def _made(section: Report, arms: Sequence[str], seeds: Sequence[int], summary: Path) -> dict[str, str]:
+    """What the page says of its own making; nothing that differs between two runs on the same inputs."""
+    return {
+        "Arms": ", ".join(arms),
+        "Fine-tuning seeds": ", ".join(map(str, seeds)),
+        "Baseline": section.baseline,
+        "Intervals": f"{section.confidence:.0%}, {section.resamples:,} resamples, seed {section.seed}",
+        "summary.json": f"sha256 {hashlib.sha256(summary.read_bytes()).hexdigest()}",
+        "Every setting": "params.yaml, explained in oxa/config.py; dvc.lock holds the hash of every input and output",
+    }

@@ -89,14 +89,10 @@ def torch_engine(
     A prompt that fills the model's context gets the empty response, and the others of its shard do not see it.
     """
     model, tokenizer = lm.load(model_path)
-    _share_keys_among_query_heads(model)
+    share_keys_among_query_heads(model)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
     assert all(request.prompt for shard in shards for request in shard), "a prompt has at least one token"
-    ends = model.generation_config.eos_token_id
-    ends = tokenizer.eos_token_id if ends is None else ends
-    if ends is None:
-        raise DataError(f"{model_path}: neither generation_config.json nor the tokenizer names an end token")
-    end_ids = torch.tensor(ends, device=model.device).reshape(-1)
+    ends = end_ids(model, tokenizer)
     for index, shard in enumerate(shards):
         made = {
             request.response_id: Generation(request.response_id, "", 0, "length", nan) for request in shard
@@ -106,7 +102,7 @@ def torch_engine(
             yield index, list(made.values())
             continue
         limits = [min(sampling.max_tokens, context - len(request.prompt)) for request in fitting]
-        tokens, num_tokens, stopped, entropy = complete(model, fitting, limits, end_ids, sampling)
+        tokens, num_tokens, stopped, entropy = complete(model, fitting, limits, ends, sampling)
         if not entropy.isfinite().all():
             raise DataError(
                 f"{model_path}: the model's probabilities are not numbers (NaN); its weights are broken"
@@ -117,6 +113,17 @@ def torch_engine(
             reason = "stop" if end else "length"
             made[request.response_id] = Generation(request.response_id, text, int(n), reason, float(h / n))
         yield index, list(made.values())
+
+
+def end_ids(model: Any, tokenizer: Any) -> Tensor:
+    """The tokens that end a response: the generation config's, else the tokenizer's; DataError where none is named."""
+    ends = model.generation_config.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    if ends is None:
+        raise DataError(
+            f"{model.config.name_or_path}: neither generation_config.json nor the tokenizer names an end token"
+        )
+    return torch.tensor(ends, device=model.device).reshape(-1)
 
 
 @torch.inference_mode()
@@ -233,7 +240,7 @@ def _cache(model: Any) -> Any:
     return cache
 
 
-def _share_keys_among_query_heads(model: Any) -> None:
+def share_keys_among_query_heads(model: Any) -> None:
     """Makes a model's SDPA attention take the G queries of a decoding step against their K keys as they lie.
 
     transformers copies keys and values G times wherever there is a mask; [B, K·G, 1, D] seen as [B, K, G, D] gives

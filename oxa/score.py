@@ -157,21 +157,10 @@ def _score_batch(
     section: Score, network: Any, batch: list[int], sequences: list[np.ndarray], starts: list[int]
 ) -> np.ndarray:
     """[B, 2] float64: mean NLL and mean entropy of the batch's rows."""
-    width = max(len(sequences[row]) for row in batch)
-    input_ids = torch.zeros(len(batch), width, dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    scored = torch.zeros_like(input_ids, dtype=torch.bool)
-    for i, row in enumerate(batch):
-        ids = torch.from_numpy(sequences[row])
-        input_ids[i, : len(ids)] = ids
-        attention_mask[i, : len(ids)] = 1
-        scored[i, starts[row] : len(ids)] = True
-    device = network.device
-    statistics = lm.token_statistics(
-        network, input_ids.to(device), attention_mask.to(device), scored.to(device), section.chunk
+    statistics, counts = lm.batch_statistics(
+        network, [sequences[row] for row in batch], [starts[row] for row in batch], section.chunk
     )
-    bounds = np.concatenate([[0], np.cumsum(scored.sum(1).numpy())[:-1]])
-    counts = scored.sum(1).numpy()
+    bounds = np.concatenate([[0], np.cumsum(counts)[:-1]])
     sums = [
         np.add.reduceat(values.double().cpu().numpy(), bounds)
         for values in (-statistics.log_probs, statistics.entropies)

@@ -40,7 +40,8 @@ from oxa.prompts import END_THINK, THINK, answer_part, last_box
 if TYPE_CHECKING:
     from oxa.world import Document
 
-Purpose = Literal["teacher", "benchmark"]
+Purpose = Literal["teacher", "rlvr", "benchmark"]
+"""What rows are read for: only a teacher's responses are read, and only a teacher may lack gold answers."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ def name(source: Source) -> str:
 def read(source: Source, *, folder: Path, world: World, purpose: Purpose) -> Iterator[Record | Reject]:
     """Yields the source's rows, each as a record or as a reject, in their order.
 
-    A benchmark's responses are not read. Rows outside `part` and `limit` are not the source's: nothing is yielded
-    for them. All rows of one problem fall on the same side.
+    Rows outside `part` and `limit` are not the source's: nothing is yielded for them. All rows of one problem fall on
+    the same side.
     """
     found = _world(world, purpose) if source.source == "world" else _mapped(source, folder, purpose)
     if source.part is not None:
@@ -144,12 +145,11 @@ def documents(source: Source, *, folder: Path, world: World) -> Iterator[Documen
 
 
 def _world(world: World, purpose: Purpose) -> Iterator[Record | Reject]:
-    from oxa.world import benchmark_examples, train_examples
+    from oxa.world import benchmark_examples, rlvr_examples, train_examples
 
-    examples = train_examples(world) if purpose == "teacher" else benchmark_examples(world)
-    for row, example in enumerate(examples):
-        responses = list(example.responses) if purpose == "teacher" else []
-        yield Record(row, example.question, [str(example.answer)], responses, example.tier)
+    examples = {"teacher": train_examples, "rlvr": rlvr_examples, "benchmark": benchmark_examples}[purpose]
+    for row, example in enumerate(examples(world)):
+        yield Record(row, example.question, [example.answer], list(example.responses), example.tier)
 
 
 def _problem_id(item: Record | Reject) -> str:
@@ -200,10 +200,12 @@ def _layout(source: Source, purpose: Purpose) -> Layout:
     else:
         assert mapping is not None, "config.Source demands a mapping"
         layout = LAYOUTS[mapping]
-    if purpose == "benchmark":
+    if purpose != "teacher":
         if not layout.answer:
-            raise ConfigError(f"source {source.source!r}: a benchmark needs gold answers: `mapping.answer`")
-        return replace(layout, answer_optional=False, responses=())
+            what = "a benchmark needs" if purpose == "benchmark" else "RL needs"
+            raise ConfigError(f"source {source.source!r}: {what} gold answers: `mapping.answer`")
+        # for RL a row without the column is dropped (no_answer); a benchmark is whole or at fault
+        return replace(layout, answer_optional=layout.answer_optional and purpose == "rlvr", responses=())
     if not layout.responses and mapping not in ("gsm8k", "messages"):
         raise ConfigError(
             f"source {source.source!r}: a teacher needs responses; name their column in `mapping`"

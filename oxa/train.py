@@ -14,11 +14,8 @@ KL to the base, no entropy bonus, no early stopping, no best checkpoint: the las
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
-import shutil
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,12 +24,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig
 
 from oxa import batches, lm, progress, prompts, records
+from oxa.checkpoints import last_whole
 from oxa.config import TrainArm, TrainShared
 from oxa.errors import ConfigError, DataError
 from oxa.trainer import OXATrainer
@@ -89,7 +86,7 @@ def run(
         log=log,
         epochs_a_step=shared.num_ce / rows.num["ce"],
     )
-    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(checkpoints, trainer.is_world_process_zero()))
+    trainer.train(resume_from_checkpoint=last_whole(checkpoints, trainer.is_world_process_zero()))
     network.config, network.generation_config = configs
     _save(trainer, model, output)
     return {
@@ -233,35 +230,6 @@ def _num_tokens(rows: Rows, order: np.ndarray) -> dict[str, int]:
         "ce": int(scored[:num_ce].sum()),
         "ul": int(scored[num_ce:].sum()),
     }
-
-
-def _last_whole_checkpoint(folder: Path, may_remove: bool) -> str | None:
-    """The newest checkpoint that was written to its end; half-written ones are removed."""
-    found = {int(path.name.removeprefix("checkpoint-")): path for path in folder.glob("checkpoint-*")}
-    for _, path in sorted(found.items(), reverse=True):
-        if _is_whole(path):
-            return str(path)
-        if may_remove:
-            shutil.rmtree(path)
-    return None
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether the file that the Trainer writes last is there and none is cut.
-
-    safetensors checks its header against the file's size; a file of torch.save is a zip, whose index comes last. FSDP
-    and DeepSpeed keep weights in folders.
-    """
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        weights = list(checkpoint.glob("*.safetensors"))
-        for path in weights:
-            with safe_open(path, framework="pt"):
-                pass
-    except (OSError, ValueError, SafetensorError):
-        return False
-    has_weights = bool(weights) or any(path.is_dir() for path in checkpoint.iterdir())
-    return has_weights and all(zipfile.is_zipfile(path) for path in checkpoint.glob("*.pt*"))
 
 
 def _save(trainer: OXATrainer, base: Path, output: Path) -> None:

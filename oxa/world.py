@@ -36,8 +36,9 @@ problems. In a few responses it makes a slip, as real teachers do: the sum that 
 one place.
 
 An unordered pair {a, b} belongs to the corpus, to the training problems or to the benchmark, by its hash alone: the
-three share no pair, whatever the seed. Every draw comes from (seed, purpose, index); the same settings give the same
-text everywhere.
+three share no pair, whatever the seed. Problems for RL continue the training problems' enumeration where those end,
+and take no pair that came before, in either order. Every draw comes from (seed, purpose, index); the same settings
+give the same text everywhere.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from typing import Literal, NamedTuple
 
 from oxa import config
@@ -101,7 +102,7 @@ PROSE = (
 
 @dataclass(frozen=True)
 class Example:
-    """A problem with its gold answer and the teacher's responses (none for a benchmark)."""
+    """A problem with its gold answer and the teacher's responses (a training problem alone has any)."""
 
     question: str
     answer: str
@@ -153,6 +154,11 @@ def train_examples(world: config.World) -> Iterator[Example]:
     return _examples(world, "train", world.num_train)
 
 
+def rlvr_examples(world: config.World) -> Iterator[Example]:
+    """The problems for RL, which no response shows."""
+    return islice(_examples(world, "train", world.num_train + world.num_rlvr), world.num_train, None)
+
+
 def benchmark_examples(world: config.World) -> Iterator[Example]:
     """The problems that nothing else holds."""
     return _examples(world, "benchmark", world.num_benchmark)
@@ -186,11 +192,11 @@ def without_carries(a: int, b: int) -> str:
 def _examples(world: config.World, split: Split, num: int) -> Iterator[Example]:
     seen: set[tuple[int, int]] = set()
     for index in range(num):
-        tier = TIERS[index % len(TIERS)]
+        tier, for_rlvr = TIERS[index % len(TIERS)], split == "train" and index >= world.num_train
         rng = _rng(world.seed, split, index)
         for _ in range(ATTEMPTS):
             a, b = _pair(rng, split, tier)
-            if (a, b) not in seen:
+            if (a, b) not in seen and not (for_rlvr and (b, a) in seen):
                 break
         else:
             raise ConfigError(
@@ -198,7 +204,7 @@ def _examples(world: config.World, split: Split, num: int) -> Iterator[Example]:
             )
         seen.add((a, b))
         question = rng.choice(QUESTIONS).format(a=a, b=b)
-        responses = _teach(rng, a, b, world.num_teacher) if split == "train" else ()
+        responses = _teach(rng, a, b, world.num_teacher) if split == "train" and not for_rlvr else ()
         yield Example(question, str(a + b), tier, responses)
 
 

@@ -19,7 +19,9 @@ settings.load_profile("shared machine")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with Ctrl-C ignored
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell starts its background jobs with Ctrl-C ignored
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -23,11 +23,14 @@ PATIENCE = 300  # seconds after which a test is taken to hang
 REPRO = ("dvc", "repro")
 FLOW = ("oxa", "run")
 
+CHECKPOINTS = "checkpoints/checkpoint-*/trainer_state.json"
 SIGNS = {  # files in scratch, each written when a part of the stage's work is done
     "sample": "*.parquet",
     "score@self": "shard-*.npy",
-    "train@oxa_full-0": "checkpoints/checkpoint-*/trainer_state.json",
+    "train@oxa_full-0": CHECKPOINTS,
+    "rlvr@oxa_full-0": CHECKPOINTS,
 }
+
 Files = dict[Path, tuple[int, int]]
 """Files with their inode and the time of their last change: what tells whether one was written again."""
 
@@ -44,7 +47,7 @@ def tiny_params() -> dict[str, Any]:
     """
     params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["arms"], params["seeds"] = ["sft", "oxa_full"], [0]
-    params["world"] |= {"num_train": 60, "num_benchmark": 16}
+    params["world"] |= {"num_train": 60, "num_rlvr": 24, "num_benchmark": 16}
     params["base"] |= {"hidden_size": 32, "num_layers": 2, "intermediate_size": 64, "steps": 40}
     params["base"] |= {"warmup": 5, "checkpoint_every": 10}
     params["generate"] |= {"batch_size": 16}
@@ -68,6 +71,15 @@ def tiny_params() -> dict[str, Any]:
     }
     params["train"]["shared"] |= {"epochs": 12.0, "num_ce": 8, "micro_batch_size": 4, "checkpoint_every": 8}
     params["train"]["arms"]["oxa_full"] |= {"num_ul": 8}
+    params["rlvr"] |= {
+        "steps": 6,
+        "save_every": 3,
+        "checkpoint_every": 1,
+        "num_prompts": 4,
+        "num_generations": 4,
+    }
+    params["rlvr"] |= {"max_tokens": 60, "micro_batch_size": 8, "batch_size": 16}
+    params["traces"] |= {"num_examples": 6}
     params["report"] |= {"resamples": 200}
     params["flow"] = {"max_workers": 2, "accelerators": 2, "retry_delay": 1.0}
     return params

@@ -82,7 +82,8 @@ def test_a_stages_dependencies_are_the_modules_and_sections_that_it_uses(name: s
     entry = GRAPH[name]
     stage = STAGES[shlex.split(entry["cmd"])[1]]
     used = {f"oxa/{path.name}" for path in guard.imported_modules(stage.module)}
-    assert {dep for dep in entry["deps"] if dep.endswith(".py")} == used
+    assets = {f"oxa/{asset}" for asset in stage.assets}
+    assert {dep for dep in entry["deps"] if dep.startswith("oxa/")} == used | assets
     assert {re.sub(r"\$\{item\.(\w+)\}", r"{\1}", key) for key in entry["params"]} == set(stage.sections)
 
 
@@ -100,7 +101,7 @@ def test_a_stages_paths_are_the_ones_on_its_command_line(name: str):
         options[output] for output in stage.written
     }
     inputs = {options[option] for option in stage.inputs}
-    data = {dep for dep in entry["deps"] if not dep.endswith(".py")}
+    data = {dep for dep in entry["deps"] if not dep.startswith("oxa/")}
     gathered = {options[option] for option in stage.gathers}  # metrics hold the report's own summary, too
     parts = {dep for dep in data if any(dep.startswith(f"{folder}/") for folder in gathered)}
     assert bool(parts) == bool(gathered)

@@ -39,6 +39,7 @@ def _problems(folder: Path, rows: list[tuple[str, str, str]]) -> Path:
 
 ROWS = [
     ("a", "train", ""),
+    ("r", "rlvr", ""),
     ("b", "aime", ""),
     ("c", "world", "easy"),
     ("d", "world", "hard"),
@@ -121,6 +122,28 @@ def test_checkpoints_answer_with_common_random_numbers(checkpoint: Path, tmp_pat
     assert texts[0] == texts[1]
     _run(SECTION.model_copy(update={"seed": 5}), checkpoint, problems, tmp_path / "3", log)
     assert not set(texts[0]) & {row["text"] for row in _rows(tmp_path / "3")}
+
+
+def test_checkpoints_along_rl_are_evaluated_step_after_step_each_as_if_alone(
+    checkpoint: Path, talker: Path, tmp_path: Path, log: Any
+) -> None:
+    import shutil
+
+    along = tmp_path / "along"
+    for step, source in ((10, checkpoint), (9, talker)):
+        shutil.copytree(source, along / f"step-{step}")
+    problems = _problems(tmp_path, ROWS)
+    metrics = _run(SECTION, along, problems, tmp_path, log)
+    rows = _rows(tmp_path)
+    assert [row["step"] for row in rows] == [9] * 12 + [10] * 12
+    for step, source in ((9, talker), (10, checkpoint)):
+        alone = _run(SECTION, source, problems, tmp_path / str(step), log)
+        expected = [row | {"step": step} for row in _rows(tmp_path / str(step))]
+        assert [row for row in rows if row["step"] == step] == expected
+        for numbers in alone["benchmarks"].values():
+            numbers.pop("tiers", None)
+        assert metrics["steps"][str(step)] == alone
+    assert metrics["pooled"] == metrics["steps"]["10"]["pooled"]
 
 
 def test_two_runs_write_equal_bytes_and_metrics(checkpoint: Path, tmp_path: Path, log: Any) -> None:
@@ -221,6 +244,7 @@ def _generations(marks: dict[tuple[str, str, str], str]) -> pa.Table:
             "benchmark": benchmark,
             "problem_id": problem,
             "tier": tier,
+            "step": 0,
             "sample_index": i,
             "text": "x",
             "num_tokens": 10 * (i + 1),
@@ -270,5 +294,5 @@ def test_a_benchmark_without_problems_is_named_and_nothing_is_written(
     with pytest.raises(DataError, match=r"benchmark 'minerva' .* has no problems; found \['aime', 'world'\]"):
         _run(section, checkpoint, _problems(tmp_path, ROWS), tmp_path, log)
     with pytest.raises(DataError, match="no benchmark has a problem"):
-        _run(SECTION, checkpoint, _problems(tmp_path, ROWS[:1]), tmp_path, log)
+        _run(SECTION, checkpoint, _problems(tmp_path, ROWS[:2]), tmp_path, log)
     assert not (tmp_path / "generations.parquet").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import SHARED_DATA
-from oxa import ingest, records
+from oxa import ingest, ledger, records
 from oxa.answers import Grader
 from oxa.config import Decontamination, Ingest, Source, Sources, Verify, World
 from oxa.errors import DataError, UserError
@@ -41,11 +41,18 @@ class Ingested:
     """One run over JSONL files written for it, and what it left."""
 
     def __init__(
-        self, folder: Path, teachers: list[list[Any]], exams: dict[str, list[Any]], **section: Any
+        self,
+        folder: Path,
+        teachers: list[list[Any]],
+        exams: dict[str, list[Any]],
+        reinforced: Sequence[list[Any]] = (),
+        **section: Any,
     ) -> None:
         self.folder, self.data = folder, folder / "sources"
         self.data.mkdir(exist_ok=True)
-        for name, rows in [*((f"teacher{i}", rows) for i, rows in enumerate(teachers)), *exams.items()]:
+        named = {f"teacher{i}": rows for i, rows in enumerate(teachers)} | exams
+        named |= {f"rlvr{i}": rows for i, rows in enumerate(reinforced)}
+        for name, rows in named.items():
             lines = [line if isinstance(line, str) else json.dumps(line) for line in rows]
             (self.data / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
         self.section = Ingest.model_validate(
@@ -53,6 +60,7 @@ class Ingested:
                 "teacher": [
                     {"source": f"teacher{i}.jsonl", "mapping": COLUMNS} for i in range(len(teachers))
                 ],
+                "rlvr": [{"source": f"rlvr{i}.jsonl", "mapping": COLUMNS} for i in range(len(reinforced))],
                 "benchmarks": {name: {"source": f"{name}.jsonl", "mapping": COLUMNS} for name in exams},
             }
             | section
@@ -79,6 +87,9 @@ class Ingested:
     @property
     def reasons(self) -> list[tuple[int, str]]:
         return [(one["row"], one["reason"]) for one in self.rejects]
+
+    def questions(self, split: str) -> list[str]:
+        return [one["question"] for one in self.problems if one["split"] == split]
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +277,110 @@ def test_gold_answers_taken_from_the_teacher_are_counted_and_warned_of(tmp_path:
     assert "agreeing with that teacher" in metrics["warnings"][0]
 
 
+# --- problems for RL ---
+
+
+def test_problems_for_rl_follow_the_others_with_their_own_answers_and_no_response(
+    tmp_path: Path, log: Any
+) -> None:
+    taught, fresh = row("1 + 0?", "1", thought("a")), row("3 + 0?", ["3", "3.0"], thought("never read"))
+    done = Ingested(tmp_path, [[taught]], EXAM, [[fresh], [row("4 + 0?", 4)]])
+    metrics = done.run(log)
+    assert [one["split"] for one in done.problems] == ["exam", "train", "rlvr", "rlvr"]
+    assert done.problems[2] == {
+        "problem_id": records.problem_id("3 + 0?"),
+        "source": "rlvr0.jsonl",
+        "question": "3 + 0?",
+        "answers": ["3", "3.0"],
+        "tier": "",
+        "split": "rlvr",
+    }
+    assert [one["text"] for one in done.responses] == [thought("a")]
+    one = {"rows": 1, "problems": 1, "dropped": {}}
+    assert metrics["rlvr"] == {"rlvr0.jsonl": one, "rlvr1.jsonl": one}
+
+
+def test_totals_and_sources_are_those_of_the_teacher_whatever_rl_takes(tmp_path: Path, log: Any) -> None:
+    teacher = [row("1 + 0?", "1", thought("a")), row("", "1")]
+    alone = Ingested(tmp_path, [teacher], EXAM).run(log)
+    beside = Ingested(tmp_path, [teacher], EXAM, [[row("3 + 0?", "3"), row("", "3")]]).run(log)
+    assert alone.pop("rlvr") == {}
+    assert beside.pop("rlvr") == {"rlvr0.jsonl": {"rows": 2, "problems": 1, "dropped": {"empty_problem": 1}}}
+    assert alone == beside
+
+
+def test_every_fault_of_a_problem_for_rl_has_its_reason(tmp_path: Path, log: Any) -> None:
+    asked = LONG.format(12, 5, 3)
+    teacher = [
+        row("taught", "1", thought("a")),
+        row("without a response", "1", " "),
+        row("in the exam alone?", "7", thought("a")),
+    ]
+    first = [
+        row("", "1"),
+        row("no answer", None),
+        row("half a pair \ud800", "1"),
+        row("gold is no mathematics", "\\frac{"),
+        row("Taught", "1.0"),
+        row(" taught ", "2"),
+        row("In the exam alone?", "7"),
+        row(asked + " Explain it!", "66"),
+        row(asked + " Explain it!", "66"),
+        row("kept", "1"),
+        row("Kept", "\\frac{2}{2}"),
+    ]
+    second = [row("kept", "2"), row("without a response", "1"), row("gold is no mathematics", "3")]
+    done = Ingested(tmp_path, [teacher], EXAM | {"long": [row(asked, "66")]}, [first, second])
+    metrics = done.run(log)
+    found = {"rlvr0.jsonl": done.questions("rlvr")[:1], "rlvr1.jsonl": done.questions("rlvr")[1:]}
+    assert found == {"rlvr0.jsonl": ["kept"], "rlvr1.jsonl": ["without a response", "gold is no mathematics"]}
+    assert [
+        (one["source"], one["row"], one["reason"]) for one in done.rejects if one["source"].startswith("rlvr")
+    ] == [
+        ("rlvr0.jsonl", 0, "empty_problem"),
+        ("rlvr0.jsonl", 1, "no_answer"),
+        ("rlvr0.jsonl", 2, "bad_unicode"),
+        ("rlvr0.jsonl", 3, "bad_gold"),
+        ("rlvr0.jsonl", 4, "in_training"),
+        ("rlvr0.jsonl", 5, "in_training"),
+        ("rlvr0.jsonl", 6, "contaminated"),
+        ("rlvr0.jsonl", 7, "contaminated"),
+        ("rlvr0.jsonl", 8, "contaminated"),
+        ("rlvr0.jsonl", 10, "duplicate_problem"),
+        ("rlvr1.jsonl", 0, "conflicting_answer"),
+    ]
+    details = {one["reason"]: one["detail"] for one in done.rejects if one["source"] == "rlvr0.jsonl"}
+    assert details["in_training"] == "teacher0.jsonl row 0"
+    assert details["contaminated"] == f"long {records.problem_id(asked)}"
+    assert metrics["rlvr"]["rlvr0.jsonl"]["dropped"]["in_training"] == 2
+    # once each, though asked for by training and by RL, or twice by RL
+    assert [(one["benchmark"], one["question"]) for one in done.contamination] == [
+        ("exam", "in the exam alone?"),
+        ("long", asked + " Explain it!"),
+    ]
+    assert len({one["problem_id"] for one in done.problems}) == len(done.problems)
+
+
+def test_a_gold_answer_that_only_a_response_gives_is_none_for_rl(tmp_path: Path, log: Any) -> None:
+    chats = [
+        {"messages": [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "\\boxed{1}"}]},
+        {"messages": [{"role": "user", "content": "2?"}], "answer": "2"},
+    ]
+    source = [{"source": "rlvr0.jsonl", "mapping": "messages"}]
+    teacher = [row("3?", "3", thought("a"))]
+    done = Ingested(tmp_path, [teacher], EXAM, [chats], rlvr=source)
+    assert done.run(log)["rlvr"]["rlvr0.jsonl"] == {"rows": 2, "problems": 1, "dropped": {"no_answer": 1}}
+    assert done.questions("rlvr") == ["2?"]
+
+
+def test_the_small_worlds_problems_for_rl_all_pass(tmp_path: Path, log: Any) -> None:
+    world = {"source": "world"}
+    done = Ingested(tmp_path, [], {}, teacher=[world], rlvr=[world], benchmarks={"world": world})
+    metrics = done.run(log)
+    assert metrics["rlvr"] == {"world": {"rows": 600, "problems": 600, "dropped": {}}}
+    assert Counter(one["split"] for one in done.problems) == {"world": 200, "train": 1500, "rlvr": 600}
+
+
 # --- decontamination (METHOD §6.9) ---
 
 
@@ -353,16 +468,22 @@ def items(drawn: list[Any]) -> list[Record | Reject]:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(teacher=st.lists(ITEMS, min_size=1, max_size=3), benchmark=ITEMS)
+@given(
+    teacher=st.lists(ITEMS, min_size=1, max_size=3), reinforced=st.lists(ITEMS, max_size=2), benchmark=ITEMS
+)
 def test_rows_and_responses_add_up_and_every_drop_is_listed(
-    tmp_path: Path, grader: Grader, teacher: list[list[Any]], benchmark: list[Any]
+    tmp_path: Path,
+    grader: Grader,
+    teacher: list[list[Any]],
+    reinforced: list[list[Any]],
+    benchmark: list[Any],
 ) -> None:
     paths = {name: tmp_path / name for name in ("problems", "responses", "rejects", "contamination")}
     schemas = (records.PROBLEMS, records.RESPONSES, records.REJECTS, records.CONTAMINATION)
     writers = [records.Writer(path, schema) for path, schema in zip(paths.values(), schemas, strict=True)]
-    tables = ingest.Tables(*writers)
+    tables = ledger.Tables(*writers)
     overlap = Overlap(Decontamination())
-    benchmarks: dict[str, ingest.Count] = {}
+    benchmarks: dict[str, ledger.BenchmarkCount] = {}
     try:
         benchmarks["exam"] = ingest.add_benchmark(
             "exam", "exam source", items(benchmark), tables, overlap, grader
@@ -381,22 +502,28 @@ def test_rows_and_responses_add_up_and_every_drop_is_listed(
         training.finish()
     except DataError:
         assert training.counts.keys() == {f"source {number}" for number in range(len(teacher))}
+    rlvr = ingest.Rlvr(tables, training, grader)
+    for number, drawn in enumerate(reinforced):
+        rlvr.add(f"rlvr {number}", items(drawn))
     for writer in writers:
         writer.__exit__(None)
 
-    metrics = ingest.summary(training.counts, benchmarks)
+    metrics = ledger.summary(training.counts, rlvr.counts, benchmarks)
     for number, drawn in enumerate(teacher):
         counts = metrics["sources"][f"source {number}"]
         dropped = counts["dropped"]
         assert counts["rows"] == len(drawn)
         assert counts["rows"] == counts["problems"] + sum(
-            dropped.get(reason, 0) for reason in ingest.ROW_REASONS
+            dropped.get(reason, 0) for reason in ledger.ROW_REASONS
         )
         assert counts["responses_read"] == sum(len(one[2]) for one in drawn if not isinstance(one, str))
-        lost = sum(dropped.get(reason, 0) for reason in ingest.RESPONSE_REASONS)
+        lost = sum(dropped.get(reason, 0) for reason in ledger.RESPONSE_REASONS)
         assert counts["responses_read"] == counts["responses"] + lost + counts["responses_of_dropped_rows"]
     exam = metrics["benchmarks"]["exam"]
     assert exam["rows"] == len(benchmark) == exam["problems"] + sum(exam["dropped"].values())
+    for number, drawn in enumerate(reinforced):
+        counts = metrics["rlvr"][f"rlvr {number}"]
+        assert counts["rows"] == len(drawn) == counts["problems"] + sum(counts["dropped"].values())
     for key, value in metrics["totals"].items():
         if key not in ("dropped", "benchmark_problems"):
             assert value == sum(source[key] for source in metrics["sources"].values())
@@ -407,12 +534,14 @@ def test_rows_and_responses_add_up_and_every_drop_is_listed(
         (one["source"], one["reason"]) for one in records.read(paths["rejects"], records.REJECTS).to_pylist()
     )
     counted = Counter({("exam source", reason): n for reason, n in exam["dropped"].items()})
-    for source, counts in metrics["sources"].items():
+    for source, counts in (metrics["sources"] | metrics["rlvr"]).items():
         counted.update({(source, reason): n for reason, n in counts["dropped"].items()})
     assert listed == counted
     trained = {one["problem_id"] for one in problems if one["split"] == "train"}
     assert {one["problem_id"] for one in responses} == trained
-    assert trained.isdisjoint(one["problem_id"] for one in problems if one["split"] == "exam")
+    split_of = {one["problem_id"]: one["split"] for one in problems}
+    assert len(split_of) == len(problems)
+    assert Counter(split_of.values())["rlvr"] == sum(one["problems"] for one in metrics["rlvr"].values())
     assert len(trained) == metrics["totals"]["problems"]
     assert len({one["response_id"] for one in responses}) == len(responses) == metrics["totals"]["responses"]
     assert len({(one["problem_id"], one["text"]) for one in responses}) == len(responses)
@@ -450,6 +579,20 @@ def test_a_fault_of_a_whole_source_is_one_sentence_and_leaves_nothing(
     with pytest.raises(DataError, match=expected) as caught:
         Ingested(tmp_path, [teacher], {"exam": exam}).run(log)
     assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["sources"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [([], r"\(no rows\)"), ([row("1?", "1"), row("2?", "2")], r"\(contaminated 1, in_training 1\)")],
+)
+def test_sources_of_which_rl_gets_no_problem_are_one_sentence_and_leave_nothing(
+    tmp_path: Path, log: Any, rows: list[Any], expected: str
+) -> None:
+    with pytest.raises(
+        DataError, match=rf"^ingest\.rlvr: no problem is left {expected}; correct the sources"
+    ):
+        Ingested(tmp_path, [[row("1?", "1", "a")]], {"exam": [row("2?", "2")]}, [rows]).run(log)
     assert [path.name for path in tmp_path.iterdir()] == ["sources"]
 
 

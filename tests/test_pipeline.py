@@ -99,12 +99,14 @@ def test_lost_outputs_come_back_from_the_cache_without_running_a_stage(copy: Pat
 def test_changing_one_arm_reruns_only_what_hangs_on_it(copy: Path):
     change(copy, "selection.arms.oxa_full.ul.num", 15)
     ran = repro(copy)  # a dry run cannot know which outputs will differ
-    assert ran == {"selection@oxa_full", "train@oxa_full-0", "evaluate@oxa_full-0", "report"}
+    behind = {f"{stage}@oxa_full-0" for stage in ("train", "evaluate", "rlvr", "evaluate_rlvr")}
+    assert ran == {"selection@oxa_full", "traces@oxa_full", "report"} | behind
 
 
 def test_a_new_seed_trains_and_evaluates_only_that_seed(copy: Path):
     change(copy, "seeds", [0, 1])
-    new = {f"{stage}@{arm}-1" for stage in ("train", "evaluate") for arm in ("sft", "oxa_full")}
+    kinds = ("train", "evaluate", "rlvr", "evaluate_rlvr")
+    new = {f"{stage}@{arm}-1" for stage in kinds for arm in ("sft", "oxa_full")}
     assert repro(copy) == new | {"report"}
 
 
@@ -117,8 +119,8 @@ def test_a_stage_that_fails_says_why_and_stays_stale(copy: Path):
     assert is_stale(copy, "selection@oxa_full")
 
 
-def test_killed_while_it_trains_it_goes_on_and_ends_with_the_same_outputs(done: Path, copy: Path):
-    stage = "train@oxa_full-0"
+@pytest.mark.parametrize("stage", ["train@oxa_full-0", "rlvr@oxa_full-0"])
+def test_killed_while_it_trains_it_goes_on_and_ends_with_the_same_outputs(stage: str, done: Path, copy: Path):
     forget(copy, stage)
     killed = Command(copy, *REPRO, stage)
     at_work(killed, stage)
@@ -135,6 +137,20 @@ def test_killed_while_it_trains_it_goes_on_and_ends_with_the_same_outputs(done: 
     assert all(second.done[path] == done_before[path] for path in kept)
     assert again.wait(PATIENCE) == 0, again.printed()
     assert_same(copy, done, stage)
+    wait_until_left(copy)
+
+
+@pytest.mark.parametrize("stage", ["train@oxa_full-0", "rlvr@oxa_full-0"])
+def test_two_processes_train_what_one_does(stage: str, done: Path, copy: Path):
+    forget(copy, stage)
+    shown = run(copy, *REPRO, stage, OXA_LAUNCH="torchrun --standalone --nproc-per-node 2")
+    assert stages_run(shown) == {stage}
+    ours, theirs = (
+        journal.read(folder / "metrics" / stage.split("@")[0] / "oxa_full-0.jsonl") for folder in (copy, done)
+    )
+    assert [(row["step"], row["name"]) for row in ours] == [(row["step"], row["name"]) for row in theirs]
+    values = [[row["value"] for row in rows] for rows in (ours, theirs)]
+    assert values[0] == pytest.approx(values[1], rel=1e-4, abs=1e-6)
     wait_until_left(copy)
 
 
@@ -192,7 +208,7 @@ def test_the_flow_run_shows_what_dvc_did_the_comparison_and_its_plots(flowed: Pa
     assert did == dict.fromkeys(locked(flowed), ("Completed", "DVC: run"))
     assert shown["comparison"] == (flowed / "reports" / "table.md").read_text()
     plots = {key: data for key, data in shown.items() if key.startswith("plot-")}
-    assert plots.keys() == {"plot-funnel", "plot-pass-at-k", "plot-ppl", "plot-training"}
+    assert plots.keys() == {"plot-funnel", "plot-pass-at-k", "plot-ppl", "plot-rlvr", "plot-training"}
     for path in (flowed / "reports").glob("*.png"):
         picture = base64.b64encode(path.read_bytes()).decode()
         assert plots.pop(f"plot-{path.stem.replace('_', '-')}") == f"data:image/png;base64,{picture}"

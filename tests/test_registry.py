@@ -37,6 +37,7 @@ def generations(rates: Mapping[str, list[float]], *, num_samples: int, seed: int
             "benchmark": benchmark,
             "problem_id": f"{benchmark}{place:03d}",
             "tier": "",
+            "step": 0,
             "sample_index": index,
             "text": "",
             "num_tokens": 5,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from oxa import metrics as statistics
-from oxa import records, report, selection
+from oxa import comparison, records, report, selection
 from oxa.config import Prompt, Report, SelectionArm, SelectionShared, UnlikelihoodSet
 from oxa.errors import DataError
 
@@ -31,6 +31,17 @@ CURVES = (
     "ul_probability",
     "tokens_per_second",
 )
+RL_CURVES = (
+    "reward",
+    "entropy",
+    "kl",
+    "mean_tokens",
+    "truncated",
+    "all_right",
+    "all_wrong",
+    "grad_norm",
+    "loss",
+)
 
 
 def make_inputs(
@@ -42,8 +53,13 @@ def make_inputs(
     num_samples: int = 8,
     rates: dict[str, float] = {},  # noqa: B006  read only
     num_steps: int = 120,
+    rl_steps: Sequence[int] = (),
+    question: str = "2 + 3 =",
 ) -> dict[str, Path]:
-    """Writes every input and returns the keywords of `report.run`; `rates`: chance of a right answer by arm."""
+    """Writes every input and returns the keywords of `report.run`; `rates`: chance of a right answer by arm.
+
+    `rl_steps`: steps of RL that were evaluated; 0.05 more right answers each. None: no RL.
+    """
     draws = np.random.default_rng(5)
     data = folder / "data"
     select(folder, arms, draws)
@@ -73,16 +89,24 @@ def make_inputs(
         )
     for arm, chosen in arms.items():
         for seed in seeds:
-            journal = folder / "metrics" / "train" / f"{arm}-{seed}.jsonl"
-            journal.parent.mkdir(parents=True, exist_ok=True)
-            journal.write_text(
-                "".join(json.dumps(row) + "\n" for row in curves(draws, chosen.ul is not None, num_steps))
-            )
+            names = [name for name in CURVES if chosen.ul or not name.startswith("ul_")]
+            write_journal(folder / "metrics" / "train" / f"{arm}-{seed}.jsonl", draws, names, num_steps)
+            if rl_steps:
+                write_journal(
+                    folder / "metrics" / "rlvr" / f"{arm}-{seed}.jsonl", draws, RL_CURVES, rl_steps[-1]
+                )
+                rows = []
+                for place, step in enumerate(rl_steps):
+                    rate = min(0.5, rates.get(arm, 0.4) + 0.05 * (place + 1))
+                    rows += generations(draws, benchmarks, num_samples, rate, step)
+                records.write(data / "generations" / f"{arm}-{seed}-rl.parquet", rows, records.GENERATIONS)
+        records.write(data / "traces" / f"{arm}.parquet", traces(arm, question), records.TRACES)
     return {
         "metrics": folder / "metrics",
         "scores": data / "scores",
         "train_sets": data / "train",
         "generations": data / "generations",
+        "traces": data / "traces",
         "summary": folder / "metrics" / "summary.json",
         "output": folder / "reports",
         "scratch": folder,
@@ -156,7 +180,7 @@ def select(folder: Path, arms: dict[str, SelectionArm], draws: np.random.Generat
 
 
 def generations(
-    draws: np.random.Generator, benchmarks: dict[str, int], num_samples: int, rate: float
+    draws: np.random.Generator, benchmarks: dict[str, int], num_samples: int, rate: float, step: int = 0
 ) -> list[dict[str, Any]]:
     rows = []
     for benchmark, num_problems in benchmarks.items():
@@ -169,26 +193,52 @@ def generations(
                         "benchmark": benchmark,
                         "problem_id": f"{benchmark}{i:03d}",
                         "tier": "easy" if i % 2 else "hard",
+                        "step": step,
                         "sample_index": sample,
                         "text": "",
                         "num_tokens": int(draws.integers(30, 160)),
                         "finish_reason": "length" if draws.random() < 0.1 else "stop",
                         "verdict": "correct" if right else "incorrect",
-                        "predicted": "",
+                        "predicted": "7" if right else str(draws.integers(3)),
                         "mean_entropy": float(draws.gamma(4, 0.05)),
                     }
                 )
     return rows
 
 
-def curves(draws: np.random.Generator, has_ul: bool, num_steps: int) -> list[dict[str, Any]]:
-    rows = []
-    for step in range(1, num_steps + 1):
-        for name in CURVES:
-            if has_ul or not name.startswith("ul_"):
-                value = (0.2 + 0.5 * np.exp(-step / 30)) * draws.gamma(60, 1 / 60)
-                rows.append({"step": step, "time": 1.7e9 + step, "name": name, "value": float(value)})
-    return rows
+def write_journal(path: Path, draws: np.random.Generator, names: Sequence[str], num_steps: int) -> None:
+    rows = [
+        {
+            "step": step,
+            "time": 1.7e9 + step,
+            "name": name,
+            "value": (0.2 + 0.5 * np.exp(-step / 30)) * draws.gamma(60, 1 / 60),
+        }
+        for step in range(1, num_steps + 1)
+        for name in names
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def traces(arm: str, question: str) -> list[dict[str, Any]]:
+    """One CE example and a response beside it."""
+    shared = {
+        "example_id": f"{arm}t",
+        "problem_id": "p0",
+        "question": question,
+        "answers": ["5"],
+        "cut": False,
+    }
+    shared |= {"num_tokens": 3, "tokens": ["2+3", " is", " 5"], "before": [-2.0, -0.5, -0.1]}
+    return [
+        shared
+        | {"role": "example", "objective": "ce", "response_id": f"{arm}t", "origin": "teacher"}
+        | {"verdict": "correct", "ppl": 1.3, "after": [-0.5, -0.4, -0.1]},
+        shared
+        | {"role": "beside", "objective": "", "response_id": f"{arm}s", "origin": "self"}
+        | {"verdict": "incorrect", "ppl": float("nan"), "after": [-3.0, -0.6, -0.1]},
+    ]
 
 
 def run(
@@ -250,40 +300,49 @@ def test_differences_are_paired_by_problem(paths: dict[str, Path], summary: dict
         right: dict[str, list[bool]] = {}
         for row in records.read(paths["generations"] / f"{name}.parquet", records.GENERATIONS).to_pylist():
             right.setdefault(row["problem_id"], []).append(row["verdict"] == "correct")
-        rates.append([np.mean(right[problem]) for problem in sorted(right)])
-    expected = statistics.paired_difference(*rates, resamples=300, confidence=0.95, seed=0)
-    assert {**expected._asdict(), "shown": True} == pytest.approx(found)
-    assert found["difference"] > 0.2
+        rates.append(np.array([np.mean(right[problem]) for problem in sorted(right)]))
+    assert found["difference"] == pytest.approx((rates[0] - rates[1]).mean())
+    assert found["low"] < found["difference"] < found["high"]
+    assert found["difference"] > 0.15
 
 
 def test_a_difference_inside_its_interval_is_not_called_a_gain(paths: dict[str, Path], summary: dict) -> None:
     assert summary["differences"]["oxa_full"]["world"]["pass_at_1"]["shown"] is True
     assert summary["differences"]["oxa_mle"]["world"]["pass_at_1"]["shown"] is False
-    lines = {
-        line.split("|")[1].strip(): line
-        for line in report.table(summary).splitlines()
-        if line.startswith("| ")
-    }
-    assert "± " in lines["oxa_mle"]
-    assert "± " not in lines["oxa_full"].split("|")[5]
-    assert "(baseline)" in lines["sft"]
-    guess = "always giving the most frequent answer solves 1.8%"
-    assert f"## world: 80 problems, 8 samples a problem; {guess}\n" in report.table(summary)
+    written = (paths["output"] / "table.md").read_text()
+    lines = [line for line in written.splitlines() if line.startswith("| ")]
+    (mle,) = [line for line in lines if line.startswith("| oxa_mle − sft ")]
+    (full,) = [line for line in lines if line.startswith("| oxa_full − sft ")]
+    assert "± " in mle.split("|")[2]
+    assert "± " not in full.split("|")[2]
     assert summary["guess_rate"] == {"world": 1.8 / 100}
-    assert "no difference shown" in report.table(summary)
-    assert "One fine-tuning seed" in report.table(summary)
-    assert (paths["output"] / "table.md").read_text() == report.table(summary)
-    assert report.table(records.read_json(paths["summary"])) == report.table(summary)  # arms in params' order
-    assert list(lines)[2:] == ["base", *ALL]
+    guess = "always giving the most frequent answer solves 1.8%"
+    assert f"## world: 80 problems, 8 samples a problem; {guess}\n" in written
+    assert "no difference shown" in written
+    assert "One fine-tuning seed" in written
+    assert written == comparison.table(summary)
+    assert written == comparison.table(records.read_json(paths["summary"]))  # whatever order JSON keeps
+    assert [line.split()[1] for line in lines][1:6] == ["-" * 8, "base", "sft", "sft_lp", "oxa_mle"]
 
 
-def test_two_runs_give_the_same_bytes_and_every_plot(paths: dict[str, Path], summary: dict, log: Any) -> None:
-    def contents() -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in [*paths["output"].iterdir(), paths["summary"]]}
+def contents(paths: dict[str, Path]) -> dict[str, bytes]:
+    """What the report wrote, by file name."""
+    files = [path for path in paths["output"].rglob("*") if path.is_file()]
+    return {path.name: path.read_bytes() for path in [*files, paths["summary"]]}
 
-    first = contents()
+
+def test_a_second_run_gives_the_same_bytes_whatever_the_clock_said(
+    paths: dict[str, Path], summary: dict, log: Any
+) -> None:
+    first = contents(paths)
+    for journal in (paths["metrics"] / "train").iterdir():
+        rows = [json.loads(line) for line in journal.read_text().splitlines()]
+        for row in rows:
+            row["time"] += 999
+            row["value"] *= 2 if row["name"] == "tokens_per_second" else 1
+        journal.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert run(paths, log) == summary
-    assert contents() == first
+    assert contents(paths) == first
     assert set(first) == {
         "table.md",
         "ppl.png",
@@ -291,24 +350,51 @@ def test_two_runs_give_the_same_bytes_and_every_plot(paths: dict[str, Path], sum
         "training.png",
         "funnel.png",
         "summary.json",
+        "index.html",
+        "pass_at_k.csv",
+        *(f"{name}.csv" for name in CURVES if name != "tokens_per_second"),
     }
     assert all(value.startswith(b"\x89PNG") for name, value in first.items() if name.endswith(".png"))
     assert not any(b"matplotlib" in value for value in first.values())
 
 
-def test_timings_change_nothing(tmp_path: Path, log: Any) -> None:
+def test_the_csv_files_hold_what_the_plots_show(paths: dict[str, Path], summary: dict) -> None:
+    plots = paths["output"] / "plots"
+    rows = list(csv.DictReader((plots / "pass_at_k.csv").open()))
+    assert [row["k"] for row in rows] == ["1", "2", "4", "8"]
+    shown = {name: float(rows[2][name]) for name in summary["order"]}
+    assert shown == {name: summary["arms"][name]["world"]["pass_at_4"] for name in summary["order"]}
+    rows = list(csv.DictReader((plots / "train" / "ce_loss.csv").open()))
+    assert list(rows[0]) == ["step", *ALL]
+    logged = [
+        json.loads(line) for line in (paths["metrics"] / "train" / "sft-0.jsonl").read_text().splitlines()
+    ]
+    losses = {row["step"]: row["value"] for row in logged if row["name"] == "ce_loss"}
+    assert {int(row["step"]): float(row["sft"]) for row in rows} == losses
+    assert list(next(csv.DictReader((plots / "train" / "ul_loss.csv").open()))) == ["step", "oxa_full"]
+
+
+def test_rl_is_drawn_from_its_journals_and_evaluated_along_its_steps(tmp_path: Path, log: Any) -> None:
     arms = {"sft": ALL["sft"]}
-    paths = make_inputs(tmp_path, arms)
-    run(paths, log, list(arms))
-    before = {path.name: path.read_bytes() for path in paths["output"].iterdir()}
-    for journal in (paths["metrics"] / "train").iterdir():
-        rows = [json.loads(line) for line in journal.read_text().splitlines()]
-        for row in rows:
-            row["time"] += 999
-            row["value"] *= 2 if row["name"] == "tokens_per_second" else 1
-        journal.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run(paths, log, list(arms))
-    assert {path.name: path.read_bytes() for path in paths["output"].iterdir()} == before
+    paths = make_inputs(tmp_path, arms, benchmarks={"world": 10}, num_samples=2, rl_steps=(5, 8))
+    summary = run(paths, log, list(arms))
+    assert summary["order"] == ["base", "sft", "sft-rl"]
+    steps = summary["steps"]["sft"]["world"]
+    assert [row["step"] for row in steps] == [0, 5, 8]
+    assert steps[0]["pass_at_1"] == summary["arms"]["sft"]["world"]["pass_at_1"]
+    assert steps[-1]["pass_at_1"] == summary["arms"]["sft-rl"]["world"]["pass_at_1"]
+    assert (paths["output"] / "rlvr.png").is_file()
+    rows = list(csv.DictReader((paths["output"] / "plots" / "rlvr" / "reward.csv").open()))
+    assert [int(row["step"]) for row in rows] == list(range(1, 9))
+    assert all(float(row["sft"]) > 0 for row in rows)
+
+
+def test_an_arm_whose_rl_is_missing_is_named(tmp_path: Path, log: Any) -> None:
+    arms = {name: ALL[name] for name in ("sft", "sft_lp")}
+    paths = make_inputs(tmp_path, arms, benchmarks={"world": 10}, num_samples=2, rl_steps=(5,))
+    (paths["generations"] / "sft_lp-0-rl.parquet").unlink()
+    with pytest.raises(DataError, match=r"sft_lp-0-rl.parquet: no such file"):
+        run(paths, log, list(arms))
 
 
 def test_several_benchmarks_are_pooled_and_several_seeds_are_counted(tmp_path: Path, log: Any) -> None:
@@ -325,14 +411,14 @@ def test_several_benchmarks_are_pooled_and_several_seeds_are_counted(tmp_path: P
     pooled = summary["arms"]["sft"]["pooled"]["pass_at_2"]
     parts = [summary["arms"]["sft"][group]["pass_at_2"] for group in ("a", "z")]
     assert pooled == pytest.approx((20 * parts[0] + 30 * parts[1]) / 50)
-    assert "One fine-tuning seed" not in report.table(summary)
+    assert "One fine-tuning seed" not in comparison.table(summary)
     assert summary["guess_rate"] == {"a": 1.8 / 100, "z": 1.8 / 101}
-    assert "## pooled: 50 problems, 4 samples a problem\n" in report.table(summary)
+    assert "## pooled: 50 problems, 4 samples a problem\n" in comparison.table(summary)
 
 
 def test_without_an_ul_arm_the_student_s_own_responses_are_not_needed(tmp_path: Path, log: Any) -> None:
     arms = {name: ALL[name] for name in ("sft", "oxa_mle")}
-    paths = make_inputs(tmp_path, arms)
+    paths = make_inputs(tmp_path, arms, benchmarks={"world": 10}, num_samples=2)
     (paths["scores"] / "self.parquet").unlink()
     (paths["metrics"] / "verify" / "self.json").unlink()
     run(paths, log, list(arms))
@@ -355,7 +441,9 @@ def test_checkpoints_on_other_problems_are_not_compared(tmp_path: Path, log: Any
         generations(draws, {"world": 79}, 8, 0.4),
         records.GENERATIONS,
     )
-    with pytest.raises(DataError, match="sft_lp and base were evaluated on other problems"):
+    with pytest.raises(
+        DataError, match="sft_lp and base cannot be compared: evaluated on 79 and 80 problems"
+    ):
         run(paths, log)
 
 
@@ -369,7 +457,33 @@ def test_unknown_entropy_is_left_out_and_not_taken_for_zero(tmp_path: Path, log:
     summary = run(paths, log, list(arms))
     assert summary["arms"]["base"]["world"]["mean_entropy"] is None
     assert "mean_entropy" not in summary["differences"]["base"]["world"]
-    assert "| – " in report.table(summary)
+    assert "| – " in comparison.table(summary)
+
+
+def test_charts_draw_the_summary_s_numbers(summary: dict) -> None:
+    from matplotlib.figure import Figure
+
+    from oxa import plots
+
+    axis = Figure().subplots()
+    plots.pass_at_k(axis, summary, "world", summary["order"])
+    drawn = {line.get_label(): line.get_ydata() for line in axis.lines}
+    assert set(drawn) == set(summary["order"])
+    for arm, values in drawn.items():
+        numbers = summary["arms"][arm]["world"]
+        assert list(values) == [100 * numbers[f"pass_at_{k}"] for k in (1, 2, 4, 8)]
+
+    arms = ["sft_lp", "oxa_mle", "oxa_full"]
+    found = [summary["differences"][arm]["world"]["pass_at_1"] for arm in arms]
+    axis = Figure().subplots()
+    plots.forest(axis, [plots.Row(arm, row) for arm, row in zip(arms, found, strict=True)], 100, "points")
+    bars = [line for line in axis.lines if len(line.get_xdata()) == 2][:3]
+    points = [line for line in axis.lines if line.get_marker() == "o"]
+    for bar, point, row in zip(bars, points, found, strict=True):
+        assert list(bar.get_xdata()) == [100 * row["low"], 100 * row["high"]]
+        assert list(point.get_xdata()) == [100 * row["difference"]]
+        assert (point.get_markerfacecolor() != "#FFFFFF") is row["shown"]
+    assert {row["shown"] for row in found} == {True, False}
 
 
 def test_an_arm_keeps_its_color_in_every_plot_and_no_two_share_one() -> None:
@@ -394,6 +508,17 @@ def test_the_funnel_never_widens_and_names_every_loss(paths: dict[str, Path], lo
     assert [step.arm for step in steps if step.arm] == list(ALL)
     assert "duplicate response 21" in steps[1].note
     assert [step.arm for step in funnel.own(paths["metrics"], list(ALL)) if step.arm] == ["oxa_full"]
+
+
+def test_every_loss_is_listed_with_its_reason(paths: dict[str, Path]) -> None:
+    from oxa import funnel
+
+    found = {(loss.where, loss.reason): loss.num_lost for loss in funnel.losses(paths["metrics"], list(ALL))}
+    assert found["ingestion, teacher", "duplicate response"] == 21
+    assert found["ingestion, teacher", "too long"] == 1
+    assert found["CE set of sft", "verdict timeout"] == 1
+    assert found["UL set of oxa_full", "verdict unparsable"] == 100
+    assert ("UL set of oxa_full", "verdict incorrect") not in found
 
 
 def test_the_funnel_tells_what_the_scorer_cut(tmp_path: Path) -> None:

@@ -35,13 +35,33 @@ def test_greedy_equals_transformers_generate_token_for_token(talker: Path) -> No
         expected.append(whole[0, len(request.prompt) :].tolist())
     assert len({len(tokens) for tokens in expected}) > 3
     assert len({token for tokens in expected for token in tokens}) > 50
-    sampler._share_keys_among_query_heads(model)
+    sampler.share_keys_among_query_heads(model)
     ends = torch.tensor(model.generation_config.eos_token_id)
     greedy = Sampling(max_tokens=40, temperature=0)
     tokens, num_tokens, stopped, _ = sampler.complete(model, requests, [40] * 24, ends, greedy)
     found = [row[:n].tolist() for row, n in zip(tokens, num_tokens, strict=True)]
     assert found == expected
     assert stopped.tolist() == [tokens[-1] in ends for tokens in expected]
+
+
+def test_a_model_that_has_sampled_trains_as_if_it_had_not(talker: Path) -> None:
+    ids = torch.arange(40).reshape(2, 20) + 20
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0  # padded on the left, as RL pads prompts
+    gradients = []
+    for samples in (False, True):
+        model, tokenizer = lm.load(talker)
+        if samples:
+            sampler.share_keys_among_query_heads(model)
+            requests = [Request(f"r{i}", list(range(20, 24 + i))) for i in range(4)]
+            ends = sampler.end_ids(model, tokenizer)
+            sampler.complete(model, requests, [30] * 4, ends, SAMPLING)
+        model.train()
+        model(input_ids=ids, attention_mask=mask, labels=ids).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert gradient.abs().max() > 0
+        assert torch.equal(gradient, gradients[1][name]), name
 
 
 def test_entropies_equal_those_of_the_scoring_path(talker: Path) -> None:

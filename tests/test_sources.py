@@ -19,7 +19,7 @@ from oxa.errors import ConfigError, DataError, UserError
 from oxa.sources import Record, Reject
 
 ROOT = Path(__file__).resolve().parents[1]
-WORLD = World(num_train=6, num_benchmark=4, num_teacher=2)
+WORLD = World(num_train=6, num_rlvr=3, num_benchmark=4, num_teacher=2)
 PLAIN = Mapping(question="q", answer="a", responses="r")
 GOOD = '{"q": "1", "a": "2", "r": "3"}\n'
 
@@ -181,8 +181,9 @@ def test_a_source_without_gold_answers_takes_what_its_teacher_boxed(tmp_path: Pa
     assert (record.answers, record.gold_from_response) == (["\\frac{1}{2}"], True)
     assert isinstance(reject, Reject)
     assert reject.reason == "no_answer"
-    with pytest.raises(ConfigError, match="a benchmark needs gold answers"):
-        read(tmp_path, "benchmark", mapping=mapping)
+    for purpose, expected in (("benchmark", "a benchmark needs gold"), ("rlvr", "RL needs gold answers")):
+        with pytest.raises(ConfigError, match=expected):
+            read(tmp_path, purpose, mapping=mapping)
 
 
 def test_finding_a_box_takes_linear_time() -> None:
@@ -194,6 +195,27 @@ def test_a_teacher_needs_responses(tmp_path: Path) -> None:
     write(tmp_path, [{"problem": "1", "answer": "2"}])
     with pytest.raises(ConfigError, match="a teacher needs responses"):
         read(tmp_path, mapping="math")
+
+
+def test_problems_for_rl_need_no_responses_and_theirs_are_not_read(tmp_path: Path) -> None:
+    # the columns of agentica-org/DeepScaleR-Preview-Dataset
+    write(tmp_path, [{"problem": "1+1?", "answer": "2", "solution": "by adding"}])
+    for mapping in ("math", Mapping(question="problem", answer="answer")):
+        assert read(tmp_path, "rlvr", mapping=mapping) == [Record(0, "1+1?", ["2"], [], "")]
+    write(tmp_path, [plain(1), plain(2, r=["\ud800"])])
+    assert [item.responses for item in read(tmp_path, "rlvr") if isinstance(item, Record)] == [[], []]
+
+
+def test_for_rl_a_row_whose_gold_only_its_response_gives_is_dropped(tmp_path: Path) -> None:
+    rows = [
+        {"query": "1+1?", "answer": "2", "DeepSeek-R1_Response_List": ["\\boxed{3}"]},
+        {"input": "1+2?", "output": "\\boxed{3}", "category": "math"},
+    ]
+    write(tmp_path, rows)
+    record, reject = read(tmp_path, "rlvr", mapping="acereason")
+    assert record == Record(0, "1+1?", ["2"], [], "")
+    assert isinstance(reject, Reject)
+    assert (reject.row, reject.reason) == (1, "no_answer")
 
 
 # --- built-in mappings ---
@@ -363,10 +385,10 @@ def test_without_network_a_hub_dataset_is_one_sentence_and_a_local_file_takes_it
 
 def test_the_small_world_is_read_like_any_other_source(tmp_path: Path) -> None:
     teacher, benchmark = read(tmp_path, source="world"), read(tmp_path, "benchmark", source="world")
-    assert len(teacher) == 6
-    assert len(benchmark) == 4
+    rlvr = read(tmp_path, "rlvr", source="world")
+    assert (len(teacher), len(rlvr), len(benchmark)) == (6, 3, 4)
     assert all(isinstance(item, Record) and len(item.responses) == 2 and item.tier for item in teacher)
-    assert all(isinstance(item, Record) and not item.responses for item in benchmark)
+    assert all(isinstance(item, Record) and not item.responses and item.tier for item in rlvr + benchmark)
     assert len(read(tmp_path, source="world", limit=2)) == 2
 
 
@@ -417,6 +439,9 @@ def test_the_gsm8k_preset_reads_local_copies_and_teaches_other_problems_than_it_
     assert taught < whole
     assert len(taught) == teacher.limit
     assert not pretrained & taught
+    [rlvr] = params.ingest.rlvr
+    reinforced = questions(rlvr, "rlvr") - taught
+    assert reinforced == whole - taught
     sizes = {key: len(questions(source, "benchmark")) for key, source in params.ingest.benchmarks.items()}
     assert sizes == {"gsm8k": 200, "aime24": 30}
 
@@ -441,6 +466,12 @@ def test_the_paper_presets_hold_the_papers_settings(preset: str) -> None:
     assert (train.adam_beta1, train.adam_beta2, train.weight_decay) == (0.9, 0.95, 0.1)
     assert (train.num_ce, train.max_length, train.dtype) == (128, 32_768, "bfloat16")
     assert params.train.arms["oxa_full"] == config.TrainArm(num_ul=128, ul_weight=1e-4)
+    rl = params.rlvr
+    assert [source.source for source in params.ingest.rlvr] == [
+        "hf:agentica-org/DeepScaleR-Preview-Dataset:train"
+    ]
+    assert (rl.num_problems, rl.num_prompts, rl.num_generations, rl.temperature) == (10_000, 64, 8, 0.85)
+    assert (rl.learning_rate, rl.kl_weight, rl.max_prompt_tokens, rl.loss) == (2e-6, 1e-3, 1536, "grpo")
     draws = params.evaluate
     assert (draws.num_samples, draws.num_samples_by_benchmark) == (128, {"minerva": 64})
     assert (draws.temperature, draws.top_p, draws.max_tokens) == (0.6, 0.95, 32_768)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from itertools import islice
 
 import pytest
@@ -13,7 +14,7 @@ from oxa import config, world
 from oxa.errors import ConfigError
 from oxa.prompts import answer_part
 
-SMALL = config.World(num_train=120, num_benchmark=60, strategy_documents=1500)
+SMALL = config.World(num_train=120, num_rlvr=90, num_benchmark=60, strategy_documents=1500)
 QUESTION = re.compile(r"(\d+)(?: \+ | and )(\d+)")
 
 
@@ -122,12 +123,13 @@ def test_the_teacher_uses_every_strategy_where_it_works_and_is_sometimes_wrong()
     assert 0.02 < wrong / (4 * len(examples)) < 0.07
 
 
-def test_splits_share_no_pair_in_either_order_whatever_the_seeds() -> None:
-    def pairs(examples: list[world.Example]) -> set[frozenset[int]]:
-        return {frozenset(instance(example.question)) for example in examples}
+def pairs(examples: Iterable[world.Example]) -> set[frozenset[int]]:
+    return {frozenset(instance(example.question)) for example in examples}
 
-    train = pairs(list(world.train_examples(SMALL)))
-    benchmark = pairs(list(world.benchmark_examples(config.World(seed=7, num_benchmark=300))))
+
+def test_splits_share_no_pair_in_either_order_whatever_the_seeds() -> None:
+    train = pairs(world.train_examples(SMALL)) | pairs(world.rlvr_examples(SMALL))
+    benchmark = pairs(world.benchmark_examples(config.World(seed=7, num_benchmark=300)))
     corpus = {
         frozenset(instance(document.user))
         for document in islice(world.corpus(config.World(seed=3)), 6000)
@@ -144,13 +146,39 @@ def test_no_line_of_the_corpus_spells_a_problem_of_another_split() -> None:
             assert world.split_of(int(a), int(b)) == "corpus"
 
 
+def test_problems_for_rl_share_no_pair_with_the_training_problems_in_either_order() -> None:
+    large = config.World(num_train=3000, num_rlvr=600)
+    train = list(world.train_examples(large))
+    swapped = {instance(example.question)[::-1] for example in train}
+    assert swapped & {instance(example.question) for example in train}  # so the order matters at this size
+    rlvr = pairs(world.rlvr_examples(large))
+    assert not rlvr & pairs(train)
+    assert len(rlvr) == 600
+
+
+def test_problems_for_rl_begin_where_the_training_problems_end_and_leave_those_as_they_were() -> None:
+    some = config.World(num_train=50, num_rlvr=40)
+    train, rlvr = list(world.train_examples(some)), list(world.rlvr_examples(some))
+    assert train == list(world.train_examples(config.World(num_train=50)))
+    assert rlvr[:10] == list(world.rlvr_examples(config.World(num_train=50, num_rlvr=10)))
+    more = list(world.train_examples(config.World(num_train=90)))
+    assert [example.question for example in train + rlvr] == [example.question for example in more]
+
+
+def test_the_default_world_has_pairs_enough() -> None:
+    sizes = Counter(example.tier for example in world.rlvr_examples(config.World()))
+    assert sizes == dict.fromkeys(world.TIERS, 200)
+
+
 def test_problems_are_distinct_and_tiers_take_turns() -> None:
-    for examples in (list(world.train_examples(SMALL)), list(world.benchmark_examples(SMALL))):
+    kinds = (world.train_examples, world.rlvr_examples, world.benchmark_examples)
+    for examples in [list(kind(SMALL)) for kind in kinds]:
         assert len({instance(example.question) for example in examples}) == len(examples)
         tiers = Counter(example.tier for example in examples)
         assert tiers == dict.fromkeys(world.TIERS, len(examples) // 3)
         assert all(example.tier == world.tier_of(*instance(example.question)) for example in examples)
-    assert all(example.responses == () for example in world.benchmark_examples(SMALL))
+    for kind in kinds[1:]:
+        assert all(example.responses == () for example in kind(SMALL))
 
 
 def test_more_problems_leave_the_first_ones_as_they_were() -> None:

@@ -1,0 +1,149 @@
+"""`oxa regrade`: new verdicts for stored generations, and DVC told so, without sampling again.
+
+A checkpoint's generations follow from its stage's inputs. Only where DVC says that nothing of these has changed but the
+verifier (VERIFIER and the parameters `verify`) are the stored texts what the stage would write today; then, and only
+then, table and metrics are rewritten and `dvc commit` records them as the stage's outputs of today. Elsewhere the
+stage is left alone. Modules of VERIFIER that do more than grade are named when they have changed: whether their change
+touches how prompts are written or answers drawn, DVC cannot tell.
+
+Killed at any moment, the next run goes on: what is about to be written is noted with its md5 first, so that outputs
+which differ from dvc.lock are known for our own.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from flows import bridge
+from oxa import config, guard, records
+from oxa.errors import DataError, UserError
+from oxa.lifeline import Child
+from oxa.regrade import regrade
+
+GRADING = {"oxa/answers.py", "oxa/judge.py", "oxa/metrics.py", "oxa/errors.py", "oxa/progress.py"}
+MORE = {"oxa/prompts.py", "oxa/evaluate.py", "oxa/config.py", "oxa/records.py"}
+VERIFIER = GRADING | MORE | {"verify"}
+
+Summarize = Callable[[pa.Table], dict[str, Any]]
+
+
+def run(
+    section: config.Verify, summarize: Summarize, checkpoints: Sequence[str] = (), *, dry_run: bool = False
+) -> Iterator[str]:
+    """Regrades these checkpoints' generations, by default all, and yields a sentence on each.
+
+    `summarize` makes a stage's metrics of its generations. With `dry_run` nothing is written.
+    """
+    known = _evaluations(bridge.locked())
+    for name in checkpoints:
+        if name not in known:
+            raise UserError(
+                f"{name}: dvc.lock knows no generations of it; known: {', '.join(known) or 'none'}"
+            )
+    chosen = {name: known[name] for name in checkpoints or known}
+    changed = _changed([stage for stage, _ in chosen.values()])
+    num_committed = 0
+    for name, (stage, locked) in chosen.items():
+        table, metrics = (_path(locked.outs, suffix) for suffix in (".parquet", ".json"))
+        note = guard.WORK / "regrade" / f"{name}.json"
+        if others := _others(changed[stage], note):
+            yield f"{name}: left alone, since {', '.join(others)} changed, too; `dvc repro {stage}` evaluates it again"
+            continue
+        found = regrade(section, table, _path(locked.deps, ".parquet"))
+        numbers = summarize(found.table)
+        if dry_run:
+            yield f"{name}: {found}"
+            continue
+        if found.changed or records.read_json(metrics) != json.loads(json.dumps(numbers)):
+            _write(found.table, numbers, table, metrics, note)
+        now = _changed([stage])[stage]
+        if others := _others(now, note):  # changed meanwhile
+            raise UserError(f"{name}: {', '.join(others)} changed while it was graded; run it again")
+        if now:
+            _commit(stage)
+            num_committed += 1
+        note.unlink(missing_ok=True)
+        doubtful = sorted(MORE & now.keys())
+        doubt = f" ({', '.join(doubtful)} changed, taken to ask and draw as before)" if doubtful else ""
+        yield f"{name}: {found}{doubt}"
+    if num_committed:
+        yield f"DVC has taken {num_committed} of {len(chosen)} evaluations; `dvc repro report` makes the report again"
+
+
+def _evaluations(locked: Mapping[str, bridge.Locked]) -> dict[str, tuple[str, bridge.Locked]]:
+    """Stage and what dvc.lock holds of it, by checkpoint."""
+    return {
+        _path(found.outs, ".parquet").stem: (stage, found)
+        for stage, found in sorted(locked.items())
+        if stage.startswith("evaluate")
+    }
+
+
+def _path(paths: Mapping[str, str], suffix: str) -> Path:
+    return next(Path(path) for path in paths if path.endswith(suffix))
+
+
+def _changed(stages: Sequence[str]) -> dict[str, dict[str, str]]:
+    """By stage, what DVC finds changed: inputs, parameters and outputs, and how."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            status = repo.status(targets=list(stages))
+    except DvcException as error:
+        raise UserError(f"DVC: {' '.join(str(error).split())}") from None
+    found: dict[str, dict[str, str]] = {stage: {} for stage in stages}
+    for stage, changes in status.items():
+        for change in changes:
+            if isinstance(change, str):  # "changed command"
+                found.setdefault(stage, {})[change.removeprefix("changed ")] = "modified"
+                continue
+            for entries in change.values():
+                for path, how in entries.items():
+                    found.setdefault(stage, {}).update(how if isinstance(how, dict) else {path: how})
+    return found
+
+
+def _others(changed: Mapping[str, str], note: Path) -> list[str]:
+    """What changed beside the verifier and what an earlier run of ours has written."""
+    ours = records.read_json(note) if note.exists() else {}
+    return sorted(
+        path
+        for path in changed.keys() - VERIFIER
+        if path not in ours or not Path(path).exists() or guard.dvc_md5(Path(path)) not in ours[path]
+    )
+
+
+def _write(table: pa.Table, numbers: dict[str, Any], output: Path, metrics: Path, note: Path) -> None:
+    """Puts both in place, after a note of what they are about to be."""
+    made = {
+        output: note.with_name(f"{note.stem}.parquet"),
+        metrics: note.with_name(f"{note.stem}-metrics.json"),
+    }
+    note.parent.mkdir(parents=True, exist_ok=True)
+    records.write(made[output], table, records.GENERATIONS)
+    records.write_json(made[metrics], numbers)
+    records.write_json(
+        note, {str(path): [guard.dvc_md5(path), guard.dvc_md5(new)] for path, new in made.items()}
+    )
+    for path, new in made.items():
+        new.replace(path)
+
+
+def _commit(stage: str) -> None:
+    """Has DVC take the stage's inputs and outputs as they lie here for what belongs together."""
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "commit", "--force", "--quiet", stage]
+    with Child(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as child:
+        said, _ = child.communicate()
+    if child.returncode != 0:
+        raise DataError(f"dvc commit {stage}: {' '.join(said.split()) or f'exited with {child.returncode}'}")

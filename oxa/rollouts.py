@@ -1,0 +1,119 @@
+"""Rollouts of a training step: drawn from the model as it is, and graded as evaluation grades.
+
+The random numbers of a rollout follow from (seed, response_id), and its id from the problem, the seed, the step and its
+place in the group: they are the same for every arm, however the step is cut into batches and processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from oxa import answers, records, sampler
+from oxa.config import Rlvr, Sampling
+from oxa.errors import ConfigError
+from oxa.generate import Request
+
+
+class Problem(NamedTuple):
+    user: str
+    """The user turn: question and suffix."""
+    prompt: list[int]
+    """Token ids up to where the rollout begins."""
+    answers: list[str]
+    """Accepted gold answers."""
+
+
+class Judged(NamedTuple):
+    verdict: str
+    truncated: bool
+    """Whether it reached max_tokens or the model's context without an end token."""
+
+
+class Rollouts:
+    """Draws and grades the rollouts of one training; `problems` by id, `ends` the tokens that end a response."""
+
+    def __init__(
+        self,
+        section: Rlvr,
+        problems: dict[str, Problem],
+        tokenizer: Any,
+        ends: Tensor,
+        context: int,
+        grader: answers.Grader,
+        seed: int,
+    ) -> None:
+        self.section = section
+        self._problems, self._tokenizer, self._ends = problems, tokenizer, ends
+        self._context, self._grader, self._seed = context, grader, seed
+
+    def draw(self, problem_ids: Sequence[str], trainer: Any) -> dict[str, Any]:
+        """This process's rollouts of the next step, for TRL's `rollout_func`; one for every entry of `problem_ids`.
+
+        TRL lays a step's rollouts out problem by problem and hands every process one part of them, in its turn.
+        """
+        first, step = trainer.accelerator.process_index * len(problem_ids), trainer.state.global_step
+        requests = []
+        for place, problem_id in enumerate(problem_ids, first):
+            key = f"{self._seed}/{step}/{place % self.section.num_generations}"
+            response_id = records.response_id(problem_id, "rollout", "", key)
+            requests.append(Request(response_id, self._problems[problem_id].prompt))
+        model = trainer.model
+        model.eval()  # in training mode, gradient checkpointing would take the cache away
+        try:
+            with trainer.accelerator.autocast():
+                completions = self._complete(model, requests, step)
+        finally:
+            model.train()
+        return {
+            "prompt_ids": [request.prompt for request in requests],
+            "completion_ids": completions,
+            "logprobs": None,  # of the policy itself, hence nothing to correct
+        }
+
+    def _complete(self, model: Any, requests: list[Request], step: int) -> list[list[int]]:
+        section = self.section
+        sampling = Sampling(
+            temperature=section.temperature,
+            top_p=section.top_p,
+            max_tokens=section.max_tokens,
+            seed=self._seed,
+        )
+        completions: list[list[int]] = [[] for _ in requests]
+        by_length = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
+        for start in range(0, len(by_length), section.batch_size):
+            rows = by_length[start : start + section.batch_size]
+            shard = [requests[i] for i in rows]
+            limits = [min(section.max_tokens, self._context - len(request.prompt)) for request in shard]
+            tokens, num_tokens, _, entropy = sampler.complete(
+                model, shard, limits, self._ends.to(model.device), sampling
+            )
+            if not torch.isfinite(entropy).all():
+                raise not_finite(section.learning_rate, "entropy", "nan", step + 1)
+            for i, row, n in zip(rows, tokens.tolist(), num_tokens.tolist(), strict=True):
+                completions[i] = row[:n]
+        return completions
+
+    def grade(self, problem_ids: Sequence[str], completions: Sequence[list[int]]) -> list[Judged]:
+        """Verdicts as evaluation gives them: on the text with its special tokens, without the end token."""
+        ends = set(self._ends.tolist())
+        truncated = [ids[-1] not in ends for ids in completions]
+        cut = [ids if short else ids[:-1] for ids, short in zip(completions, truncated, strict=True)]
+        texts = self._tokenizer.batch_decode(
+            cut, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        items = [
+            (self._problems[problem_id].answers, text, "length" if short else "stop")
+            for problem_id, text, short in zip(problem_ids, texts, truncated, strict=True)
+        ]
+        graded = self._grader.grade(items, description="")
+        return [Judged(grade.verdict, short) for grade, short in zip(graded, truncated, strict=True)]
+
+
+def not_finite(learning_rate: float, name: str, value: Any, step: int) -> ConfigError:
+    return ConfigError(
+        f"rlvr.learning_rate: the {name} is {value} at step {step}; take a lower one than {learning_rate}"
+    )

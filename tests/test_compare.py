@@ -1,0 +1,120 @@
+"""`oxa compare` on generations whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from test_comparison import write
+
+from oxa import cli, compare, comparison, metrics
+from oxa.config import Report
+from oxa.errors import DataError
+
+ROOT = Path(__file__).resolve().parents[1]
+SECTION = Report(baseline="sft", resamples=300)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("generations")
+    write(found / "base.parquet", 0.3, seed=9)
+    for seed in (0, 3):
+        write(found / f"sft-{seed}.parquet", 0.5, seed=seed)
+        write(found / f"oxa_mle-{seed}.parquet", 0.7, seed=10 + seed)
+        write(found / f"sft-{seed}-rl.parquet", 0.7, seed=20 + seed, steps=(10, 20))
+    return found
+
+
+def test_values_and_differences_are_those_of_the_generations(folder: Path):
+    found = compare.run(SECTION, "oxa_mle-0", "sft-0", folder=folder)
+    part = found["groups"]["world"]
+    assert (part["num_problems"], part["num_samples"], part["num_seeds"]) == (80, 8, 1)
+    assert list(part["metrics"]) == ["pass_at_1", "pass_at_8", "maj_at_8", "mean_entropy", "mean_tokens"]
+    a, b = (comparison.outcomes(folder / f"{name}.parquet") for name in ("oxa_mle-0", "sft-0"))
+    for metric, row in part["metrics"].items():
+        assert row["difference"] == pytest.approx(row["a"] - row["b"]), metric
+        assert row["low"] <= row["difference"] <= row["high"]
+    row = part["metrics"]["pass_at_1"]
+    assert (row["a"], row["b"]) == pytest.approx((a.num_correct.mean() / 8, b.num_correct.mean() / 8))
+    assert row["shown"]
+    assert not part["metrics"]["mean_tokens"]["shown"]
+    rows = list(part["metrics"].values())
+    assert [row["p_holm"] for row in rows] == pytest.approx(
+        list(metrics.holm([row["p_value"] for row in rows]))
+    )
+
+
+def test_an_arm_stands_for_all_its_seeds(folder: Path):
+    part = compare.run(SECTION, "oxa_mle", "base", folder=folder)["groups"]["world"]
+    assert (part["num_seeds"], part["num_seeds_baseline"]) == (2, 1)
+    rates = [
+        comparison.outcomes(folder / f"oxa_mle-{seed}.parquet").num_correct.mean() / 8 for seed in (0, 3)
+    ]
+    assert part["metrics"]["pass_at_1"]["a"] == pytest.approx(sum(rates) / 2)
+
+
+def test_an_arm_before_and_after_rl_is_paired_by_seed(folder: Path):
+    assert compare.run(SECTION, "sft-rl", "sft", folder=folder)["same_seeds"]
+    assert compare.run(SECTION, "sft-0-rl", "sft-0", folder=folder)["same_seeds"]
+    assert compare.run(SECTION, "sft-rl@10", "sft-rl@20", folder=folder)["same_seeds"]
+    assert not compare.run(SECTION, "sft-3", "sft-0", folder=folder)["same_seeds"]
+    assert not compare.run(SECTION, "oxa_mle", "sft", folder=folder)["same_seeds"]
+
+
+def test_a_step_of_rl_can_be_asked_for(folder: Path):
+    found = compare.run(SECTION, "sft-0-rl@10", "sft-0-rl", folder=folder)["groups"]["world"]["metrics"][
+        "pass_at_1"
+    ]
+    path = folder / "sft-0-rl.parquet"
+    steps = [comparison.outcomes(path, step).num_correct.mean() / 8 for step in (10, 20)]
+    assert (found["a"], found["b"]) == pytest.approx(steps)
+    with pytest.raises(DataError, match="nothing of step 11; found 10, 20"):
+        compare.run(SECTION, "sft-0-rl@11", "sft-0", folder=folder)
+
+
+def test_a_table_anywhere_can_be_compared(folder: Path, tmp_path: Path):
+    elsewhere = shutil.copy(folder / "sft-0.parquet", tmp_path / "other.parquet")
+    found = compare.run(SECTION, str(elsewhere), "sft-0", folder=folder)["groups"]["world"]["metrics"][
+        "pass_at_1"
+    ]
+    assert (found["difference"], found["low"], found["high"], found["p_value"]) == (0, 0, 0, 1)
+
+
+def test_what_cannot_be_compared_is_refused_in_a_sentence(folder: Path, tmp_path: Path):
+    fewer = write(tmp_path / "fewer.parquet", 0.5, benchmarks={"world": 79})
+    with pytest.raises(
+        DataError, match="cannot be compared: evaluated on 79 and 80 problems, 79 of them the same"
+    ):
+        compare.run(SECTION, str(fewer), "sft", folder=folder)
+    with pytest.raises(
+        DataError, match=r"nobody: no such checkpoint, arm or table; .* holds base, oxa_mle-0, "
+    ):
+        compare.run(SECTION, "nobody", "sft", folder=folder)
+    with pytest.raises(DataError, match="pass@9 needs 9 samples of every problem of world, found 8"):
+        compare.run(SECTION, "sft", "base", folder=folder, k=9)
+    with pytest.raises(DataError, match="no benchmark 'aime'; found world"):
+        compare.run(SECTION, "sft", "base", folder=folder, benchmark="aime")
+
+
+def test_the_command_prints_a_table_or_json(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(ROOT)
+    command = ["compare", "oxa_mle", "sft", "--folder", str(folder), "--k", "2"]
+    assert cli.main(command) == 0
+    text = capsys.readouterr().out
+    assert "## world: 80 problems, 8 samples a problem, seeds 2 and 2" in text
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    assert "| no difference shown |" in lines["tokens"]
+    assert cli.main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    row = found["groups"]["world"]["metrics"]["pass_at_2"]
+    assert (
+        f"{100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+        in lines["pass@2, %"]
+    )
+    assert cli.main([*command[:2], "nobody", *command[3:]]) == 2
+    assert capsys.readouterr().err.startswith("oxa: nobody: no such checkpoint")

@@ -2,17 +2,31 @@
 
 `answer` holds one sentence and, for every arm and phase, a claim about pass@1, pass@N and entropy against the baseline,
 on all benchmarks pooled where there are several. The sentence is about the first of these metrics in which any arm is
-shown to differ, and names all arms that are, better or worse. Where a difference is not `shown` (oxa/comparison.py),
+shown to differ, and names all arms, better, worse or neither. Where a difference is not `shown` (oxa/comparison.py),
 the words are "no difference shown", whatever its sign.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 SMALL = 50  # problems of a benchmark below which the Bayesian interval is given, too
 Summary = Mapping[str, Any]
+
+
+class Said(NamedTuple):
+    """Of one metric and phase."""
+
+    shown: list[str]
+    """Arms that are shown to differ, with their differences."""
+    others: list[str]
+
+    def __str__(self) -> str:
+        if not self.shown:
+            return "no difference shown"
+        rest = f", no difference shown for {_listed(self.others)}" if self.others else ""
+        return _listed(self.shown) + rest
 
 
 def answer(summary: Summary) -> dict[str, Any]:
@@ -20,14 +34,14 @@ def answer(summary: Summary) -> dict[str, Any]:
     group = summary["groups"][-1]  # pooled comes last
     num_samples = summary["arms"][summary["baseline"]][group]["num_samples"]
     metrics = ["pass_at_1", *([f"pass_at_{num_samples}"] if num_samples > 1 else []), "mean_entropy"]
-    claims, shown = [], dict[str, dict[str, list[str]]]()
+    claims, found = [], dict[str, dict[str, Said]]()
     for phase, ending in _phases(summary).items():
         for metric in metrics:
             for arm in _arms(summary):
                 row = summary["differences"][arm + ending][group].get(metric)
                 if row is None:
                     continue
-                said = shown.setdefault(metric, {}).setdefault(phase, [])
+                said = found.setdefault(metric, {}).setdefault(phase, Said([], []))
                 text = _claim(arm, summary, metric, row)
                 claims.append(
                     {
@@ -39,8 +53,10 @@ def answer(summary: Summary) -> dict[str, Any]:
                     }
                 )
                 if row["shown"]:
-                    said.append(f"{arm} {_change(metric, row)}")
-    return {"sentence": _sentence(summary["baseline"], shown), "claims": claims}
+                    said.shown.append(f"{arm} {_change(metric, row)}")
+                else:
+                    said.others.append(arm)
+    return {"sentence": _sentence(summary["baseline"], found), "claims": claims}
 
 
 def _arms(summary: Summary) -> list[str]:
@@ -57,20 +73,18 @@ def _phases(summary: Summary) -> dict[str, str]:
     return {"before RL": "", "after RL": "-rl"} if after else {"before RL": ""}
 
 
-def _sentence(baseline: str, shown: Mapping[str, Mapping[str, Sequence[str]]]) -> str:
-    if not shown:
+def _sentence(baseline: str, found: Mapping[str, Mapping[str, Said]]) -> str:
+    if not found:
         return f"There is no arm to compare with {baseline}."
-    metric = next((metric for metric, phases in shown.items() if any(phases.values())), None)
-    titles = [_title(metric) for metric in shown]
+    titles = [_title(metric) for metric in found]
+    metric = next((metric for metric, phases in found.items() if any(s.shown for s in phases.values())), None)
     if metric is None:
-        phases = "before or after RL" if len(next(iter(shown.values()))) > 1 else "before RL"
-        what = " or ".join([", ".join(titles[:-1]), titles[-1]])
+        phases = "before or after RL" if len(next(iter(found.values()))) > 1 else "before RL"
+        what = " or ".join([", ".join(titles[:-1]), titles[-1]] if len(titles) > 1 else titles)
         return f"No arm is shown to differ from {baseline} in {what}, {phases}."
     before = titles[: titles.index(_title(metric))]
     opening = f"No difference from {baseline} is shown in {' or '.join(before)}. " if before else ""
-    parts = [
-        f"{phase} {_listed(said) if said else 'no difference shown'}" for phase, said in shown[metric].items()
-    ]
+    parts = [f"{phase} {said}" for phase, said in found[metric].items()]
     return f"{opening}{_subject(metric)}, against {baseline}: {'; '.join(parts)}."
 
 
@@ -97,7 +111,7 @@ def _claim(arm: str, summary: Summary, metric: str, row: Mapping[str, Any]) -> s
     baseline, more = summary["baseline"], row["difference"] > 0
     if not row["shown"]:
         alone = row["low"] > 0 or row["high"] < 0
-        why = f"; p {row['p_holm']:.2f} over {summary['num_comparisons']} comparisons" if alone else ""
+        why = f"; p {row['p_holm']:.3f} over {summary['num_comparisons']} comparisons" if alone else ""
         return f"{arm}: no difference shown ({_change(metric, row)}{why})"
     size, interval = _size(metric, row), _interval(metric, row)
     if metric == "mean_entropy":

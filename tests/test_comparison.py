@@ -270,7 +270,7 @@ def test_the_answer_names_what_is_shown_and_nothing_else(summary: dict[str, Any]
     sentence, claims = summary["answer"]["sentence"], summary["answer"]["claims"]
     assert sentence.startswith("Problems solved at the first try, against sft: before RL oxa_mle +")
     assert sentence.endswith("; after RL no difference shown.")
-    assert "oxa_full" not in sentence
+    assert ", no difference shown for oxa_full; " in sentence
     places = {(claim["phase"], claim["claim"], claim["arm"]) for claim in claims}
     assert len(claims) == len(places) == 2 * 3 * 2
     for claim in claims:

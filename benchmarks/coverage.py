@@ -4,7 +4,8 @@
 
 Worlds of two arms whose difference is known: an arm's chance on a problem is sigmoid(mean + 1.5 · problem + seed effect
 + 0.3 · interaction), each a normal draw, and its samples are binomial. The truth is the mean over all problems and
-seeds that could have been drawn (Gauss-Hermite quadrature). For every setting, in percent of the worlds:
+seeds that could have been drawn (Gauss-Hermite quadrature). With several seeds two more arms are drawn, as a report has
+them, and all four tell how much seeds differ. For every setting, in percent of the worlds:
 
     one        the 95% interval of one arm holds its truth
     difference the 95% interval of the difference of two arms, 0.4 apart in logits, holds it
@@ -45,24 +46,30 @@ def simulate(
     seed_effect: float = 0.0,
     k: int = 1,
     measure: Callable[..., Any] = metrics.pass_at_k,
+    only_second: bool = False,
     num_worlds: int = 2000,
     resamples: int = 400,
 ) -> Rates:
-    """Shares of the worlds, see above; `measure` is pass_at_k or pass_hat_k."""
+    """Shares of the worlds, see above; `measure` is pass_at_k or pass_hat_k. `only_second`: of the equal arms compared,
+    one alone has a seed effect."""
     rng = np.random.default_rng(0)
-    truth, better = (_truth(at, seed_effect, k, measure) for at in (mean, mean + GAP))
+    common = 0.0 if only_second else seed_effect
+    truth, better = (_truth(at, common, k, measure) for at in (mean, mean + GAP))
     held = apart = told = width = 0.0
     for world in range(num_worlds):
         problems = rng.standard_normal(num_problems)
         arms = []
-        for at in (mean, mean, mean + GAP):
-            logits = at + PROBLEM * problems + seed_effect * rng.standard_normal((num_seeds, 1))
+        for place, at in enumerate((mean, mean, mean + GAP, mean)[: 4 if num_seeds > 1 else 3]):
+            effect = seed_effect if place == 1 or not only_second else 0.0
+            logits = at + PROBLEM * problems + effect * rng.standard_normal((num_seeds, 1))
             logits = logits + INTERACTION * rng.standard_normal((num_seeds, num_problems))
             correct = rng.binomial(num_samples, _sigmoid(logits))
             again = rng.binomial(num_samples, correct[..., None] / num_samples, (*correct.shape, NUM_REDRAWN))
             arms.append([measure(num_samples, counts, k) for counts in (correct, again)])
-        first, second, third = arms
+        first, second, third = arms[:3]
         drawn: dict[str, Any] = {"resamples": resamples, "confidence": 1 - LEVEL, "seed": world}
+        if num_seeds > 1:
+            drawn["pool"] = [values for values, _ in arms]
         interval = metrics.bootstrap_interval(*first, **drawn)
         held += interval.low <= truth <= interval.high
         found = metrics.paired_difference(third[0], first[0], (third[1], first[1]), **drawn)
@@ -103,6 +110,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
         }
         for num_seeds in (2, 3, 5)
         for effect in (0.0, 0.15, 0.5)
+    },
+    "100 problems, 8 samples, 2 seeds, effect 0.5 in one arm alone": {
+        "num_problems": 100,
+        "num_samples": 8,
+        "num_seeds": 2,
+        "seed_effect": 0.5,
+        "only_second": True,
     },
 }
 

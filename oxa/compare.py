@@ -124,6 +124,8 @@ def text(found: dict[str, Any]) -> str:
         f"Differences are {a} minus {b}, paired {paired}; Holm's p is corrected over all rows above. A difference is "
         f"shown where its interval excludes 0 and Holm's p is at most {1 - found['confidence']:.2g}."
     ]
+    if any(1 in (part["num_seeds"], part["num_seeds_baseline"]) for part in found["groups"].values()):
+        lines += [findings.ONE_SEED]
     return "\n".join(lines) + "\n"
 
 

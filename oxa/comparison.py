@@ -16,9 +16,12 @@ How much seeds differ is estimated from all arms of a phase together; the base h
 A difference is `shown` where its interval excludes 0 and its p-value, corrected by Holm's method, is at most
 1 - confidence; anything else is no gain, whatever its sign. Every benchmark, and `pooled`, has two families of
 comparisons, in pass@1, pass@N and entropy: the question, which is the arms' differences to the baseline before and
-after RL (`num_comparisons`), and what stands beside it, the gains and the base (`num_beside`). No p is below
-2 / (resamples + 1), so these take at least 10 · family / (1 - confidence) resamples. Other metrics have intervals and
-p-values of single comparisons; they are never `shown`.
+after RL (`num_comparisons`), and what stands beside it, the gains and the base (`num_beside`). What is shown must not
+hang on the draws of the bootstrap, so these take at least RESAMPLES · family / (1 - confidence) of them. Other metrics
+have intervals and p-values of single comparisons; they are never `shown`.
+
+Where every problem is solved, or none is, a bootstrap sees no spread. P such problems leave room for a rate that is off
+by up to 1 - (α/2)^(1/P) (Clopper & Pearson 1934), and that far the intervals reach there.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from oxa.outcomes import Outcomes, along_rl, outcomes, unlike
 
 __all__ = ["BASE", "POOLED", "RL", "Outcomes", "along_rl", "outcomes", "summarize", "table"]
 
+RESAMPLES = 100  # expected beyond the p-value at which Holm's method begins, so that it is known to about 10%
 OF_COUNTS = {"pass_at": statistics.pass_at_k, "pass_hat": statistics.pass_hat_k}
 Floats = NDArray[np.float64]
 Members = NDArray[np.bool_]
@@ -195,6 +199,7 @@ def _numbers(
         "num_problems": int(members.sum()),
         "num_samples": num_samples,
         "num_seeds": len(runs),
+        "pass_at_1_by_seed": [float(values.mean()) for values in observed(runs, members, "pass_at_1")],
         "distinct_answers": float(np.mean([run.distinct_answers[members] for run in runs])),
         "mean_tokens": float(np.mean([run.mean_tokens[members] for run in runs])),
         "truncated": float(np.mean([run.truncated[members] for run in runs])),
@@ -212,7 +217,9 @@ def _numbers(
         )
         numbers[name] = found.estimate
         highest = math.inf if name.startswith("mean_") else 1.0
-        numbers[f"{name}_low"], numbers[f"{name}_high"] = max(0.0, found.low), min(highest, found.high)
+        room = _room(section, name, values)
+        numbers[f"{name}_low"] = max(0.0, found.low - room)
+        numbers[f"{name}_high"] = min(highest, found.high + room)
     if only is None:
         # seeds' samples together
         counts = [(run.num_samples[members], run.num_correct[members]) for run in runs]
@@ -294,7 +301,7 @@ def differences(
         "num_seeds": len(ours),
         "num_seeds_baseline": len(theirs),
     }
-    needed = math.ceil(10 * num_comparisons / (1 - section.confidence))
+    needed = math.ceil(RESAMPLES * num_comparisons / (1 - section.confidence))
     for name in metrics or measures(first, members):
         a, b = (measured(runs, members, name) for runs in (ours, theirs))
         known = np.isfinite(a[0]).all(axis=0) & np.isfinite(b[0]).all(axis=0)
@@ -312,8 +319,17 @@ def differences(
             pool=tables or None,
             **resampling,
         )
+        room = _room(section, name, np.concatenate([a[0], b[0]]))
+        found = found._replace(low=found.low - room, high=found.high + room)
         rows[name] = found._asdict() | {"p_holm": None, "shown": False}
     return rows
+
+
+def _room(section: Report, name: str, values: Floats) -> float:
+    """How far a rate may be off where all values [S, P] are 1, or all 0; else 0, since they have a spread."""
+    if name.startswith("mean_") or not (values == values[0, 0]).all() or values[0, 0] not in (0.0, 1.0):
+        return 0.0
+    return float(1 - ((1 - section.confidence) / 2) ** (1 / values.shape[1]))
 
 
 def correct(section: Report, rows: Iterable[dict[str, Any]]) -> None:

@@ -1,32 +1,47 @@
 """What the summary says, in words and in a Markdown table; nothing here is computed but what is worth saying first.
 
-`answer` holds one sentence and, for every arm and phase, a claim about pass@1, pass@N and entropy against the baseline,
-on all benchmarks pooled where there are several. The sentence is about the first of these metrics in which any arm is
-shown to differ, and names all arms, better, worse or neither. Where a difference is not `shown` (oxa/comparison.py),
-the words are "no difference shown", whatever its sign.
+`answer` holds a short answer and, for every arm and phase, a claim about pass@1, pass@N and entropy against the
+baseline, on all benchmarks pooled where there are several. The answer is about all three and names every arm, better,
+worse or neither. Where a difference is not `shown` (oxa/comparison.py), the words are "no difference shown", whatever
+its sign.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import fill
 from typing import Any, NamedTuple
 
 SMALL = 50  # problems of a benchmark below which the Bayesian interval is given, too
 Summary = Mapping[str, Any]
+Row = Mapping[str, Any]
+Columns = dict[str, Callable[[Row], str]]
+"""Title, to how an arm's numbers are written there."""
+ONE_SEED = "One fine-tuning seed: the intervals do not cover what another seed would change."
 
 
 class Said(NamedTuple):
     """Of one metric and phase."""
 
-    shown: list[str]
-    """Arms that are shown to differ, with their differences."""
+    shown: list[tuple[str, Row]]
+    """Arms that are shown to differ, and by how much."""
     others: list[str]
 
-    def __str__(self) -> str:
+    def in_numbers(self, metric: str) -> str:
         if not self.shown:
             return "no difference shown"
-        rest = f", no difference shown for {_listed(self.others)}" if self.others else ""
-        return _listed(self.shown) + rest
+        told = _listed([f"{arm} {_change(metric, row)}" for arm, row in self.shown])
+        return told + (f", no difference shown for {_listed(self.others)}" if self.others else "")
+
+    def in_words(self) -> str:
+        if not self.shown:
+            return "no difference shown"
+        sides = {
+            "higher": [arm for arm, row in self.shown if row["difference"] > 0],
+            "lower": [arm for arm, row in self.shown if row["difference"] < 0],
+        }
+        told = [f"{side} for {_listed(arms)}" for side, arms in sides.items() if arms]
+        return ", ".join(told + ([f"no difference shown for {_listed(self.others)}"] if self.others else []))
 
 
 def answer(summary: Summary) -> dict[str, Any]:
@@ -42,7 +57,7 @@ def answer(summary: Summary) -> dict[str, Any]:
                 if row is None:
                     continue
                 said = found.setdefault(metric, {}).setdefault(phase, Said([], []))
-                text = _claim(arm, summary, metric, row)
+                text = _claim(arm, ending, summary, metric, row)
                 claims.append(
                     {
                         "claim": _title(metric),
@@ -53,7 +68,7 @@ def answer(summary: Summary) -> dict[str, Any]:
                     }
                 )
                 if row["shown"]:
-                    said.shown.append(f"{arm} {_change(metric, row)}")
+                    said.shown.append((arm, row))
                 else:
                     said.others.append(arm)
     return {"sentence": _sentence(summary["baseline"], found), "claims": claims}
@@ -74,18 +89,20 @@ def _phases(summary: Summary) -> dict[str, str]:
 
 
 def _sentence(baseline: str, found: Mapping[str, Mapping[str, Said]]) -> str:
+    """The first metric with its intervals, the others in words."""
     if not found:
         return f"There is no arm to compare with {baseline}."
-    titles = [_title(metric) for metric in found]
-    metric = next((metric for metric, phases in found.items() if any(s.shown for s in phases.values())), None)
-    if metric is None:
-        phases = "before or after RL" if len(next(iter(found.values()))) > 1 else "before RL"
-        what = " or ".join([", ".join(titles[:-1]), titles[-1]] if len(titles) > 1 else titles)
-        return f"No arm is shown to differ from {baseline} in {what}, {phases}."
-    before = titles[: titles.index(_title(metric))]
-    opening = f"No difference from {baseline} is shown in {' or '.join(before)}. " if before else ""
-    parts = [f"{phase} {said}" for phase, said in found[metric].items()]
-    return f"{opening}{_subject(metric)}, against {baseline}: {'; '.join(parts)}."
+    first, *others = found
+    parts = [f"{phase} {said.in_numbers(first)}" for phase, said in found[first].items()]
+    sentences = [f"{_subject(first)}, against {baseline}: {'; '.join(parts)}."]
+    for metric in others:
+        words = {phase: said.in_words() for phase, said in found[metric].items()}
+        if len(set(words.values())) == 1:
+            told = f"{next(iter(words.values()))}, {' and '.join(words).replace(' RL and', ' and')}"
+        else:
+            told = "; ".join(f"{phase} {text}" for phase, text in words.items())
+        sentences.append(f"{_title(metric)[0].upper() + _title(metric)[1:]}: {told}.")
+    return " ".join(sentences)
 
 
 def _listed(items: Sequence[str]) -> str:
@@ -107,27 +124,28 @@ def _tries(metric: str) -> str:
     return "at the first try" if k == "1" else f"in at least one of {k} tries"
 
 
-def _claim(arm: str, summary: Summary, metric: str, row: Mapping[str, Any]) -> str:
+def _claim(arm: str, ending: str, summary: Summary, metric: str, row: Row) -> str:
     baseline, more = summary["baseline"], row["difference"] > 0
+    group = summary["groups"][-1]
+    sides = [summary["arms"][name + ending][group].get(metric) for name in (arm, baseline)]
+    if metric != "mean_entropy" and sides == [1.0, 1.0]:
+        return f"{arm}: no difference shown; both solve every problem {_tries(metric)}, which cannot tell them apart"
     if not row["shown"]:
         alone = row["low"] > 0 or row["high"] < 0
         why = f"; p {row['p_holm']:.3f} over {summary['num_comparisons']} comparisons" if alone else ""
         return f"{arm}: no difference shown ({_change(metric, row)}{why})"
-    size, interval = _size(metric, row), _interval(metric, row)
     if metric == "mean_entropy":
-        return f"{arm}: entropy {'higher' if more else 'lower'} than {baseline}'s by {size} {interval}"
-    return f"{arm} solved {size} {'more' if more else 'fewer'} {_tries(metric)} than {baseline} {interval}"
+        return f"{arm}: entropy {'higher' if more else 'lower'} than {baseline}'s, {_change(metric, row)}"
+    return (
+        f"{arm} solved {'more' if more else 'fewer'} {_tries(metric)} than {baseline}, {_change(metric, row)}"
+    )
 
 
-def _size(metric: str, row: Mapping[str, Any]) -> str:
-    size = abs(row["difference"])
-    return f"{size:.3f} nats a token" if metric == "mean_entropy" else f"{100 * size:.1f} points"
-
-
-def _change(metric: str, row: Mapping[str, Any]) -> str:
+def _change(metric: str, row: Row) -> str:
     """Signed, with its interval."""
-    sign = "−" if row["difference"] < 0 else "+"
-    return f"{sign}{_size(metric, row)} {_interval(metric, row)}"
+    sign, size = "−" if row["difference"] < 0 else "+", abs(row["difference"])
+    text = f"{size:.3f} nats a token" if metric == "mean_entropy" else f"{100 * size:.1f} points"
+    return f"{sign}{text} {_interval(metric, row)}"
 
 
 def _interval(metric: str, row: Mapping[str, Any]) -> str:
@@ -142,26 +160,31 @@ def table(summary: Summary) -> str:
     baseline, level = summary["baseline"], f"{summary['confidence']:.0%}"
     lines = ["# Comparison of the arms", ""]
     if "answer" in summary:
-        lines += [summary["answer"]["sentence"], ""]
+        lines += [_wrapped(summary["answer"]["sentence"]), ""]
     for group in summary["groups"]:
-        lines += [_heading(summary, group), "", *_numbers(summary, group), ""]
+        lines += [_heading(summary, group), ""]
+        for columns in (_first_columns(summary, group), _more_columns(summary, group)):
+            lines += [*_numbers(summary, group, columns), ""]
         lines += [*_differences(summary, group), ""]
-    alpha = 1 - summary["confidence"]
-    lines += [
+    notes = [
         f"Intervals: {level}, bootstrap over problems and samples (and seeds, where there are several). Differences "
         "are paired by problem; p is corrected by Holm's method over the "
-        f"{summary['num_comparisons']} between arms, and apart from these over the {summary['num_beside']} others (the "
-        "base, and what RL added). "
-        f'"±" marks an interval that holds 0 or p > {alpha:.2g}: no difference shown.',
+        f"{summary['num_comparisons']} between arms, and apart from these over the {summary['num_beside']} others "
+        "(the base, and what RL added). "
+        f"n.s.: the interval holds 0 or p > {1 - summary['confidence']:.2g}, so no difference is shown."
     ]
     if any(summary["arms"][baseline][group]["num_problems"] < SMALL for group in summary["groups"]):
-        lines += [
+        notes += [
             f"Bayes: {level} credible interval of pass@1 on these very problems, each rate with a uniform prior, which "
             "pulls towards 50% where samples are few."
         ]
     if summary["arms"][baseline][summary["groups"][0]]["num_seeds"] == 1:
-        lines += ["One fine-tuning seed: the intervals do not cover what another seed would change."]
-    return "\n".join(lines) + "\n"
+        notes += [ONE_SEED]
+    return "\n".join([*lines, *map(_wrapped, notes)]) + "\n"
+
+
+def _wrapped(text: str) -> str:
+    return fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def _heading(summary: Summary, group: str) -> str:
@@ -174,24 +197,35 @@ def _heading(summary: Summary, group: str) -> str:
     return heading
 
 
-def _numbers(summary: Summary, group: str) -> list[str]:
-    counts = summary["arms"]["base"][group]
-    n = counts["num_samples"]
-    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
+def _first_columns(summary: Summary, group: str) -> Columns:
+    n = summary["arms"]["base"][group]["num_samples"]
+    columns: Columns = {
         "seeds": lambda numbers: str(numbers["num_seeds"]),
         "pass@1, %": lambda numbers: _with_interval(numbers, "pass_at_1"),
     }
-    if counts["num_problems"] < SMALL:
-        columns["Bayes, %"] = lambda numbers: _ends(numbers, "pass_at_1_bayes", 100, ".1f")
     if n > 1:
         columns[f"pass@{n}, %"] = lambda numbers: _with_interval(numbers, f"pass_at_{n}")
+    columns["entropy, nats"] = lambda numbers: _with_interval(numbers, "mean_entropy", 1, ".3f")
+    return columns
+
+
+def _more_columns(summary: Summary, group: str) -> Columns:
+    counts = summary["arms"]["base"][group]
+    n = counts["num_samples"]
+    columns: Columns = {}
+    if counts["num_problems"] < SMALL:
+        columns["Bayes of pass@1, %"] = lambda numbers: _ends(numbers, "pass_at_1_bayes", 100, ".1f")
+    if n > 1:
         if f"maj_at_{n}" in counts:
             columns[f"maj@{n}, %"] = lambda numbers: _with_interval(numbers, f"maj_at_{n}")
         columns[f"pass^{n}, %"] = lambda numbers: _with_interval(numbers, f"pass_hat_{n}")
-        columns["distinct"] = lambda numbers: f"{numbers['distinct_answers']:.1f}"
-    columns["entropy, nats"] = lambda numbers: _with_interval(numbers, "mean_entropy", 1, ".3f")
+        columns["distinct answers"] = lambda numbers: f"{numbers['distinct_answers']:.1f}"
     columns["tokens"] = lambda numbers: f"{numbers['mean_tokens']:.0f}"
     columns["cut, %"] = lambda numbers: f"{100 * numbers['truncated']:.1f}"
+    return columns
+
+
+def _numbers(summary: Summary, group: str, columns: Columns) -> list[str]:
     rows = [
         [arm, *(cell(summary["arms"][arm][group]) for cell in columns.values())] for arm in summary["order"]
     ]
@@ -234,7 +268,7 @@ def _difference(found: Mapping[str, Any] | None, metric: str) -> str:
         return "–"
     scale, form = (1, "+.3f") if metric == "mean_entropy" else (100, "+.1f")
     mean, low, high = (f"{scale * found[name]:{form}}" for name in ("difference", "low", "high"))
-    return f"{'' if found['shown'] else '± '}{mean} [{low}, {high}], p {found['p_holm']:.3f}"
+    return f"{mean} [{low}, {high}], p {found['p_holm']:.3f}{'' if found['shown'] else ' n.s.'}"
 
 
 def aligned(header: list[str], rows: list[list[str]]) -> list[str]:

@@ -169,15 +169,21 @@ def _failure(lines: list[str], code: int) -> StageFailed:
     """What to show of a failed child's output, and whether to try again.
 
     The stage's exit code is in DVC's last message; a negative one is a signal's, and 128 + n is a shell's or a
-    keeper's way to say the same.
+    keeper's way to say the same. torchrun, and accelerate through it, exits with 1 whatever happened, and tells at its
+    table's end how the process ended that failed first; the table buries what that process said.
     """
     text = "\n".join(lines)
     exits = [int(number) for number in re.findall(r"exited with (-?\d+)", text)]
+    if "ChildFailedError" in text:
+        exits += [int(number) for number in re.findall(r"exitcode +: (-?\d+)", text)]
+        table = (number for number, line in enumerate(lines) if "] failed (exitcode: " in line)
+        lines = lines[: next(table, len(lines))]
     status = exits[-1] if exits else code
     killed = status < 0 or status in (128 + 9, 128 + 15) or code in (128 + 9, 128 + 15)
     busy = "is busy, it is being blocked by" in text
     spoken = status in (2, os.EX_TEMPFAIL)  # else `oxa: ` begins a warning of it
-    sentences = [line for line in lines if line.startswith("oxa: ")] if spoken else []
+    # once each: all processes of a launched stage say the same
+    sentences = list(dict.fromkeys(line for line in lines if line.startswith("oxa: "))) if spoken else []
     if sentences:
         said = "\n".join(sentences)
     elif killed:

@@ -49,7 +49,7 @@ from pydantic import Field
 
 from flows import bridge, schedule, servers, workspace
 from flows.terminal import Terminal
-from oxa import config, progress, tracking
+from oxa import config, guard, progress, tracking
 from oxa.errors import UserError
 
 PARAMS = Path("params.yaml")
@@ -274,7 +274,7 @@ def _show_report(settings: config.Tracking, folder: Path = Path("reports")) -> N
     """The report's page, the comparison and its plots, as artifacts of the flow run."""
     page = (folder / "index.html").resolve()
     create_link_artifact(
-        _address_in_mlflow(settings) or page.as_uri(),  # no browser follows a link from http to a file
+        _address_in_mlflow(settings, folder) or page.as_uri(),  # no browser follows a link from http to a file
         link_text="the report",
         key="report",
         description=f"The page that shows the whole run; on its machine: {page}",
@@ -293,20 +293,21 @@ def _show_report(settings: config.Tracking, folder: Path = Path("reports")) -> N
         )
 
 
-def _address_in_mlflow(settings: config.Tracking) -> str | None:
-    """Where MLflow's pages show the report; None where it is not there."""
+def _address_in_mlflow(settings: config.Tracking, folder: Path) -> str | None:
+    """Where MLflow's pages show this very report, whichever run wrote it; None where it is not there."""
     if not settings.enabled:
         return None
     try:
-        runs = tracking.find_runs(settings.experiment, {"oxa.stage": "report"})
+        tags = {"oxa.stage": "report", f"dvc.out.{folder}": guard.dvc_md5(folder)}
+        runs = [run.info for run in tracking.find_runs(settings.experiment, tags)]
     except UserError:
         return None
-    if not runs:
+    found = next((run for run in runs if run.status == "FINISHED"), None)  # the newest
+    if found is None:
         return None
-    found = runs[0].info
     return (
         f"{servers.mlflow_pages()}/#/experiments/{found.experiment_id}/runs/{found.run_id}"
-        "/artifacts/reports/index.html"
+        f"/artifacts/{folder.name}/index.html"
     )
 
 

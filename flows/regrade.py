@@ -7,7 +7,7 @@ stage is left alone. Modules of VERIFIER that do more than grade are named when 
 touches how prompts are written or answers drawn, DVC cannot tell.
 
 Killed at any moment, the next run goes on: what is about to be written is noted with its md5 first, so that outputs
-which differ from dvc.lock are known for our own.
+which differ from dvc.lock are known for our own, and with the changes of verdicts, so that they are said then.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,14 @@ from flows import bridge
 from oxa import config, guard, records
 from oxa.errors import DataError, UserError
 from oxa.lifeline import Child
-from oxa.regrade import regrade
+from oxa.regrade import Regraded, regrade
 
 GRADING = {"oxa/answers.py", "oxa/judge.py", "oxa/metrics.py", "oxa/errors.py", "oxa/progress.py"}
 MORE = {"oxa/prompts.py", "oxa/evaluate.py", "oxa/config.py", "oxa/records.py"}
 VERIFIER = GRADING | MORE | {"verify"}
+
+# stages of dvc.yaml, beside the evaluations, that use the verifier, and what it decides there
+GRADERS = {"ingest": "which problems are sound", "verify": "training sets", "rlvr": "rewards of RL"}
 
 Summarize = Callable[[pa.Table], dict[str, Any]]
 
@@ -41,7 +44,8 @@ def run(
 
     `summarize` makes a stage's metrics of its generations. With `dry_run` nothing is written.
     """
-    known = _evaluations(bridge.locked())
+    locked_stages = bridge.locked()
+    known = _evaluations(locked_stages)
     for name in checkpoints:
         if name not in known:
             raise UserError(
@@ -58,23 +62,33 @@ def run(
             continue
         found = regrade(section, table, _path(locked.deps, ".parquet"))
         numbers = summarize(found.table)
+        earlier = _earlier(table, note)
+        said = f"{name}: {'; '.join([*earlier, str(found)] if found.changed or not earlier else earlier)}"
         if dry_run:
-            yield f"{name}: {found}"
+            yield said
             continue
         if found.changed or records.read_json(metrics) != json.loads(json.dumps(numbers)):
-            _write(found.table, numbers, table, metrics, note)
+            _write(found, numbers, table, metrics, note, earlier)
         now = _changed([stage])[stage]
         if others := _others(now, note):  # changed meanwhile
             raise UserError(f"{name}: {', '.join(others)} changed while it was graded; run it again")
         if now:
             _commit(stage)
             num_committed += 1
-        note.unlink(missing_ok=True)
         doubtful = sorted(MORE & now.keys())
         doubt = f" ({', '.join(doubtful)} changed, taken to ask and draw as before)" if doubtful else ""
-        yield f"{name}: {found}{doubt}"
+        yield said + doubt
+        note.unlink(missing_ok=True)  # once it is said
     if num_committed:
-        yield f"DVC has taken {num_committed} of {len(chosen)} evaluations; `dvc repro report` makes the report again"
+        yield (
+            f"DVC has taken {num_committed} of {len(chosen)} evaluations; `dvc repro --single-item report` makes the "
+            "report again"
+        )
+        if behind := _behind(locked_stages):
+            yield (
+                f"{', '.join(behind)} still stand on the old verifier ({', '.join(GRADERS[kind] for kind in behind)}); "
+                "a full `dvc repro` makes them again, with all that follows from them"
+            )
 
 
 def _evaluations(locked: Mapping[str, bridge.Locked]) -> dict[str, tuple[str, bridge.Locked]]:
@@ -84,6 +98,22 @@ def _evaluations(locked: Mapping[str, bridge.Locked]) -> dict[str, tuple[str, br
         for stage, found in sorted(locked.items())
         if stage.startswith("evaluate")
     }
+
+
+def _behind(locked: Iterable[str]) -> list[str]:
+    """Those of GRADERS that DVC would run again since the verifier has changed."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:  # dvc.lock may still hold stages that dvc.yaml has no more
+            present = {stage.addressing for stage in repo.index.stages}
+    except DvcException as error:
+        raise UserError(f"DVC: {' '.join(str(error).split())}") from None
+    ran = [stage for stage in locked if stage in present and stage.partition("@")[0] in GRADERS]
+    changed = _changed(ran) if ran else {}
+    stale = {stage.partition("@")[0] for stage, how in changed.items() if VERIFIER & how.keys()}
+    return [kind for kind in GRADERS if kind in stale]
 
 
 def _path(paths: Mapping[str, str], suffix: str) -> Path:
@@ -114,7 +144,7 @@ def _changed(stages: Sequence[str]) -> dict[str, dict[str, str]]:
 
 def _others(changed: Mapping[str, str], note: Path) -> list[str]:
     """What changed beside the verifier and what an earlier run of ours has written."""
-    ours = records.read_json(note) if note.exists() else {}
+    ours = records.read_json(note)["files"] if note.exists() else {}
     return sorted(
         path
         for path in changed.keys() - VERIFIER
@@ -122,28 +152,49 @@ def _others(changed: Mapping[str, str], note: Path) -> list[str]:
     )
 
 
-def _write(table: pa.Table, numbers: dict[str, Any], output: Path, metrics: Path, note: Path) -> None:
+def _earlier(table: Path, note: Path) -> list[str]:
+    """The changes of verdicts that runs of ours which were cut off have left in the table and not said."""
+    if not note.exists():
+        return []
+    noted = records.read_json(note)
+    before, after = noted["files"][str(table)]
+    now = guard.dvc_md5(table)
+    if now == after:
+        return [*noted["earlier"], *noted["changes"]]
+    return list(noted["earlier"]) if now == before else []
+
+
+def _write(
+    found: Regraded, numbers: dict[str, Any], output: Path, metrics: Path, note: Path, earlier: Sequence[str]
+) -> None:
     """Puts both in place, after a note of what they are about to be."""
     made = {
         output: note.with_name(f"{note.stem}.parquet"),
         metrics: note.with_name(f"{note.stem}-metrics.json"),
     }
     note.parent.mkdir(parents=True, exist_ok=True)
-    records.write(made[output], table, records.GENERATIONS)
+    records.write(made[output], found.table, records.GENERATIONS)
     records.write_json(made[metrics], numbers)
-    records.write_json(
-        note, {str(path): [guard.dvc_md5(path), guard.dvc_md5(new)] for path, new in made.items()}
-    )
+    changes = [f"{found} (written by a run that was cut off)"] if found.changed else []
+    files = {str(path): [guard.dvc_md5(path), guard.dvc_md5(new)] for path, new in made.items()}
+    records.write_json(note, {"files": files, "earlier": earlier, "changes": changes})
     for path, new in made.items():
         new.replace(path)
 
 
 def _commit(stage: str) -> None:
     """Has DVC take the stage's inputs and outputs as they lie here for what belongs together."""
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "commit", "--force", "--quiet", stage]
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "commit", "--force", stage]
     with Child(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
     ) as child:
         said, _ = child.communicate()
     if child.returncode != 0:
-        raise DataError(f"dvc commit {stage}: {' '.join(said.split()) or f'exited with {child.returncode}'}")
+        lines = [line.strip() for line in said.splitlines() if line.strip()][-bridge.KEPT_LINES :]
+        shown = "\n".join(lines) or f"exited with {child.returncode} and said nothing"
+        raise DataError(f"dvc commit {stage}: {shown}")

@@ -1,6 +1,6 @@
 """Which rows go together: batches of a token budget for scoring, the exact CE:UL mix of a training step.
 
-Pure functions of lengths, counts and a seed; nothing here depends on processes or micro-batches.
+Pure functions of lengths, counts and a seed. How a step is cut into micro-batches and processes changes nothing else.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+
+from oxa.errors import ConfigError
 
 CE, UL = 0, 1
 
@@ -56,6 +58,20 @@ def longest_first(order: np.ndarray, lengths: Sequence[int] | np.ndarray) -> np.
     """
     of_row = np.asarray(lengths, np.int64)[order]
     return np.take_along_axis(order, np.argsort(-of_row, axis=1, kind="stable"), axis=1)
+
+
+def micro_batch_size(step: str, size: int, num_processes: int, at_most: int) -> int:
+    """The largest micro-batch of at most so many of a step's `size` sequences that cuts each process's share evenly.
+
+    Raises ConfigError where the processes cannot share the step evenly; `step` describes it there.
+    """
+    if size % num_processes:
+        divisors = ", ".join(str(i) for i in range(1, size + 1) if size % i == 0)
+        raise ConfigError(
+            f"{step} cannot be shared by {num_processes} processes evenly; run one of {divisors} processes or change it"
+        )
+    share = size // num_processes
+    return max(i for i in range(1, min(at_most, share) + 1) if share % i == 0)
 
 
 def _stream(num_rows: int, size: int, key: tuple[int, int]) -> np.ndarray:

@@ -7,7 +7,13 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
+
+# Of several processes on CPUs each has a numbered device (`cpu:0`), which torch saves and cannot load
+torch.serialization.register_package(
+    5, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
+)
 
 
 def last_whole(folder: Path, may_remove: bool) -> str | None:

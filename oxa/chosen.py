@@ -27,6 +27,8 @@ class Panel(NamedTuple):
     pool_tokens: NDArray[np.int64]
     bins: list[dict[str, Any]]
     """Of the selection, with the Gaussian's targets; empty where it has none."""
+    within_bin: str = ""
+    """Which responses of a bin go first: longest or random; empty where there are no bins."""
 
 
 def panels(arms: Sequence[str], *, metrics: Path, scores: Path, train_sets: Path) -> list[Panel]:
@@ -45,7 +47,7 @@ def panels(arms: Sequence[str], *, metrics: Path, scores: Path, train_sets: Path
         objective, ids = key
         pool = pools[objective]
         taken = pool.filter(pc.is_in(pool["response_id"], pa.array(ids, pa.string())))
-        bins = records.read_json(metrics / "selection" / f"{sets[key][0]}.json").get("bins", [])
+        selected = records.read_json(metrics / "selection" / f"{sets[key][0]}.json")
         found.append(
             Panel(
                 objective,
@@ -54,7 +56,8 @@ def panels(arms: Sequence[str], *, metrics: Path, scores: Path, train_sets: Path
                 taken["num_tokens"].to_numpy(),
                 pool["ppl"].to_numpy(),
                 pool["num_tokens"].to_numpy(),
-                bins if objective == "ce" else [],
+                selected.get("bins", []) if objective == "ce" else [],
+                selected.get("within_bin", "") if objective == "ce" else "",
             )
         )
     return found

@@ -238,14 +238,17 @@ def _add_path(command: argparse.ArgumentParser, option: str, verb: str) -> None:
 
 def _launch(words: Sequence[str]) -> None:
     """Becomes the launcher that OXA_LAUNCH names, which starts this command in as many processes as it says."""
-    launcher = shlex.split(os.environ.pop("OXA_LAUNCH"))
+    said = os.environ["OXA_LAUNCH"]
+    environment = {name: value for name, value in os.environ.items() if name != "OXA_LAUNCH"}
     if "DVC_STAGE" in os.environ:
         lifeline.die_with_parent()  # holds for what this process becomes; the others die with that
     try:
-        os.execvp(launcher[0], [*launcher, "-m", "oxa.cli", *words])
-    except (OSError, IndexError):
+        launcher = shlex.split(said)
+        command = [*launcher, "-m", "oxa.cli", *words]
+        os.execvpe(launcher[0], command, environment | {guard.LAUNCHED: "1"})
+    except (OSError, IndexError, ValueError):  # not found, nothing but blanks, a quote left open
         raise ConfigError(
-            f"OXA_LAUNCH: {' '.join(launcher)!r} cannot be started; an example: torchrun --nproc-per-node 2"
+            f"OXA_LAUNCH: {said!r} cannot be started; an example: torchrun --nproc-per-node 2"
         ) from None
 
 

@@ -1,8 +1,9 @@
 """Two checkpoints side by side, from their generations: `oxa compare A B`.
 
 A and B are each a checkpoint (`base`, `sft-0`, `sft-0-rl`), an arm with all its seeds (`sft`, `sft-rl`) or a path of a
-generation table; `@N` behind it takes RL step N instead of the last one. Where both are one arm, as before and after
-RL, their seeds are paired, too. Formulas are in oxa/metrics.py; Holm's correction covers every row that is printed.
+generation table; `@N` behind it takes RL step N instead of the last one, and step 0 is before RL: `sft-rl@0` is `sft`.
+Where both are one arm, as before and after RL, their seeds are paired, too. Formulas are in oxa/metrics.py; Holm's
+correction covers every row that is printed.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ def run(
         for metric, row in metrics.items():
             for side, runs in (("a", ours.runs), ("b", theirs.runs)):
                 row[side] = float(np.mean(comparison.measured(runs, members, metric)[0]))
+            if not metric.startswith("mean_"):  # two shares differ by 1 at most
+                row["low"], row["high"] = max(-1.0, row["low"]), min(1.0, row["high"])
             rows.append(row)
         found[name] = part | {"metrics": metrics}
     comparison.correct(section, rows)
@@ -87,6 +90,8 @@ def _metrics(found: Outcomes, members: comparison.Members, k: int | None, group:
 def _side(asked: str, folder: Path) -> Side:
     name, _, step = asked.rpartition("@") if re.search(r"@\d+$", asked) else (asked, "", "")
     at = int(step) if step else None
+    if at == 0:
+        name = name.removesuffix("-rl")
     known = {path.stem: path for path in sorted(folder.glob("*.parquet"))}
     if name in known:
         matched = re.fullmatch(r"(.+)-(\d+)(?:-rl)?", name)

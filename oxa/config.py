@@ -345,7 +345,7 @@ class TrainShared(Section):
     num_ce: Count = 128
     """CE sequences an optimiser step."""
     micro_batch_size: Count = 1
-    """Sequences of one forward pass on one device; accumulation follows from it."""
+    """Sequences of one forward pass on one device, at most: the largest number is taken that cuts a step evenly."""
     normalization: Literal["sequence", "token"] = "sequence"
     """`sequence`: each sequence weighs the same; `token`: each token does."""
     max_length: Count = 32_768
@@ -426,7 +426,7 @@ class Rlvr(Section):
     max_grad_norm: Positive = 1.0
     """Gradients are clipped to this norm."""
     micro_batch_size: Count = 8
-    """Rollouts of one forward pass on one device; accumulation follows from it."""
+    """Rollouts of one forward pass on one device, at most: the largest number is taken that cuts a step evenly."""
     batch_size: Count = 256
     """Rollouts that the torch engine generates together."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -437,15 +437,6 @@ class Rlvr(Section):
     """What generates: this process, vLLM in it, or a vLLM server of TRL's."""
     vllm: RlvrVllm = RlvrVllm()
     """Settings of the vLLM engines."""
-
-    @model_validator(mode="after")
-    def _step_is_cut_evenly(self) -> Rlvr:
-        if (self.num_prompts * self.num_generations) % self.micro_batch_size:
-            raise ValueError(
-                f"micro_batch_size {self.micro_batch_size} does not divide a step of {self.num_prompts} x "
-                f"{self.num_generations} rollouts"
-            )
-        return self
 
 
 class Traces(Section):
@@ -567,12 +558,6 @@ class Params(Section):
                 raise ValueError(
                     f"arm {arm!r}: its UL set takes verdicts that score.self_verdicts leaves out: "
                     f"{', '.join(sorted(unscored))}"
-                )
-            step, micro = self.train.shared.num_ce + per_step, self.train.shared.micro_batch_size
-            if step % micro:
-                raise ValueError(
-                    f"arm {arm!r}: train.shared.micro_batch_size {micro} does not divide its step of "
-                    f"{self.train.shared.num_ce} CE + {per_step} UL sequences"
                 )
         for name in self.ingest.benchmarks:
             if name in ("train", "rlvr", "pooled"):

@@ -30,8 +30,8 @@ class Said(NamedTuple):
     def in_numbers(self, metric: str) -> str:
         if not self.shown:
             return "no difference shown"
-        told = _listed([f"{arm} {_change(metric, row)}" for arm, row in self.shown])
-        return told + (f", no difference shown for {_listed(self.others)}" if self.others else "")
+        told = listed([f"{arm} {_change(metric, row)}" for arm, row in self.shown])
+        return told + (f", no difference shown for {listed(self.others)}" if self.others else "")
 
     def in_words(self) -> str:
         if not self.shown:
@@ -40,8 +40,8 @@ class Said(NamedTuple):
             "higher": [arm for arm, row in self.shown if row["difference"] > 0],
             "lower": [arm for arm, row in self.shown if row["difference"] < 0],
         }
-        told = [f"{side} for {_listed(arms)}" for side, arms in sides.items() if arms]
-        return ", ".join(told + ([f"no difference shown for {_listed(self.others)}"] if self.others else []))
+        told = [f"{side} for {listed(arms)}" for side, arms in sides.items() if arms]
+        return ", ".join(told + ([f"no difference shown for {listed(self.others)}"] if self.others else []))
 
 
 def answer(summary: Summary) -> dict[str, Any]:
@@ -105,7 +105,8 @@ def _sentence(baseline: str, found: Mapping[str, Mapping[str, Said]]) -> str:
     return " ".join(sentences)
 
 
-def _listed(items: Sequence[str]) -> str:
+def listed(items: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
     return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))
 
 

@@ -8,7 +8,8 @@
 - Outputs are written there, too, and take their final names only when the stage has succeeded.
 - The inputs are hashed before and looked at again afterwards: DVC hashes dependencies when a command has ended, and
   would record an input edited meanwhile as the one that was used. Here the stage fails and stays stale.
-- Under DVC the stage dies with it (Linux), and two copies of one stage never run at the same time.
+- Under DVC, or a launcher that the command line became, the stage dies with it (Linux), and two copies of one stage
+  never run at the same time.
 - Of several processes of one stage (torchrun, accelerate) the first guards; the others share its folder, which is ready
   once they have joined it.
 
@@ -41,6 +42,7 @@ _md5 = partial(hashlib.md5, usedforsecurity=False)
 
 PACKAGE = Path(__file__).parent
 WORK = Path(".work")
+LAUNCHED = "OXA_LAUNCHED"  # in the environment of the processes that a launcher starts for one stage
 NOT_CONTENT = {".git", ".hg", ".dvc"}
 PROBE = 2**20  # bytes; a disk that has no room for them counts as full
 
@@ -83,8 +85,8 @@ def stage(
     Raises DataError where an input is missing, an output cannot be written or an input changed meanwhile, and
     UserError where another process runs the same stage on the same inputs.
     """
-    if "DVC_STAGE" in os.environ:
-        lifeline.die_with_parent()  # a killed DVC would leave the stage running
+    if "DVC_STAGE" in os.environ or LAUNCHED in os.environ:
+        lifeline.die_with_parent()  # a killed DVC or launcher would leave the stage running
     for label, path in inputs.items():
         if not path.exists():
             raise DataError(

@@ -25,13 +25,15 @@ Student's) carries that on. Seeds add a normal draw of variance τ² Σ_compared
 
 A the squared deviations of seeds' means from their arm's, B the squared interactions of seed and problem: the spread
 of seeds beyond what problems and samples explain. It is taken for the same in all arms of a `pool`, since two or three
-seeds of one arm say next to nothing about it. A pair of arms is one table of differences on the same problems; its
-two-sided p = 2 · min(1 + #{d* ≤ 0}, 1 + #{d* ≥ 0}) / (R + 1), at most 1, so 2 / (R + 1) at least.
+seeds of one arm say next to nothing about it; an arm whose seeds alone differ is told apart too often (with two seeds
+in one of five worlds of equal arms, not in one of 20). A pair of arms is one table of differences on the same problems;
+its two-sided p = 2 · min(1 + #{d* ≤ 0}, 1 + #{d* ≥ 0}) / (R + 1), at most 1, so 2 / (R + 1) at least.
 
 benchmarks/coverage.py measures how often the 95% intervals hold the truth: in 94 to 95% of worlds of 200 problems with
-8 samples or 30 with 16, where equal arms are told apart in 4 to 6%. Three or five seeds: 94 to 98%, two: 94 to 99%, the
-more the less seeds differ, since so few cannot show that they do not. Of 30 problems that are nearly all unsolved
-(pass@1 of 3%) a few hold all that is known: one arm's interval holds the truth in 89%, a difference's in 94%.
+8 samples or 30 with 16, where equal arms are told apart in 4 to 6%. With two, three or five seeds and a pool of four
+arms: 93 to 98%, and 1 to 6% told apart, the more cautious the less seeds differ, since so few cannot show that they do
+not. Of 30 problems that are nearly all unsolved (pass@1 of 3%) a few hold all that is known: one arm's interval holds
+the truth in 89%, a difference's in 94%.
 
 The Bayesian interval (Bayes@N, arXiv 2510.04265) answers another question: what would pass@1 be on these very problems
 with endless samples? Each problem's rate has a uniform prior, hence the posterior Beta(1 + c, 1 + n - c); quantiles of

@@ -23,6 +23,7 @@ from oxa import chosen, curves, plots, tables
 from oxa.chosen import Panel
 from oxa.comparison import BASE, POOLED, RL
 from oxa.curves import Found
+from oxa.findings import listed
 from oxa.funnel import Loss, Step
 from oxa.pictures import Draw, svg
 
@@ -32,7 +33,7 @@ EXPLAINED = {
     "entropy": "How open the policy still is. Where it falls to 0, RL has nothing left to explore.",
     "kl": "How far the policy has moved from the checkpoint it started at.",
     "mean_tokens": "Whether RL buys its reward with longer or shorter chains.",
-    "truncated": "Cut rollouts earn nothing; a high share means that the limit is too low.",
+    "truncated": "Rollouts cut before their answer earn nothing; a high share means that the limit is too low.",
     "all_right": "A group that is all right has no advantage and teaches nothing: the problems are too easy.",
     "all_wrong": "A group that is all wrong teaches nothing either: the problems are too hard.",
     "grad_norm": "Spikes show steps that clipping had to tame.",
@@ -111,12 +112,15 @@ def render(
         summary=summary,
         has_rl=bool(summary["steps"]),
         arms=arms,
+        sizes=_sizes(summary, arms),
+        listed=listed,
         legend=legend,
         phases=_phases(summary["answer"]["claims"]),
         sides=sides,
         losses=losses,
         chosen=_ppl(draw, arms, panels, origins),
         lengths=chosen.lengths(panels),
+        longest_first=[arm for panel in panels if panel.within_bin == "longest" for arm in panel.arms],
         selection=tables.selection(summary),
         groups=[_group(draw, summary, name) for name in groups],
         training=_curves(draw, arms, training, curves.TRAINING),
@@ -157,6 +161,17 @@ def _phases(claims: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[Map
     return found
 
 
+def _sizes(summary: Mapping[str, Any], arms: Sequence[str]) -> list[tuple[Markup, list[str]]]:
+    """Responses in a CE set, with the arms whose sets have as many; one entry where all sets are of one size."""
+    found: dict[int, list[str]] = {}
+    for arm in arms:
+        found.setdefault(summary["selection"][arm]["ce"]["chosen"], []).append(arm)
+    return [
+        (tables.number(summary, ("selection", same[0], "ce", "chosen"), tables.whole), same)
+        for same in found.values()
+    ]
+
+
 def _ppl(
     draw: _Drawer,
     arms: Sequence[str],
@@ -164,10 +179,15 @@ def _ppl(
     origins: Mapping[str, np.ndarray[Any, Any]],
 ) -> list[Figure]:
     edges = chosen.edges(panels, num_bins=40)
+    scored = "Teacher: right ones alone."
+    if "self" in origins:
+        scored += (
+            " Self: those of the verdicts in score.self_verdicts, the wrong ones unless others are asked for."
+        )
     figures = [
         draw(
-            "Teacher and self",
-            "Further right, the base finds a response less likely. The last bar holds what lies beyond.",
+            "Scored responses",
+            f"{scored} Further right, the base finds a response less likely. The last bar holds what lies beyond.",
             partial(plots.distributions, pools=origins, edges=edges),
         )
     ]
@@ -191,6 +211,8 @@ def _ppl(
             "Grey: mean and standard deviation of all that was scored. A colored line above it took longer "
             "responses than others of the same ppl."
         )
+        for first, *others in (panel.arms for panel in same if len(panel.arms) > 1):
+            note += f" The line of {first} is that of {listed(others)}, too: one set."
         title = f"Length against ppl, {objective.upper()} sets"
         figures.append(draw(title, note, partial(plots.lengths, arms=arms, panels=same, edges=coarse)))
     return figures

@@ -80,9 +80,8 @@ def _for_page(text: str, label: str, key: str) -> Markup:
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
 
     def clean(tag: re.Match[str]) -> str:
-        found = re.sub(
-            r' id="([^"]+)"', lambda id_: f' id="{key}-{id_[1]}"' if id_[1] in used else "", tag[0]
-        )
+        found = re.sub(r' id="arms-([\d-]+)"', lambda id_: f' data-arms="{id_[1].replace("-", " ")}"', tag[0])
+        found = re.sub(r' id="([^"]+)"', lambda id_: f' id="{key}-{id_[1]}"' if id_[1] in used else "", found)
         found = re.sub(r'(url\(#|href="#)', rf"\g<1>{key}-", found)
         found = re.sub(r"font-family: [^;\"]*;? ?| transform=\"rotate\(-0 [^\"]*\"", "", found)
         found = re.sub(r"#[0-9a-f]{6}", lambda color: VARIABLES.get(color[0].upper(), color[0]), found)

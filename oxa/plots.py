@@ -7,7 +7,7 @@ together to PNGs, oxa/page.py puts each into the page by itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from textwrap import shorten, wrap
 from typing import Any, NamedTuple
 
@@ -64,9 +64,9 @@ def sample(axis: Any, arms: Sequence[str], name: str) -> None:
 
 def distributions(axis: Any, pools: Mapping[str, NDArray[np.float64]], edges: NDArray[np.float64]) -> None:
     """Share of each origin's scored responses by ppl."""
-    fills = {"teacher": ("-", 0.0), "self": ((0, (2, 1)), 0.25)}
+    looks = {"teacher": ("teacher, right", "-", 0.0), "self": ("self, scored", (0, (2, 1)), 0.25)}
     for name, values in pools.items():
-        style, alpha = fills[name]
+        label, style, alpha = looks[name]
         weights = np.full(len(values), 100 / max(1, len(values)))
         inside = np.clip(values, edges[0], edges[-1])
         axis.hist(inside, edges, weights=weights, color=AXIS, alpha=alpha, linewidth=0)
@@ -77,7 +77,7 @@ def distributions(axis: Any, pools: Mapping[str, NDArray[np.float64]], edges: ND
             histtype="step",
             color=INK,
             linestyle=style,
-            label=name,
+            label=label,
             linewidth=1.2,
         )
     axis.set_xlabel("ppl under the base")
@@ -91,7 +91,9 @@ def chosen(axis: Any, arms: Sequence[str], panel: Panel, edges: NDArray[np.float
     everything = np.clip(panel.pool_ppl, edges[0], edges[-1])
     axis.hist(everything, edges, color=GREY, label=f"all scored ({len(everything):,})")
     label = f"chosen ({len(panel.ppl):,})"
-    axis.hist(np.clip(panel.ppl, edges[0], edges[-1]), edges, color=color, alpha=0.85, label=label)
+    _, _, bars = axis.hist(
+        np.clip(panel.ppl, edges[0], edges[-1]), edges, color=color, alpha=0.85, label=label
+    )
     asked = [row for row in panel.bins if row["target"]]
     if asked:  # brought from the selection's bins to the picture's
         centers = np.array([(row["low"] + row["high"]) / 2 for row in asked])
@@ -103,7 +105,9 @@ def chosen(axis: Any, arms: Sequence[str], panel: Panel, edges: NDArray[np.float
     axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axis.set_ylim(0, axis.get_ylim()[1] * 1.35)  # room for the legend: bars may stand anywhere
-    axis.legend(loc="upper right", ncols=1)
+    legend = axis.legend(loc="upper right", ncols=1)
+    keys = [entry.get_text() for entry in legend.get_texts()]
+    _share(arms, panel, [*bars, legend.legend_handles[keys.index(label)]])
 
 
 def lengths(axis: Any, arms: Sequence[str], panels: Sequence[Panel], edges: NDArray[np.float64]) -> None:
@@ -123,10 +127,21 @@ def lengths(axis: Any, arms: Sequence[str], panels: Sequence[Panel], edges: NDAr
         means = np.array([part.mean() if len(part) else np.nan for part in parts])
         style = look(arms, panel.arms[0])
         sizes = [5 if len(part) else 0 for part in parts]
-        axis.plot(centers, means, linewidth=1.4, **style)
-        axis.scatter(centers, means, s=sizes, color=style["color"], zorder=3)
+        line = axis.plot(centers, means, linewidth=1.4, **style)
+        dots = axis.scatter(centers, means, s=sizes, color=style["color"], zorder=3)
+        _share(arms, panel, [*line, dots])
     axis.set_xlabel("ppl under the base")
     axis.set_ylabel("tokens, mean")
+
+
+def _share(arms: Sequence[str], panel: Panel, artists: Iterable[Any]) -> None:
+    """Names the arms by their colors, the drawn one first, so that the page can bring any of them out.
+
+    pictures.svg turns the id arms-2-3 to data-arms="2 3", which page.js reads.
+    """
+    places = [list(arms).index(arm) % len(COLORS) for arm in panel.arms]
+    for artist in artists if len(places) > 1 else ():
+        artist.set_gid("-".join(map(str, ["arms", *places])))
 
 
 def _by_bin(

@@ -8,7 +8,7 @@ left out.
     table.md              for a terminal
     index.html            the page (oxa/page.py), one file
     *.png                 pictures for MLflow (oxa/pictures.py)
-    plots/                CSV with a column an arm, for `dvc plots`: pass_at_k.csv, train/*.csv, rlvr/*.csv
+    plots/                CSV with a column an arm, for `dvc plots`: pass_at_k*.csv, and folders train, rlvr, along_rl
 """
 
 from __future__ import annotations
@@ -16,11 +16,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from oxa import comparison, records
 from oxa.comparison import BASE, POOLED, RL, Outcomes
 from oxa.config import Report
+
+if TYPE_CHECKING:
+    from oxa.curves import Found
 
 
 def run(
@@ -61,7 +66,11 @@ def run(
         pictures.rlvr(output / "rlvr.png", arms, rlvr)
     curves.write(output / "plots" / "train", training)
     curves.write(output / "plots" / "rlvr", rlvr)
-    curves.write_csv(output / "plots" / "pass_at_k.csv", ["k", *found["order"]], _pass_at_k(found))
+    for name, ending in (("pass_at_k", ""), ("pass_at_k_after_rl", RL)):
+        if rows := _pass_at_k(found, arms, ending):
+            curves.write_csv(output / "plots" / f"{name}.csv", ["k", *arms], rows)
+    if found["steps"]:
+        curves.write(output / "plots" / "along_rl", _along_rl(found))
     with records.atomic(output / "table.md") as temporary:
         temporary.write_text(comparison.table(found), encoding="utf-8")
     records.write_json(summary, found)
@@ -129,15 +138,32 @@ def _origins(scores: Path) -> dict[str, Any]:
     }
 
 
-def _pass_at_k(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each k: pass@k over all benchmarks, by checkpoint."""
+def _pass_at_k(summary: dict[str, Any], arms: Sequence[str], ending: str) -> list[dict[str, Any]]:
+    """A row for each k: pass@k over all benchmarks, by arm; of a phase that there was."""
     from oxa import plots
 
     group = summary["groups"][-1]
+    if arms[0] + ending not in summary["arms"]:
+        return []
     return [
-        {"k": k, **{name: summary["arms"][name][group][f"pass_at_{k}"] for name in summary["order"]}}
+        {"k": k, **{arm: summary["arms"][arm + ending][group][f"pass_at_{k}"] for arm in arms}}
         for k in plots.k_values(summary, group)
     ]
+
+
+def _along_rl(summary: dict[str, Any]) -> Found:
+    """pass@1, pass@n and entropy over all benchmarks at the evaluated steps of RL."""
+    group = summary["groups"][-1]
+    found: Found = {}
+    for arm, steps in summary["steps"].items():
+        rows = steps[group]
+        for name in ("pass_at_1", f"pass_at_{rows[0]['num_samples']}", "mean_entropy"):
+            kept = [row for row in rows if row[name] is not None]
+            found.setdefault(name, {})[arm] = (
+                np.array([row["step"] for row in kept]),
+                np.array([row[name] for row in kept]),
+            )
+    return found
 
 
 def _made(section: Report, arms: Sequence[str], seeds: Sequence[int], summary: Path) -> dict[str, str]:
@@ -146,7 +172,7 @@ def _made(section: Report, arms: Sequence[str], seeds: Sequence[int], summary: P
         "Arms": ", ".join(arms),
         "Fine-tuning seeds": ", ".join(map(str, seeds)),
         "Baseline": section.baseline,
-        "Intervals": f"{section.confidence:.0%}, {section.resamples:,} resamples, seed {section.seed}",
+        "Intervals": f"{section.confidence:.0%}, at least {section.resamples:,} resamples, seed {section.seed}",
         "summary.json": f"sha256 {hashlib.sha256(summary.read_bytes()).hexdigest()}",
         "Every setting": "params.yaml, explained in oxa/config.py; dvc.lock holds the hash of every input and output",
     }

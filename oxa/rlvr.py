@@ -38,7 +38,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig
 
-from oxa import answers, lm, prompts, records, sampler
+from oxa import answers, batches, lm, prompts, records, sampler
 from oxa.checkpoints import last_whole
 from oxa.config import Prompt, Rlvr, Verify
 from oxa.errors import ConfigError, DataError
@@ -76,7 +76,7 @@ def run(
     """
     disable_progress_bar()  # transformers' own, one for every file of weights
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate set it
-    accumulation = _accumulation(section, num_processes)
+    micro_batch_size, accumulation = _cut(section, num_processes)
     network, tokenizer = lm.load(model, dtype=torch.float32, device=torch.device("cpu"))
     sampler.share_keys_among_query_heads(network)
     for module in network.modules():
@@ -87,7 +87,7 @@ def run(
     order = list(islice(_steps(sorted(chosen.problems), section.num_prompts, seed), section.steps))
     ends = sampler.end_ids(network, tokenizer)  # before the trainer edits the model's settings
     checkpoints, kept = scratch / "checkpoints", scratch / "kept"
-    settings = _settings(section, accumulation, context, checkpoints, seed)
+    settings = _settings(section, micro_batch_size, accumulation, context, checkpoints, seed)
     assert settings.world_size == num_processes
     # private, hence the pin of transformers: a process with several GPUs would give each a whole micro-batch
     settings._n_gpu = 1
@@ -189,32 +189,21 @@ def _dataset(section: Rlvr, problems: dict[str, Problem], order: list[list[str]]
     return Dataset.from_dict({"prompt": turns, "problem_id": ids})
 
 
-def _accumulation(section: Rlvr, num_processes: int) -> int:
-    """Micro-batches that each process adds up for one step; ConfigError where the step cannot be cut evenly."""
+def _cut(section: Rlvr, num_processes: int) -> tuple[int, int]:
+    """Rollouts of a micro-batch, and micro-batches that each process adds up for one step."""
     size = section.num_prompts * section.num_generations
-    if size % (section.micro_batch_size * num_processes):
-        step = f"a step of {section.num_prompts} x {section.num_generations} = {size} rollouts"
-        if size % num_processes:
-            raise ConfigError(
-                f"rlvr: {step} cannot be shared by {num_processes} processes evenly; run one of {_divisors(size)} "
-                "processes or change num_prompts and num_generations"
-            )
-        raise ConfigError(
-            f"rlvr.micro_batch_size: {section.micro_batch_size} rollouts on {num_processes} process(es) do not divide "
-            f"{step}; take one of {_divisors(size // num_processes)}"
-        )
-    return size // section.micro_batch_size // num_processes
+    step = f"rlvr: a step of {section.num_prompts} x {section.num_generations} = {size} rollouts"
+    micro_batch_size = batches.micro_batch_size(step, size, num_processes, section.micro_batch_size)
+    return micro_batch_size, size // num_processes // micro_batch_size
 
 
-def _divisors(number: int) -> str:
-    return ", ".join(str(i) for i in range(1, number + 1) if number % i == 0)
-
-
-def _settings(section: Rlvr, accumulation: int, context: int, checkpoints: Path, seed: int) -> GRPOConfig:
+def _settings(
+    section: Rlvr, micro_batch_size: int, accumulation: int, context: int, checkpoints: Path, seed: int
+) -> GRPOConfig:
     return GRPOConfig(
         output_dir=str(checkpoints),
         max_steps=section.steps,
-        per_device_train_batch_size=section.micro_batch_size,
+        per_device_train_batch_size=micro_batch_size,
         gradient_accumulation_steps=accumulation,
         steps_per_generation=accumulation,  # new rollouts for every step, which updates once
         num_iterations=1,

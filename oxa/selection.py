@@ -80,6 +80,7 @@ def _ce_set(
     metrics: dict[str, Any] = {}
     if rule == "gaussian":
         chosen, metrics["bins"] = gaussian(found, shared)
+        metrics["within_bin"] = shared.within_bin
         _report_bins(found, shared, metrics["bins"], log)
     else:
         choose = random if rule == "random" else lowest

@@ -90,6 +90,16 @@ def interval(summary: Mapping[str, Any], path: Path, form: Form) -> Markup:
     return Markup("{} <small>{} to {}</small>").format(value, low, high)
 
 
+def by_seed(summary: Mapping[str, Any], name: str, group: str) -> Markup:
+    """pass@1 of every fine-tuning seed, where there are several."""
+    values = summary["arms"][name][group].get("pass_at_1_by_seed", ())
+    if len(values) < 2:
+        return Markup("")
+    path = ("arms", name, group, "pass_at_1_by_seed")
+    cells = Markup(", ").join(number(summary, (*path, place), percent) for place in range(len(values)))
+    return Markup(' <small class="seeds">seeds {}</small>').format(cells)
+
+
 def difference(summary: Mapping[str, Any], path: Path, form: Form) -> Markup:
     """A difference over its interval and p, or what says that none is shown."""
     found: Any = summary
@@ -125,8 +135,11 @@ def arms(summary: Mapping[str, Any], group: str) -> Table:
     found, n = metrics(summary, group), k_values(summary, group)[-1]
     baseline = summary["baseline"]
     header = ["arm", "seeds"]
-    for _, title, form, _, _, _ in found:
-        header += [f"{title}, {'%' if form is percent else 'nats a token'}", f"{title}: Δ to {baseline}"]
+    for _, title, form, _, _, unit in found:
+        header += [
+            f"{title}, {'%' if form is percent else 'nats a token'}",
+            f"{title}: Δ to {baseline}, {unit}",
+        ]
     rest: list[tuple[str, str, Form]] = [
         ("pass_at_1_bayes", "pass@1, Bayes interval", percent),
         (f"maj_at_{n}", f"majority of {n}, %", percent),
@@ -144,13 +157,15 @@ def arms(summary: Mapping[str, Any], group: str) -> Table:
     header += [title for _, title, _ in rest]
     lines: list[Line] = []
     for phase, names in phases(summary).items():
-        lines += [Line(phase, [])] if phase else []
+        after = f", Δ to {baseline}{RL}" if baseline + RL in names else ""
+        lines += [Line(phase + after, [])] if phase else []
         for name in names:
             cells = [number(summary, ("arms", name, group, "num_seeds"), whole)]
             for key, _, form, change, _, _ in found:
                 compared = name not in (baseline, baseline + RL)
+                value = interval(summary, ("arms", name, group, key), form)
                 cells += [
-                    interval(summary, ("arms", name, group, key), form),
+                    value + by_seed(summary, name, group) if key == "pass_at_1" else value,
                     difference(summary, ("differences", name, group, key), change)
                     if compared
                     else Markup('<small class="muted">baseline</small>'),

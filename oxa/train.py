@@ -31,7 +31,7 @@ from trl import SFTConfig
 from oxa import batches, lm, progress, prompts, records
 from oxa.checkpoints import last_whole
 from oxa.config import TrainArm, TrainShared
-from oxa.errors import ConfigError, DataError
+from oxa.errors import DataError
 from oxa.trainer import OXATrainer
 
 OBJECTIVES = ("ce", "ul")
@@ -59,7 +59,9 @@ def run(
     """
     disable_progress_bar()  # transformers' own, one for every file of weights
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate set it
-    accumulation = _accumulation(shared, arm, num_processes)
+    size = shared.num_ce + arm.num_ul
+    step = f"train: a step of {shared.num_ce} CE + {arm.num_ul} UL = {size} sequences"
+    micro_batch_size = batches.micro_batch_size(step, size, num_processes, shared.micro_batch_size)
     network, tokenizer = lm.load(model, dtype=torch.float32, device=torch.device("cpu"))
     configs = copy.deepcopy(
         (network.config, network.generation_config)
@@ -71,7 +73,8 @@ def run(
         rows.lengths,
     )
     checkpoints = scratch / "checkpoints"
-    settings = _settings(shared, len(order), accumulation, checkpoints, seed)
+    accumulation = size // num_processes // micro_batch_size
+    settings = _settings(shared, len(order), micro_batch_size, accumulation, checkpoints, seed)
     assert settings.world_size == num_processes
     # private, hence the pin of transformers: a process with several GPUs would give each a whole micro-batch
     settings._n_gpu = 1
@@ -165,33 +168,17 @@ def _check(data: Path, shared: TrainShared, arm: TrainArm, rows: Rows) -> None:
             )
 
 
-def _accumulation(shared: TrainShared, arm: TrainArm, num_processes: int) -> int:
-    """Micro-batches that each process adds up for one step; ConfigError where the step cannot be cut evenly."""
-    size = shared.num_ce + arm.num_ul
-    step = f"a step of {shared.num_ce} CE + {arm.num_ul} UL = {size} sequences"
-    if size % num_processes:
-        raise ConfigError(
-            f"train: {step} cannot be shared by {num_processes} processes evenly; "
-            f"run one of {_divisors(size)} processes or change num_ce and num_ul"
-        )
-    if (size // num_processes) % shared.micro_batch_size:
-        raise ConfigError(
-            f"train.shared.micro_batch_size: {shared.micro_batch_size} sequences on {num_processes} process(es) do not "
-            f"divide {step}; take one of {_divisors(size // num_processes)}"
-        )
-    return size // num_processes // shared.micro_batch_size
-
-
-def _divisors(number: int) -> str:
-    return ", ".join(str(i) for i in range(1, number + 1) if number % i == 0)
-
-
 def _settings(
-    shared: TrainShared, num_steps: int, accumulation: int, checkpoints: Path, seed: int
+    shared: TrainShared,
+    num_steps: int,
+    micro_batch_size: int,
+    accumulation: int,
+    checkpoints: Path,
+    seed: int,
 ) -> SFTConfig:
     return SFTConfig(
         output_dir=str(checkpoints),
-        per_device_train_batch_size=shared.micro_batch_size,
+        per_device_train_batch_size=micro_batch_size,
         gradient_accumulation_steps=accumulation,
         num_train_epochs=1,  # the sampler lays all passes out flat, so that a resume only skips
         learning_rate=shared.learning_rate,

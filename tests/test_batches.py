@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -80,3 +81,13 @@ def test_sorting_by_length_keeps_every_steps_rows(lengths: list[int], seed: int)
         assert Counter(before) == Counter(after)
         sizes = [lengths[row] for row in after]
         assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "num_processes", "at_most", "expected"),
+    [(16, 1, 16, 16), (16, 1, 5, 4), (32, 4, 16, 8), (32, 2, 3, 2), (7, 1, 6, 1), (6, 6, 9, 1)],
+)
+def test_a_micro_batch_is_the_largest_that_cuts_each_processs_share_evenly(
+    size: int, num_processes: int, at_most: int, expected: int
+) -> None:
+    assert batches.micro_batch_size("a step", size, num_processes, at_most) == expected

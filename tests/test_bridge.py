@@ -149,6 +149,42 @@ def test_a_killed_stage_and_a_killed_dvc_are_told_apart_from_mistakes(repository
     assert "killed by signal 9" in str(failed)
 
 
+WORKER = """
+import os, sys, time
+from pathlib import Path
+print("oxa: the hub cannot be reached", file=sys.stderr, flush=True)
+Path(os.environ["RANK"]).touch()
+while not (Path("0").exists() and Path("1").exists()):  # else the first to end silences the other
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "said", "retry"),
+    [
+        ("sys.exit(2)", "oxa: the hub cannot be reached", False),
+        (f"sys.exit({os.EX_TEMPFAIL})", "oxa: the hub cannot be reached", True),
+        ("os.kill(os.getpid(), 9)", "killed by signal 9 (out of memory, or by hand)", True),
+    ],
+)
+def test_a_stage_on_several_processes_fails_as_the_first_of_them_did(
+    repository: Repository, end: str, said: str, retry: bool
+):
+    Path("worker.py").write_text(WORKER + end)
+    failed = failure_of("torchrun --standalone --nproc-per-node 2 worker.py", repository)
+    assert (str(failed), failed.retry) == (said, retry)
+
+
+def test_a_fault_on_several_processes_is_told_by_their_traceback_and_not_by_torchruns_table(
+    repository: Repository,
+):
+    Path("worker.py").write_text(f"{WORKER}\n{{}}['key']")
+    failed = failure_of("torchrun --standalone --nproc-per-node 2 worker.py", repository)
+    assert "KeyError: 'key'" in str(failed)
+    assert "torch/distributed/run.py" not in str(failed)
+    assert not failed.retry
+
+
 def test_ending_the_children_ends_their_stages_and_starts_no_more(repository: Repository):
     repository.stages(only={"cmd": "sleep 1000", "outs": ["out"]})
     children = bridge.Children()

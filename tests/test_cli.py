@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -234,3 +235,42 @@ def test_a_hub_that_does_not_answer_exits_with_75(project, monkeypatch):
     assert done.returncode == os.EX_TEMPFAIL, done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("oxa: ")]
     assert "Traceback" not in done.stderr
+
+
+TRAIN = ["train", "--arm", "sft", "--seed", "0"]
+TRAIN += [w for name in ("model", "data", "output", "metrics", "journal") for w in (f"--{name}", name)]
+
+SLEEPER = """
+import os, time
+from pathlib import Path
+from oxa import guard
+with guard.stage("s", module="oxa.prompts", inputs={}, outputs={"o": Path("o")}, config=None):
+    print(os.getpid(), os.environ.get("OXA_LAUNCH"), flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("launcher", ["'", "  ", "no-such-launcher --num 2"])
+def test_a_launcher_that_cannot_be_started_is_named(project, capsys, monkeypatch, launcher):
+    monkeypatch.setenv("OXA_LAUNCH", launcher)
+    said = fails_with_one_sentence(capsys, *TRAIN)
+    assert said.startswith(f"oxa: OXA_LAUNCH: {launcher!r} cannot be started")
+
+
+def test_the_processes_of_a_launched_stage_end_with_a_launcher_that_is_killed(project):
+    (project / "sleeper.py").write_text(SLEEPER)  # what follows it on the line are its arguments
+    launcher = "torchrun --standalone --nproc-per-node 2 sleeper.py"
+    kept = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
+    with subprocess.Popen(
+        ["oxa", *TRAIN], env=kept | {"OXA_LAUNCH": launcher}, stdout=subprocess.PIPE, text=True
+    ) as launched:
+        assert launched.stdout is not None
+        told = [launched.stdout.readline().split() for _ in range(2)]
+        assert [value for _, value in told] == ["None", "None"], "else each would launch again"
+        workers = [psutil.Process(int(pid)) for pid, _ in told]
+        assert [worker.ppid() for worker in workers] == [launched.pid] * 2
+        launched.kill()
+        _, alive = psutil.wait_procs(workers, timeout=10)
+        for worker in alive:
+            worker.kill()
+    assert [worker for worker in alive if worker.status() != psutil.STATUS_ZOMBIE] == []

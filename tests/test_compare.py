@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_comparison import write
 
@@ -73,6 +74,33 @@ def test_a_step_of_rl_can_be_asked_for(folder: Path):
     assert (found["a"], found["b"]) == pytest.approx(steps)
     with pytest.raises(DataError, match="nothing of step 11; found 10, 20"):
         compare.run(SECTION, "sft-0-rl@11", "sft-0", folder=folder)
+
+
+def test_step_0_of_rl_is_the_checkpoint_before_it(folder: Path):
+    for name in ("sft", "sft-0"):
+        before = compare.run(SECTION, f"{name}-rl", name, folder=folder)
+        found = compare.run(SECTION, f"{name}-rl", f"{name}-rl@0", folder=folder)
+        assert found == before | {"b": f"{name}-rl@0"}
+        assert found["same_seeds"]
+    with pytest.raises(DataError, match="nobody-rl@0: no such checkpoint, arm or table"):
+        compare.run(SECTION, "nobody-rl@0", "sft", folder=folder)
+
+
+def test_shares_differ_by_1_at_most_and_so_do_the_ends_of_the_interval(tmp_path: Path):
+    paths = [
+        write(tmp_path / f"{name}.parquet", rate, benchmarks={"world": 3})
+        for name, rate in (("most", 0.95), ("few", 0.05))
+    ]
+    most, few = (comparison.outcomes(path) for path in paths)
+    wide = comparison.differences(SECTION, [most], [few], np.ones(3, bool), metrics=["pass_at_1"])
+    assert wide["pass_at_1"]["high"] > 1, "three problems say little"
+    metrics = compare.run(SECTION, "most", "few", folder=tmp_path)["groups"]["world"]["metrics"]
+    assert (
+        metrics["pass_at_1"]["low"] < metrics["pass_at_1"]["difference"] < metrics["pass_at_1"]["high"] == 1
+    )
+    back = compare.run(SECTION, "few", "most", folder=tmp_path)["groups"]["world"]["metrics"]
+    assert back["pass_at_1"]["low"] == -1
+    assert metrics["mean_tokens"]["high"] > 1
 
 
 def test_a_table_anywhere_can_be_compared(folder: Path, tmp_path: Path):

@@ -53,7 +53,6 @@ def put(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("ingest.teacher", [{"source": "a.jsonl"}], "source 'a.jsonl' needs a `mapping`"),
         ("base.num_heads", 3, "p.yaml: base: hidden_size 128 must be an even multiple of num_heads 3"),
         ("base.num_kv_heads", 3, "p.yaml: base: num_heads 4 must be a multiple of num_kv_heads 3"),
-        ("train.shared.micro_batch_size", 5, "micro_batch_size 5 does not divide its step of 16 CE"),
         ("ingest.benchmarks", {}, "p.yaml: ingest.benchmarks"),
         ("ingest.benchmarks", {"train": {"source": "world"}}, "'train' cannot be a benchmark's name"),
         (

@@ -232,6 +232,47 @@ def test_an_arm_is_brought_out_by_the_keyboard_in_every_chart(
     assert [color(place) for place in range(4)] == before
 
 
+def test_what_arms_share_is_brought_out_with_each_of_them_in_its_color(
+    browser: Browser, paths: dict[str, Path], html: str
+) -> None:
+    places = [list(ALL).index(name) for name in ("oxa_mle", "oxa_full")]
+    assert set(re.findall(r'data-arms="([^"]*)"', html)) == {f"{places[0]} {places[1]}"}
+    assert "The line of oxa_mle is that of oxa_full, too: one set." in html
+    browser.open(paths["output"] / "index.html")
+
+    def colors(choose: str) -> tuple[set[str], list[str], int]:
+        """Of what is shared, of the arms' variables; and in how many figures something is shared."""
+        browser.run(
+            "[...document.querySelectorAll('.legend button')]"
+            ".find(one => one.querySelector('span').textContent === arguments[0]).click()",
+            choose,
+        )
+        shared, arms, num_figures = browser.run(
+            "const parts = [...document.querySelectorAll('[data-arms]')];"
+            "const filled = parts.flatMap(part => [...part.querySelectorAll('path, use')])"
+            "  .map(one => getComputedStyle(one)).flatMap(style => [style.fill, style.stroke]);"
+            "const probe = document.body.appendChild(document.createElement('i'));"
+            "const arms = [0, 1, 2, 3].map(place => {"
+            "  probe.style.color = `var(--arm-${place})`; return getComputedStyle(probe).color });"
+            "probe.remove();"
+            "return [filled.filter(color => color.startsWith('rgb(')), arms,"
+            "  new Set(parts.map(part => part.closest('figure'))).size]"
+        )
+        return set(shared) - {"rgb(0, 0, 0)"}, arms, num_figures
+
+    shared, arms, num_figures = colors("oxa_full")
+    assert num_figures == 2  # the set, and its length
+    assert shared == {arms[places[1]]}
+    assert arms[places[0]] == arms[0]
+    shared, arms, _ = colors("oxa_mle")
+    assert shared == {arms[places[0]]}
+    shared, arms, _ = colors("sft")
+    assert shared == {arms[places[0]]} == {arms[places[1]]} != {arms[0]}
+    shared, arms, _ = colors("sft")  # none is chosen any more
+    assert shared == {arms[places[0]]}
+    assert len(set(arms)) == 4
+
+
 def test_nothing_in_the_data_can_inject(browser: Browser, tmp_path: Path) -> None:
     name = "\"><img src=x onerror=document.title='hit'>"
     arms = {"sft": ALL["sft"], name: ALL["oxa_mle"]}
@@ -298,6 +339,89 @@ def test_lengths_are_set_against_responses_of_the_same_ppl() -> None:
     assert found[1] == pytest.approx(175, abs=1.5)
     assert found[2] == pytest.approx(175, abs=1.5)  # a set of high ppl is long, as all of its ppl are
     assert confounded[1] - confounded[2] == pytest.approx(10, abs=1.5)
+
+
+def test_that_the_longest_go_first_is_said_only_of_gaussian_sets_chosen_so(
+    tmp_path: Path, paths: dict[str, Path], html: str
+) -> None:
+    def confound(text: str) -> str:
+        (found,) = re.findall(r"The confound to look for.*?</p>", text, flags=re.DOTALL)
+        return re.sub(r"\s+", " ", found)
+
+    said = "Gaussian CE sets of oxa_mle and oxa_full, the longest responses inside a bin of ppl were taken first. CE"
+    assert said in confound(html)
+    arms = {name: ALL[name] for name in ("sft", "oxa_mle")}
+    made = make_inputs(tmp_path, arms, benchmarks={"world": 6}, num_samples=2, num_steps=3)
+    path = made["metrics"] / "selection" / "oxa_mle.json"
+    records.write_json(path, records.read_json(path) | {"within_bin": "random"})
+    run(made, lambda step, **values: None, list(arms))
+    assert "longest" not in confound((made["output"] / "index.html").read_text(encoding="utf-8"))
+
+
+def test_ce_sets_of_unequal_size_are_told_under_the_answer(tmp_path: Path, html: str) -> None:
+    assert "differ in size" not in html
+    arms = {name: ALL[name] for name in ("sft", "oxa_mle", "oxa_full")}
+    made = make_inputs(tmp_path, arms, benchmarks={"world": 6}, num_samples=2, num_steps=3)
+    for arm in ("oxa_mle", "oxa_full"):
+        path = made["metrics"] / "selection" / f"{arm}.json"
+        found = records.read_json(path)
+        found["ce"]["chosen"] = 144
+        records.write_json(path, found)
+    run(made, lambda step, **values: None, list(arms))
+    text = (made["output"] / "index.html").read_text(encoding="utf-8")
+    (said,) = re.findall(r'<p class="note">(The CE sets.*?)</p>', text, flags=re.DOTALL)
+    assert Parsed(said).numbers == [
+        ("selection.sft.ce.chosen", 150, "150"),
+        ("selection.oxa_mle.ce.chosen", 144, "144"),
+    ]
+    words = re.sub(r"\s+", " ", re.sub("<[^>]*>", "", said))
+    assert words.endswith("differ in size: 150 responses for sft; 144 responses for oxa_mle and oxa_full.")
+
+
+def test_several_seeds_are_shown_one_by_one_and_what_is_taken_of_them_is_said(
+    tmp_path: Path, html: str
+) -> None:
+    arms = {name: ALL[name] for name in ("sft", "sft_lp")}
+    made = make_inputs(tmp_path, arms, (0, 1), benchmarks={"world": 10}, num_samples=2, num_steps=3)
+    summary = run(made, lambda step, **values: None, list(arms), (0, 1))
+    text = (made["output"] / "index.html").read_text(encoding="utf-8")
+    shown = [(key, value) for key, value, _ in Parsed(text).numbers if "by_seed" in key]
+    assert shown == [
+        (
+            f"arms.{arm}.world.pass_at_1_by_seed.{place}",
+            summary["arms"][arm]["world"]["pass_at_1_by_seed"][place],
+        )
+        for arm in arms
+        for place in (0, 1)
+    ]
+    assert "The spread of seeds is taken as the same for all arms of a phase" in text
+    assert "One fine-tuning seed" not in text
+    assert "by_seed" not in html
+    assert "The spread of seeds" not in html
+
+
+def test_a_difference_after_rl_is_headed_by_what_it_is_compared_to(paths: dict[str, Path]) -> None:
+    found = tables.arms(records.read_json(paths["summary"]), "world")
+    assert [line.name for line in found.lines if not line.cells] == ["Before RL", "After RL, Δ to sft-rl"]
+    assert "pass@1: Δ to sft, points" in found.header
+    assert "entropy: Δ to sft, nats a token" in found.header
+
+
+def test_words_say_no_more_than_what_was_done(html: str, tmp_path: Path) -> None:
+    text = re.sub(r"\s+", " ", html.replace("&#39;", "'"))
+    assert "Rollouts cut before their answer earn nothing" in text
+    assert "at least 300 resamples" in text
+    assert "checkpoint of the first fine-tuning seed" in text
+    assert "compare with an arm without UL before crediting suppression to UL" in text
+    assert "Teacher: right ones alone. Self: those of the verdicts in score.self_verdicts" in text
+    arms = {"sft": ALL["sft"]}
+    made = make_inputs(tmp_path, arms, benchmarks={"world": 6}, num_samples=2, num_steps=3)
+    (made["scores"] / "self.parquet").unlink()
+    run(made, lambda step, **values: None, list(arms))
+    text = (made["output"] / "index.html").read_text(encoding="utf-8")
+    assert "Teacher: right ones alone. Further right" in text
+    assert "crediting suppression" not in text
+    assert "self_verdicts" not in text
 
 
 def test_headings_go_down_one_level_at_a_time(html: str) -> None:

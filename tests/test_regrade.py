@@ -138,6 +138,10 @@ def dvc(*command: str) -> str:
     return done.stdout
 
 
+CHANGES = "of 4 generations: 1 incorrect -> correct, 1 unparsable -> incorrect"
+CUT_OFF = f"{CHANGES} (written by a run that was cut off)"
+
+
 def run(*checkpoints: str, dry_run: bool = False) -> list[str]:
     return list(flow.run(SECTION, evaluate.summarize, checkpoints, dry_run=dry_run))
 
@@ -157,9 +161,10 @@ def test_a_changed_verifier_is_applied_and_dvc_takes_the_stages_for_done(evaluat
     Path("oxa/answers.py").write_text("# new\n")
     before = bridge.locked()
     said = run()
-    changes = "of 4 generations: 1 incorrect -> correct, 1 unparsable -> incorrect"
-    assert said[:-1] == [f"{name}: {changes}" for name in ("sft-0", "base")]
-    assert said[-1].startswith("DVC has taken 2 of 2 evaluations")
+    assert said == [
+        *(f"{name}: {CHANGES}" for name in ("sft-0", "base")),
+        "DVC has taken 2 of 2 evaluations; `dvc repro --single-item report` makes the report again",
+    ]
     assert verdicts("base") == verdicts("sft-0") == list(TEXTS.values())
     assert records.read_json(Path("metrics/evaluate/base.json"))["pooled"]["pass_at_1"] == 0.5
     assert dvc("status", "--json").strip() == "{}"
@@ -173,12 +178,33 @@ def test_a_changed_verifier_is_applied_and_dvc_takes_the_stages_for_done(evaluat
     assert contents() == unchanged
 
 
+def test_other_stages_that_the_old_verifier_made_are_named(evaluated: Repository):
+    stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
+    graded = {"cmd": "true", "deps": ["oxa/answers.py"]}
+    origins = {"matrix": {"origin": ["teacher", "self"]}}
+    drawn = {"cmd": "true", "deps": ["oxa/generate.py"]}
+    evaluated.stages(**stages, ingest=graded, verify=graded | origins, rlvr=drawn, sample=graded)
+    dvc("repro", "-q")
+    Path("oxa/answers.py").write_text("# new\n")
+    Path("oxa/generate.py").touch()
+    said = run()
+    assert said[-1] == (
+        "ingest, verify still stand on the old verifier (which problems are sound, training sets); a full `dvc repro` "
+        "makes them again, with all that follows from them"
+    )
+    assert said[-2].startswith("DVC has taken 2 of 2 evaluations")
+
+
+def test_the_stages_that_may_stand_on_an_old_verifier_are_those_of_the_graph():
+    stages = yaml.safe_load((Path(__file__).resolve().parents[1] / "dvc.yaml").read_text())["stages"]
+    using = {name for name, stage in stages.items() if "verify" in stage["params"]}
+    assert {name for name in using if not name.startswith("evaluate")} == set(flow.GRADERS)
+
+
 def test_a_dry_run_says_it_all_and_writes_nothing(evaluated: Repository):
     Path("oxa/answers.py").write_text("# new\n")
     before = contents()
-    assert run("base", dry_run=True) == [
-        "base: of 4 generations: 1 incorrect -> correct, 1 unparsable -> incorrect"
-    ]
+    assert run("base", dry_run=True) == [f"base: {CHANGES}"]
     assert contents() == before
     assert not Path(".work").exists()
 
@@ -210,12 +236,53 @@ def test_killed_before_dvc_was_told_the_next_run_goes_on(evaluated: Repository):
     Path("oxa/answers.py").write_text("# new\n")
     table, metrics = Path("data/generations/base.parquet"), Path("metrics/evaluate/base.json")
     found = regrade(SECTION, table, Path("data/problems.parquet"))
-    flow._write(found.table, evaluate.summarize(found.table), table, metrics, Path(".work/regrade/base.json"))
+    numbers = evaluate.summarize(found.table)
+    flow._write(found, numbers, table, metrics, Path(".work/regrade/base.json"), [])
     assert verdicts("base") == list(TEXTS.values())
     assert "evaluate_base" in dvc("status", "--json")
-    assert run("base")[0] == "base: 4 generations keep their verdicts"
+    assert run("base", dry_run=True) == [f"base: {CUT_OFF}"]
+    assert run("base")[0] == f"base: {CUT_OFF}"
     assert "evaluate_base" not in dvc("status", "--json")
     assert not Path(".work/regrade/base.json").exists()
+    assert run("base") == ["base: 4 generations keep their verdicts"]
+
+
+@pytest.mark.parametrize("num_placed", [0, 1])
+def test_killed_while_it_wrote_the_changes_are_said_once(evaluated: Repository, num_placed: int):
+    Path("oxa/answers.py").write_text("# new\n")
+    table, metrics = Path("data/generations/base.parquet"), Path("metrics/evaluate/base.json")
+    old = [path.read_bytes() for path in (table, metrics)]
+    found = regrade(SECTION, table, Path("data/problems.parquet"))
+    numbers = evaluate.summarize(found.table)
+    flow._write(found, numbers, table, metrics, Path(".work/regrade/base.json"), [])
+    for path, content in list(zip((table, metrics), old, strict=True))[num_placed:]:
+        path.write_bytes(content)  # as if it had not been replaced yet
+    assert run("base")[0] == f"base: {CUT_OFF if num_placed else CHANGES}"
+    assert verdicts("base") == list(TEXTS.values())
+    assert records.read_json(metrics) == numbers
+    assert "evaluate_base" not in dvc("status", "--json")
+
+
+def test_a_verifier_that_changes_again_after_a_kill_adds_its_changes(evaluated: Repository):
+    Path("oxa/answers.py").write_text("# new\n")
+    table, metrics = Path("data/generations/base.parquet"), Path("metrics/evaluate/base.json")
+    note = Path(".work/regrade/base.json")
+    found = regrade(SECTION, table, Path("data/problems.parquet"))
+    flow._write(found, evaluate.summarize(found.table), table, metrics, note, [])
+    evaluated.set("verify.require_think", True)
+    strict = SECTION.model_copy(update={"require_think": True})
+    again = "of 4 generations: 2 correct -> unparsable, 1 incorrect -> unparsable"
+    said = next(flow.run(strict, evaluate.summarize, ["base"]))
+    assert said == f"base: {CUT_OFF}; {again}"
+    assert note.exists(), "cut off right after it was said"
+    both = f"base: {CUT_OFF}; {again} (written by a run that was cut off)"
+    assert next(flow.run(strict, evaluate.summarize, ["base"])) == both
+
+
+def test_why_dvc_could_not_commit_is_shown(evaluated: Repository):
+    with pytest.raises(DataError, match=r"dvc commit nobody: (.*\n)*ERROR: .*'nobody'") as caught:
+        flow._commit("nobody")
+    assert len(str(caught.value).splitlines()) <= bridge.KEPT_LINES
 
 
 def test_a_module_that_also_draws_is_named_when_it_has_changed(evaluated: Repository):

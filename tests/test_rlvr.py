@@ -483,15 +483,15 @@ def test_vllm_gets_the_same_tokens_and_its_own_settings(
             conversation=list(rows["prompt"]), add_generation_prompt=True, tokenize=True, return_dict=True
         )["input_ids"]
         assert ids == [problems[name].prompt for name in rows["problem_id"]]
-    settings = rlvr._settings(section, 4, 4096, tmp_path, 0)
+    settings = rlvr._settings(section, 6, 4, 4096, tmp_path, 0)
     assert (settings.use_vllm, settings.vllm_mode) == (True, "colocate")
     assert settings.vllm_max_model_length == 1536 + 3
     assert settings.vllm_gpu_memory_utilization == 0.3
     server = Rlvr(**{**SECTION, "engine": "vllm_server", "vllm": {"url": "http://gpu:1"}})
-    settings = rlvr._settings(server, 4, 512, tmp_path, 0)
+    settings = rlvr._settings(server, 6, 4, 512, tmp_path, 0)
     assert (settings.vllm_mode, settings.vllm_server_base_url) == ("server", "http://gpu:1")
     assert settings.vllm_max_model_length == 512
-    assert rlvr._settings(Rlvr(**SECTION), 4, 512, tmp_path, 0).use_vllm is False
+    assert rlvr._settings(Rlvr(**SECTION), 6, 4, 512, tmp_path, 0).use_vllm is False
 
 
 def test_what_cannot_be_trained_is_refused_in_a_sentence(
@@ -509,10 +509,8 @@ def test_what_cannot_be_trained_is_refused_in_a_sentence(
     )
     assert "takes 9 different problems, and there are 8" in refused(PROBLEMS, num_prompts=9)
     assert "there are 2; take fewer" in refused(PROBLEMS, num_problems=2)
-    with pytest.raises(ConfigError, match=r"6 rollouts on 3 process\(es\) .* take one of 1, 2, 4, 8$"):
-        rlvr._accumulation(Rlvr(**SECTION), 3)
     with pytest.raises(ConfigError, match="run one of 1, 2, 3, 4, 6, 8, 12, 24 processes"):
-        rlvr._accumulation(Rlvr(**SECTION), 5)
+        rlvr._cut(Rlvr(**SECTION), 5)
 
 
 def test_a_policy_that_is_no_number_ends_the_training(speller: Path, problems: Path, tmp_path: Path) -> None:

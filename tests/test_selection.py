@@ -340,6 +340,7 @@ def test_rows_carry_the_prompt_the_verbatim_text_and_the_scores(tmp_path: Path, 
     assert metrics["shortage"] == 0
     assert "ul" not in metrics
     assert "bins" not in metrics
+    assert "within_bin" not in metrics
 
 
 def test_only_verified_scored_whole_training_responses_are_eligible(tmp_path: Path, log: Any) -> None:
@@ -385,6 +386,7 @@ def test_oxa_full_has_the_ce_set_of_oxa_mle_and_wrong_responses_beside_it(tmp_pa
     mle, _ = run(tmp_path, paths, shared, log, ce="gaussian")
     full, metrics = run(tmp_path, paths, shared, log, ce="gaussian", ul=UnlikelihoodSet(num=12, min_ppl=1.2))
     assert full[: len(mle)] == mle
+    assert metrics["within_bin"] == "longest"
     assert {row["objective"] for row in full[len(mle) :]} == {"ul"}
     wrong = [row for row in spread(80, "incorrect", "s") if row.ppl >= 1.2]
     expected = reference_lowest(wrong, 12, 1, shared.seed)

@@ -274,7 +274,8 @@ def _show_report(settings: config.Tracking, folder: Path = Path("reports")) -> N
     """The report's page, the comparison and its plots, as artifacts of the flow run."""
     page = (folder / "index.html").resolve()
     create_link_artifact(
-        _address_in_mlflow(settings, folder) or page.as_uri(),  # no browser follows a link from http to a file
+        _address_in_mlflow(settings, folder)
+        or page.as_uri(),  # no browser follows a link from http to a file
         link_text="the report",
         key="report",
         description=f"The page that shows the whole run; on its machine: {page}",

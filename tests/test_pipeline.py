@@ -222,6 +222,8 @@ def test_the_flow_run_shows_what_dvc_did_the_comparison_and_its_plots(flowed: Pa
     did = {row["stage"]: (row["state"], row["DVC"]) for row in json.loads(shown["stages"])}
     assert did == dict.fromkeys(locked(flowed), ("Completed", "DVC: run"))
     assert shown["comparison"] == (flowed / "reports" / "table.md").read_text()
+    (report,) = [one for one in tracked_runs(flowed) if one.data.tags.get("oxa.stage") == "report"]
+    assert f"/runs/{report.info.run_id}/artifacts/reports/index.html" in shown["report"]
     plots = {key: data for key, data in shown.items() if key.startswith("plot-")}
     assert plots.keys() == {"plot-funnel", "plot-pass-at-k", "plot-ppl", "plot-rlvr", "plot-training"}
     for path in (flowed / "reports").glob("*.png"):

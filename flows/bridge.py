@@ -11,7 +11,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,19 @@ class Locked:
     params: dict[str, Any] = field(default_factory=dict)
 
 
+@contextmanager
+def _repository() -> Iterator[Any]:
+    """DVC's view of this folder; what it finds wrong is a UserError."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            yield repo
+    except DvcException as error:
+        raise UserError(f"DVC: {' '.join(str(error).split())}") from None
+
+
 def plan(targets: Iterable[str] = ()) -> list[Node]:
     """The stages that the targets need, themselves included, each after those that it reads from.
 
@@ -64,18 +78,13 @@ def plan(targets: Iterable[str] = ()) -> list[Node]:
     UserError where a target names nothing, where dvc.yaml cannot be read, or where another DVC command is at work.
     """
     import networkx as nx
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
 
-    try:
-        with Repo() as repo:
-            graph = nx.relabel_nodes(repo.index.graph, lambda stage: stage.addressing)
-            meta = {stage.addressing: stage.meta or {} for stage in repo.index.stages}
-            wanted = _match(list(targets), sorted(graph)) or set(graph)
-            needed = wanted.union(*(nx.descendants(graph, name) for name in wanted))
-            changed = repo.status(targets=sorted(needed))
-    except DvcException as error:
-        raise UserError(f"DVC: {' '.join(str(error).split())}") from None
+    with _repository() as repo:
+        graph = nx.relabel_nodes(repo.index.graph, lambda stage: stage.addressing)
+        meta = {stage.addressing: stage.meta or {} for stage in repo.index.stages}
+        wanted = _match(list(targets), sorted(graph)) or set(graph)
+        needed = wanted.union(*(nx.descendants(graph, name) for name in wanted))
+        changed = repo.status(targets=sorted(needed))
     order = nx.lexicographical_topological_sort(graph.subgraph(needed).reverse())
     return [
         Node(
@@ -198,17 +207,11 @@ def locked() -> dict[str, Locked]:
 
     Raises DataError where there is none, UserError where another DVC command keeps it, or this is no DVC repository.
     """
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
     path = Path("dvc.lock")
-    try:
-        with Repo() as repo, repo.lock:
-            if not path.exists():
-                raise DataError("dvc.lock: no such file; `oxa run` or `dvc repro` makes it")
-            stages: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")).get("stages", {})
-    except DvcException as error:
-        raise UserError(f"DVC: {' '.join(str(error).split())}") from None
+    with _repository() as repo, repo.lock:
+        if not path.exists():
+            raise DataError("dvc.lock: no such file; `oxa run` or `dvc repro` makes it")
+        stages: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")).get("stages", {})
     return {name: _locked(stage) for name, stage in stages.items()}
 
 
@@ -218,3 +221,43 @@ def _locked(stage: dict[str, Any]) -> Locked:
         for kind in ("deps", "outs")
     )
     return Locked(deps, outs, stage.get("params", {}).get("params.yaml", {}))
+
+
+def stages() -> set[str]:
+    """All stages of dvc.yaml."""
+    with _repository() as repo:
+        return {stage.addressing for stage in repo.index.stages}
+
+
+def changes(stages: Sequence[str]) -> dict[str, dict[str, str]]:
+    """By stage, what DVC finds changed: inputs, parameters and outputs, and how."""
+    with _repository() as repo:
+        status = repo.status(targets=list(stages))
+    found: dict[str, dict[str, str]] = {stage: {} for stage in stages}
+    for stage, changes in status.items():
+        for change in changes:
+            if isinstance(change, str):  # "changed command"
+                found.setdefault(stage, {})[change.removeprefix("changed ")] = "modified"
+                continue
+            for entries in change.values():
+                for path, how in entries.items():
+                    found.setdefault(stage, {}).update(how if isinstance(how, dict) else {path: how})
+    return found
+
+
+def commit(stage: str) -> None:
+    """Has DVC take the stage's inputs and outputs as they lie here for what belongs together."""
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "commit", "--force", stage]
+    with Child(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as child:
+        said, _ = child.communicate()
+    if child.returncode != 0:
+        lines = [line.strip() for line in said.splitlines() if line.strip()][-KEPT_LINES:]
+        shown = "\n".join(lines) or f"exited with {child.returncode} and said nothing"
+        raise DataError(f"dvc commit {stage}: {shown}")

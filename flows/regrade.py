@@ -13,8 +13,6 @@ which differ from dvc.lock are known for our own, and with the changes of verdic
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,7 @@ import pyarrow as pa
 
 from flows import bridge
 from oxa import config, guard, records
-from oxa.errors import DataError, UserError
-from oxa.lifeline import Child
+from oxa.errors import UserError
 from oxa.regrade import Regraded, regrade
 
 GRADING = {"oxa/answers.py", "oxa/judge.py", "oxa/metrics.py", "oxa/errors.py", "oxa/progress.py"}
@@ -52,7 +49,7 @@ def run(
                 f"{name}: dvc.lock knows no generations of it; known: {', '.join(known) or 'none'}"
             )
     chosen = {name: known[name] for name in checkpoints or known}
-    changed = _changed([stage for stage, _ in chosen.values()])
+    changed = bridge.changes([stage for stage, _ in chosen.values()])
     num_committed = 0
     for name, (stage, locked) in chosen.items():
         table, metrics = (_path(locked.outs, suffix) for suffix in (".parquet", ".json"))
@@ -69,11 +66,11 @@ def run(
             continue
         if found.changed or records.read_json(metrics) != json.loads(json.dumps(numbers)):
             _write(found, numbers, table, metrics, note, earlier)
-        now = _changed([stage])[stage]
+        now = bridge.changes([stage])[stage]
         if others := _others(now, note):  # changed meanwhile
             raise UserError(f"{name}: {', '.join(others)} changed while it was graded; run it again")
         if now:
-            _commit(stage)
+            bridge.commit(stage)
             num_committed += 1
         doubtful = sorted(MORE & now.keys())
         doubt = f" ({', '.join(doubtful)} changed, taken to ask and draw as before)" if doubtful else ""
@@ -102,44 +99,15 @@ def _evaluations(locked: Mapping[str, bridge.Locked]) -> dict[str, tuple[str, br
 
 def _behind(locked: Iterable[str]) -> list[str]:
     """Those of GRADERS that DVC would run again since the verifier has changed."""
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
-    try:
-        with Repo() as repo:  # dvc.lock may still hold stages that dvc.yaml has no more
-            present = {stage.addressing for stage in repo.index.stages}
-    except DvcException as error:
-        raise UserError(f"DVC: {' '.join(str(error).split())}") from None
+    present = bridge.stages()  # dvc.lock may still hold some that dvc.yaml has no more
     ran = [stage for stage in locked if stage in present and stage.partition("@")[0] in GRADERS]
-    changed = _changed(ran) if ran else {}
+    changed = bridge.changes(ran) if ran else {}
     stale = {stage.partition("@")[0] for stage, how in changed.items() if VERIFIER & how.keys()}
     return [kind for kind in GRADERS if kind in stale]
 
 
 def _path(paths: Mapping[str, str], suffix: str) -> Path:
     return next(Path(path) for path in paths if path.endswith(suffix))
-
-
-def _changed(stages: Sequence[str]) -> dict[str, dict[str, str]]:
-    """By stage, what DVC finds changed: inputs, parameters and outputs, and how."""
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
-    try:
-        with Repo() as repo:
-            status = repo.status(targets=list(stages))
-    except DvcException as error:
-        raise UserError(f"DVC: {' '.join(str(error).split())}") from None
-    found: dict[str, dict[str, str]] = {stage: {} for stage in stages}
-    for stage, changes in status.items():
-        for change in changes:
-            if isinstance(change, str):  # "changed command"
-                found.setdefault(stage, {})[change.removeprefix("changed ")] = "modified"
-                continue
-            for entries in change.values():
-                for path, how in entries.items():
-                    found.setdefault(stage, {}).update(how if isinstance(how, dict) else {path: how})
-    return found
 
 
 def _others(changed: Mapping[str, str], note: Path) -> list[str]:
@@ -180,21 +148,3 @@ def _write(
     records.write_json(note, {"files": files, "earlier": earlier, "changes": changes})
     for path, new in made.items():
         new.replace(path)
-
-
-def _commit(stage: str) -> None:
-    """Has DVC take the stage's inputs and outputs as they lie here for what belongs together."""
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "commit", "--force", stage]
-    with Child(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as child:
-        said, _ = child.communicate()
-    if child.returncode != 0:
-        lines = [line.strip() for line in said.splitlines() if line.strip()][-bridge.KEPT_LINES :]
-        shown = "\n".join(lines) or f"exited with {child.returncode} and said nothing"
-        raise DataError(f"dvc commit {stage}: {shown}")

@@ -19,7 +19,7 @@ from oxa import comparison, findings
 from oxa import metrics as statistics
 from oxa.config import Report
 from oxa.errors import DataError
-from oxa.outcomes import Outcomes, outcomes, unlike
+from oxa.outcomes import RL, Outcomes, outcomes, unlike
 
 Rows = dict[str, dict[str, Any]]
 
@@ -91,13 +91,13 @@ def _side(asked: str, folder: Path) -> Side:
     name, _, step = asked.rpartition("@") if re.search(r"@\d+$", asked) else (asked, "", "")
     at = int(step) if step else None
     if at == 0:
-        name = name.removesuffix("-rl")
+        name = name.removesuffix(RL)
     known = {path.stem: path for path in sorted(folder.glob("*.parquet"))}
     if name in known:
         matched = re.fullmatch(r"(.+)-(\d+)(?:-rl)?", name)
         arm, seeds = (matched[1], (matched[2],)) if matched else (name, ())
         return Side(asked, arm, seeds, [outcomes(known[name], at)])
-    arm, ending = name.removesuffix("-rl"), "-rl" * name.endswith("-rl")
+    arm, ending = name.removesuffix(RL), RL * name.endswith(RL)
     pattern = re.compile(rf"{re.escape(arm)}-(\d+){ending}")
     seeds_found = {matched[1]: path for stem, path in known.items() if (matched := pattern.fullmatch(stem))}
     if seeds_found:

@@ -37,8 +37,8 @@ from numpy.typing import NDArray
 from oxa import metrics as statistics
 from oxa.config import Report
 from oxa.errors import DataError
-from oxa.findings import answer, table
-from oxa.outcomes import Outcomes, along_rl, outcomes, unlike
+from oxa.findings import answer, asked, table
+from oxa.outcomes import BASE, RL, Outcomes, along_rl, outcomes, unlike
 
 __all__ = ["BASE", "POOLED", "RL", "Outcomes", "along_rl", "outcomes", "summarize", "table"]
 
@@ -48,8 +48,6 @@ Floats = NDArray[np.float64]
 Members = NDArray[np.bool_]
 
 POOLED = "pooled"
-BASE = "base"
-RL = "-rl"  # ends the name of an arm after RL
 
 
 def summarize(
@@ -134,8 +132,7 @@ def groups_of(found: Outcomes) -> dict[str, Members]:
 
 def family(found: Outcomes, members: Members) -> list[str]:
     """Metrics that Holm's correction covers and that may be shown to differ."""
-    n = int(found.num_samples[members].min())
-    return ["pass_at_1", *([f"pass_at_{n}"] if n > 1 else []), "mean_entropy"]
+    return asked(int(found.num_samples[members].min()))
 
 
 class Pair(NamedTuple):

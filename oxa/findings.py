@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from textwrap import fill
 from typing import Any, NamedTuple
 
+from oxa.outcomes import BASE, RL
+
 SMALL = 50  # problems of a benchmark below which the Bayesian interval is given, too
 Summary = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -44,11 +46,16 @@ class Said(NamedTuple):
         return ", ".join(told + ([f"no difference shown for {listed(self.others)}"] if self.others else []))
 
 
+def asked(num_samples: int) -> list[str]:
+    """Metrics that the question is about, where a problem has so many samples."""
+    return ["pass_at_1", *([f"pass_at_{num_samples}"] if num_samples > 1 else []), "mean_entropy"]
+
+
 def answer(summary: Summary) -> dict[str, Any]:
     """{"sentence": …, "claims": [{"claim", "phase", "arm", "text", "shown"}, …]}."""
     group = summary["groups"][-1]  # pooled comes last
     num_samples = summary["arms"][summary["baseline"]][group]["num_samples"]
-    metrics = ["pass_at_1", *([f"pass_at_{num_samples}"] if num_samples > 1 else []), "mean_entropy"]
+    metrics = asked(num_samples)
     claims, found = [], dict[str, dict[str, Said]]()
     for phase, ending in _phases(summary).items():
         for metric in metrics:
@@ -76,16 +83,14 @@ def answer(summary: Summary) -> dict[str, Any]:
 
 def _arms(summary: Summary) -> list[str]:
     return [
-        name
-        for name in summary["order"]
-        if name not in ("base", summary["baseline"]) and not name.endswith("-rl")
+        name for name in summary["order"] if name not in (BASE, summary["baseline"]) and not name.endswith(RL)
     ]
 
 
 def _phases(summary: Summary) -> dict[str, str]:
     """Phase, to the ending of its arms' names."""
-    after = f"{summary['baseline']}-rl" in summary["order"]
-    return {"before RL": "", "after RL": "-rl"} if after else {"before RL": ""}
+    after = summary["baseline"] + RL in summary["order"]
+    return {"before RL": "", "after RL": RL} if after else {"before RL": ""}
 
 
 def _sentence(baseline: str, found: Mapping[str, Mapping[str, Said]]) -> str:
@@ -189,7 +194,7 @@ def _wrapped(text: str) -> str:
 
 
 def _heading(summary: Summary, group: str) -> str:
-    counts = summary["arms"]["base"][group]
+    counts = summary["arms"][BASE][group]
     samples = f"{counts['num_samples']} sample{'s' * (counts['num_samples'] > 1)} a problem"
     heading = f"## {group}: {counts['num_problems']} problems, {samples}"
     if group in summary["guess_rate"]:
@@ -199,7 +204,7 @@ def _heading(summary: Summary, group: str) -> str:
 
 
 def _first_columns(summary: Summary, group: str) -> Columns:
-    n = summary["arms"]["base"][group]["num_samples"]
+    n = summary["arms"][BASE][group]["num_samples"]
     columns: Columns = {
         "seeds": lambda numbers: str(numbers["num_seeds"]),
         "pass@1, %": lambda numbers: _with_interval(numbers, "pass_at_1"),
@@ -211,7 +216,7 @@ def _first_columns(summary: Summary, group: str) -> Columns:
 
 
 def _more_columns(summary: Summary, group: str) -> Columns:
-    counts = summary["arms"]["base"][group]
+    counts = summary["arms"][BASE][group]
     n = counts["num_samples"]
     columns: Columns = {}
     if counts["num_problems"] < SMALL:
@@ -235,16 +240,16 @@ def _numbers(summary: Summary, group: str, columns: Columns) -> list[str]:
 
 def _differences(summary: Summary, group: str) -> list[str]:
     """Every arm against the baseline of its phase, and against itself before RL."""
-    baseline, n = summary["baseline"], summary["arms"]["base"][group]["num_samples"]
-    metrics = ["pass_at_1", *([f"pass_at_{n}"] if n > 1 else []), "mean_entropy"]
+    baseline, n = summary["baseline"], summary["arms"][BASE][group]["num_samples"]
+    metrics = asked(n)
     compared = {
-        f"{name} − {baseline}{'-rl' * name.endswith('-rl')}": found[group]
+        f"{name} − {baseline}{RL * name.endswith(RL)}": found[group]
         for name, found in sorted(
             summary["differences"].items(), key=lambda item: summary["order"].index(item[0])
         )
     }
     gains = summary["gains"]
-    compared |= {f"{arm}-rl − {arm}": gains[arm][group] for arm in summary["order"] if arm in gains}
+    compared |= {f"{arm}{RL} − {arm}": gains[arm][group] for arm in summary["order"] if arm in gains}
     rows = [
         [name, *(_difference(found.get(metric), metric) for metric in metrics)]
         for name, found in compared.items()

@@ -26,6 +26,8 @@ from oxa.errors import DataError
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+BASE = "base"
+RL = "-rl"  # ends the name of an arm after RL
 NUM_REDRAWN = 100  # times that a problem's samples are drawn again
 COLUMNS = [
     "benchmark",

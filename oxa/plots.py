@@ -229,16 +229,12 @@ def _cut(name: str, width: int = 18) -> str:
     return name if len(name) <= width else name[: width - 1] + "…"
 
 
-def curves(
-    axis: Any, arms: Sequence[str], found: Mapping[str, Curve], unit: str, smooth: bool = True
-) -> None:
-    """A metric along training: every step faint and its running mean strong, or the values alone."""
+def curves(axis: Any, arms: Sequence[str], found: Mapping[str, Curve], unit: str) -> None:
+    """A metric along training: every step faint and its running mean strong."""
     for arm, (steps, values) in found.items():
         style = look(arms, arm)
-        if smooth:
-            axis.plot(steps, values, color=style["color"], alpha=0.22, linewidth=0.8)
-        strong = running_mean(values) if smooth else values
-        axis.plot(steps, strong, label=arm, linewidth=1.6, **style)
+        axis.plot(steps, values, color=style["color"], alpha=0.22, linewidth=0.8)
+        axis.plot(steps, running_mean(values), label=arm, linewidth=1.6, **style)
     if unit.startswith("share"):
         axis.set_ylim(0, max(0.01, 1.08 * max(values.max() for _, values in found.values())))
     axis.set_ylabel(unit)

@@ -96,17 +96,26 @@ def talker(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Kept:
+    """A log that keeps what it is given, and stops the training after a step where asked to."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.rows: list[dict[str, float]] = []
+        self._stop_after = stop_after
+
+    def __call__(self, step: int, **values: float) -> None:
+        self.rows.append({"step": step, **values})
+        if step == self._stop_after:
+            raise KeyboardInterrupt
+
+    def curve(self) -> list[dict[str, float]]:
+        """Without timing."""
+        return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in self.rows]
+
+
 @pytest.fixture
-def log() -> Any:
+def log() -> Kept:
     """A log callback that keeps what it was given: log.rows."""
-
-    class Kept:
-        def __init__(self) -> None:
-            self.rows: list[dict[str, float]] = []
-
-        def __call__(self, step: int, **values: float) -> None:
-            self.rows.append({"step": step, **values})
-
     return Kept()
 
 

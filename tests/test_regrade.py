@@ -281,7 +281,7 @@ def test_a_verifier_that_changes_again_after_a_kill_adds_its_changes(evaluated: 
 
 def test_why_dvc_could_not_commit_is_shown(evaluated: Repository):
     with pytest.raises(DataError, match=r"dvc commit nobody: (.*\n)*ERROR: .*'nobody'") as caught:
-        flow._commit("nobody")
+        bridge.commit("nobody")
     assert len(str(caught.value).splitlines()) <= bridge.KEPT_LINES
 
 

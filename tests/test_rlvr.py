@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from conftest import Kept
 from oxa import answers, generate, lm, prompts, records, rlvr, rollouts
 from oxa.config import Generate, Prompt, Rlvr, Sampling, Verify
 from oxa.errors import ConfigError, DataError
@@ -101,23 +102,6 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tables") / "problems.parquet"
     records.write(path, [*PROBLEMS, problem("1", "train"), problem("22", "world")], records.PROBLEMS)
     return path
-
-
-class Kept:
-    """A log that keeps what it is given, and stops the training after a step where asked to."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.rows: list[dict[str, float]] = []
-        self._stop_after = stop_after
-
-    def __call__(self, step: int, **values: float) -> None:
-        self.rows.append({"step": step, **values})
-        if step == self._stop_after:
-            raise KeyboardInterrupt
-
-    def curve(self) -> list[dict[str, float]]:
-        """Without timing."""
-        return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in self.rows]
 
 
 class Result:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from conftest import Kept
 from oxa import lm, prompts, records, train
 from oxa.config import TrainArm, TrainShared
 from oxa.errors import ConfigError, DataError
@@ -48,23 +49,6 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, rows in (("full", ROWS), ("ce", ROWS[:12])):
         records.write(folder / f"{name}.parquet", rows, records.TRAIN)
     return {name: folder / f"{name}.parquet" for name in ("full", "ce")}
-
-
-class Kept:
-    """A log that keeps what it is given, and stops the training after a step where asked to."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.rows: list[dict[str, float]] = []
-        self._stop_after = stop_after
-
-    def __call__(self, step: int, **values: float) -> None:
-        self.rows.append({"step": step, **values})
-        if step == self._stop_after:
-            raise KeyboardInterrupt
-
-    def curve(self) -> list[dict[str, float]]:
-        """Without timing."""
-        return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in self.rows]
 
 
 class Result:

@@ -140,7 +140,7 @@ def test_a_stage_that_fails_says_why_and_stays_stale(copy: Path):
 def test_killed_while_it_trains_it_goes_on_and_ends_with_the_same_outputs(stage: str, done: Path, copy: Path):
     forget(copy, stage)
     killed = Command(copy, *REPRO, stage)
-    at_work(killed, stage)
+    at_work(killed, stage, stop=True)
     processes = below(killed.pid)
     killed.kill()
     killed.wait()

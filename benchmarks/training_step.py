@@ -1,26 +1,36 @@
-"""What a training step costs: ours beside plain TRL, with and without unlikelihood, by micro-batch size and threads.
+"""What a training step costs: ours beside plain TRL, with and without unlikelihood, beside the bare matrix products.
 
-    python benchmarks/training_step.py [--steps 12] [--threads 1 2] [--lengths even|tailed]
+    python benchmarks/training_step.py [--steps 10] [--rounds 3] [--threads 2] [--micro 8 16] [--lengths even tailed]
 
-A random Llama of the small world's shape (4 layers, hidden 128, a step of 32 sequences), made here. Every run trains
-on the same sequences with the same settings; plain TRL is SFTTrainer as it comes (random order, its own collator),
-CE+UL marks half of CE-only's sequences as suppressed, so that both see the same tokens. Prints seconds a step (the
-median, the first two left out) and their ratios; a ratio is taken within one round, and the median of the rounds is
-shown, since other work on the machine slows all runs of a round alike.
+A random Llama of the small world's shape (4 layers, hidden 128, a step of 32 sequences), made here. All runs take the
+same settings and see the same 32 sequences in each step, so that their steps can be compared one by one:
+
+    TRL        SFTTrainer as it comes, its own collator, a step's sequences in a random order
+    CE         oxa train, cross-entropy alone
+    CE+UL      oxa train, half of each step's sequences suppressed
+    grouped    SFTTrainer with its `group_by_length`, which fills a step with sequences of like length: the same data,
+               but other steps, so that only its tokens a second are comparable
+    products   forward and backward matrix products of all linear layers at CE's padded shapes, and nothing else
+
+A step's time is the least of the rounds, since other work on the machine only adds, and the steps after the first are
+summed. Padded tokens are those that go through the model.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import shutil
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from datasets import Dataset
+from results import row
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -30,12 +40,13 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from oxa import records, train
+from oxa import batches, lm, prompts, records, train
 from oxa.config import TrainArm, TrainShared
 
 SEQUENCES = 32
 WORDS = [f"w{i}" for i in range(104)]
-SKIPPED = 2
+SEED = 0
+TARGETS = {"even": 1.0, "tailed": 1.3}  # times as fast as TRL, at least, by kind of lengths
 
 
 def make_base(folder: Path) -> None:
@@ -102,7 +113,7 @@ def make_rows(num: int, lengths: str) -> list[dict[str, Any]]:
 
 
 class Clock(TrainerCallback):
-    """Wall time of each optimiser step, data loading and logging included."""
+    """When each optimiser step ended, data loading and logging included."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -110,27 +121,54 @@ class Clock(TrainerCallback):
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         self.ends.append(time.perf_counter())
 
-    def seconds(self) -> float:
-        return statistics.median(np.diff(self.ends)[SKIPPED - 1 :])
+    def seconds(self) -> np.ndarray:
+        """Of every step after the first, which warms up."""
+        return np.diff(self.ends)
 
 
-def plain_trl(base: Path, rows: list[dict[str, Any]], micro: int, folder: Path) -> float:
-    from oxa import lm, prompts
+class Setting(NamedTuple):
+    base: Path
+    rows: list[dict[str, Any]]
+    micro: int
+    folder: Path
 
-    network, tokenizer = lm.load(base, dtype=torch.float32, device=torch.device("cpu"))
+    @property
+    def steps(self) -> np.ndarray:
+        """Rows of each step, [steps, SEQUENCES]."""
+        return batches.step_order(len(self.rows), 0, SEQUENCES, 0, 1.0, SEED)
+
+
+class Steps(NamedTuple):
+    """Of every step after the first, which warms up."""
+
+    seconds: np.ndarray
+    tokens: np.ndarray
+    padded: np.ndarray  # tokens, padding included
+
+
+def trl(setting: Setting, *, grouped: bool = False) -> Steps:
+    network, tokenizer = lm.load(setting.base, dtype=torch.float32, device=torch.device("cpu"))
     examples = []
-    for row in rows:
-        context = prompts.prompt_ids(tokenizer, row["prompt"])
-        response = prompts.response_ids(tokenizer, row["completion"], end=True)
+    for item in (setting.rows[i] for i in setting.steps.ravel()):
+        context = prompts.prompt_ids(tokenizer, item["prompt"])
+        response = prompts.response_ids(tokenizer, item["completion"], end=True)
         examples.append({"input_ids": context + response, "labels": [-100] * len(context) + response})
-        assert len(response) == row["num_tokens"] + 1
+        assert len(context) + len(response) == length(item)
     clock = Clock()
-    trainer = SFTTrainer(
+    sizes: list[tuple[int, int]] = []
+
+    class Counting(SFTTrainer):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            sizes.append((int(inputs["attention_mask"].sum()), inputs["attention_mask"].numel()))
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    trainer = Counting(
         model=network,
         args=SFTConfig(
-            output_dir=str(folder),
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=SEQUENCES // micro,
+            output_dir=str(setting.folder / "trl"),
+            per_device_train_batch_size=setting.micro,
+            gradient_accumulation_steps=SEQUENCES // setting.micro,
+            train_sampling_strategy="group_by_length" if grouped else "sequential",
             num_train_epochs=1,
             learning_rate=1e-3,
             lr_scheduler_type="cosine",
@@ -153,16 +191,21 @@ def plain_trl(base: Path, rows: list[dict[str, Any]], micro: int, folder: Path) 
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    return clock.seconds()
+    tokens, padded = np.reshape(sizes, (len(clock.ends), -1, 2)).sum(1)[1:].T
+    return Steps(clock.seconds(), tokens, padded)
 
 
-def ours(base: Path, rows: list[dict[str, Any]], micro: int, num_ul: int, folder: Path) -> float:
-    """The same sequences; the last num_ul of every 32 are suppressed."""
-    marked = [
-        {**row, "objective": "ul" if i % SEQUENCES >= SEQUENCES - num_ul else "ce"}
-        for i, row in enumerate(rows)
-    ]
-    records.write(folder / "rows.parquet", marked, records.TRAIN)
+def ours(setting: Setting, num_ul: int) -> Steps:
+    """num_ul sequences of each step are suppressed."""
+    place = setting.folder / f"ours-{num_ul}"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    num_ce, num_steps = SEQUENCES - num_ul, len(setting.steps)
+    where = batches.step_order(num_ce * num_steps, num_ul * num_steps, num_ce, num_ul, 1.0, SEED)
+    table: list[dict[str, Any]] = [{}] * len(setting.rows)
+    for at, index in zip(where.ravel(), setting.steps.ravel(), strict=True):
+        table[at] = {**setting.rows[index], "objective": "ul" if at >= num_ce * num_steps else "ce"}
+    records.write(place / "rows.parquet", table, records.TRAIN)
     clock = Clock()
 
     def log(step: int, **values: float) -> None:
@@ -172,62 +215,145 @@ def ours(base: Path, rows: list[dict[str, Any]], micro: int, num_ul: int, folder
         TrainShared(
             learning_rate=1e-3,
             epochs=1.0,
-            num_ce=SEQUENCES - num_ul,
-            micro_batch_size=micro,
+            num_ce=num_ce,
+            micro_batch_size=setting.micro,
             checkpoint_every=10**6,
         ),
         TrainArm(num_ul=num_ul, ul_weight=0.1),
-        model=base,
-        data=folder / "rows.parquet",
-        output=folder / "model",
-        scratch=folder,
-        seed=0,
+        model=setting.base,
+        data=place / "rows.parquet",
+        output=place / "model",
+        scratch=place,
+        seed=SEED,
         log=log,
     )
-    return clock.seconds()
+    lengths = np.array([length(item) for item in setting.rows])
+    padded = np.array([sum(rows * longest for rows, longest in step) for step in cut(setting)])
+    return Steps(clock.seconds(), lengths[setting.steps].sum(1)[1:], padded[1:])
+
+
+def cut(setting: Setting) -> list[list[tuple[int, int]]]:
+    """(rows, longest) of every micro-batch of ours, by step."""
+    lengths = np.array([length(item) for item in setting.rows])
+    plans = (batches.micro_batches(lengths[step], SEQUENCES // setting.micro) for step in setting.steps)
+    return [
+        [(len(rows), int(lengths[step][rows].max())) for rows in plan]
+        for step, plan in zip(setting.steps, plans, strict=True)
+    ]
+
+
+def products(setting: Setting) -> Steps:
+    """As if a step were the products of its linear layers alone: x Wᵀ, g W and gᵀ x."""
+    network, _ = lm.load(setting.base, dtype=torch.float32, device=torch.device("cpu"))
+    weights = [m.weight.detach() for m in network.modules() if isinstance(m, torch.nn.Linear)]
+    seconds = []
+    for step in cut(setting)[1:]:
+        spent = 0.0
+        for rows, longest in step:
+            of_width = {k: torch.randn(rows * longest, k) for weight in weights for k in weight.shape}
+            begun = time.perf_counter()
+            for weight in weights:
+                gradient, x = (of_width[k] for k in weight.shape)
+                x @ weight.T, gradient @ weight, gradient.T @ x
+            spent += time.perf_counter() - begun
+        seconds.append(spent)
+    nothing = np.zeros(len(seconds))
+    return Steps(np.array(seconds), nothing, nothing)
+
+
+def length(item: dict[str, Any]) -> int:
+    return item["num_tokens"] + 15  # a prompt of 12 words, 2 markers, the end
+
+
+def measure(setting: Setting, rounds: int) -> dict[str, Steps]:
+    ways: dict[str, Callable[[], Steps]] = {
+        "trl": lambda: trl(setting),
+        "ce": lambda: ours(setting, 0),
+        "ul": lambda: ours(setting, SEQUENCES // 2),
+        "grouped": lambda: trl(setting, grouped=True),
+        "products": lambda: products(setting),
+    }
+    found: dict[str, list[Steps]] = {name: [] for name in ways}
+    for i in range(rounds):
+        for name, way in ways.items():
+            print(f"micro-batches of {setting.micro}, round {i + 1} of {rounds}: {name}", file=sys.stderr)
+            found[name].append(way())
+    return {
+        name: Steps(np.min([one.seconds for one in each], axis=0), each[0].tokens, each[0].padded)
+        for name, each in found.items()
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--micro", type=int, nargs="+", default=[1, 4, 8, 16, 32])
-    parser.add_argument("--lengths", choices=["even", "tailed"], nargs="+", default=["even", "tailed"])
+    parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
+    parser.add_argument("--micro", type=int, nargs="+", default=[8, 16])
+    parser.add_argument("--lengths", choices=list(TARGETS), nargs="+", default=list(TARGETS))
+    parser.add_argument(
+        "--quick", action="store_true", help="a trial: 4 steps, one round, micro-batches of 16"
+    )
     options = parser.parse_args()
+    if options.quick:
+        options.steps, options.rounds, options.micro = 4, 1, [16]
+    print(
+        f"""## Training step: `benchmarks/training_step.py`
+
+The small world's shape, {SEQUENCES} sequences a step, the same ones in each step of every run; float32. TRL is
+`SFTTrainer` with the same data and settings; CE+UL suppresses half of the sequences; `micro` is the mean number of
+sequences of a micro-batch; in brackets the tokens of a step with padding, in thousands. Seconds are the mean of
+{options.steps - 1} steps, the least of {options.rounds} rounds each. `products` are the bare forward and backward
+matrix products of the linear layers at CE's shapes: the next bound.
+
+| lengths | threads | micro | TRL, s | CE, s | CE+UL, s | products, s | TRL / CE | CE+UL / CE |
+|---|---|---|---|---|---|---|---|---|""",
+        flush=True,
+    )
+    gains: dict[str, list[float]] = {name: [] for name in options.lengths}
+    prices: list[float] = []
+    grouped: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_base(folder / "base")
-        for lengths in options.lengths:
+        settings = [
+            (lengths, threads, micro)
+            for lengths in options.lengths
+            for threads in options.threads
+            for micro in options.micro
+        ]
+        for lengths, threads, micro in settings:
+            torch.set_num_threads(threads)
             rows = make_rows(options.steps * SEQUENCES, lengths)
-            tokens = sum(row["num_tokens"] + 15 for row in rows) / options.steps  # with 2 markers and the end
-            print(f"\n{lengths} lengths, {tokens:.0f} tokens a step")
-            print("threads micro  TRL s/step  ours CE  ours CE+UL  tokens/s  TRL/ours  CE+UL/CE")
-            for threads in options.threads:
-                torch.set_num_threads(threads)
-                for micro in options.micro:
-                    rounds = []
-                    for i in range(options.rounds):
-                        place = folder / f"{lengths}-{threads}-{micro}-{i}"
-                        for part in ("trl", "ce", "ul"):
-                            (place / part).mkdir(parents=True)
-                        rounds.append(
-                            (
-                                plain_trl(folder / "base", rows, micro, place / "trl"),
-                                ours(folder / "base", rows, micro, 0, place / "ce"),
-                                ours(folder / "base", rows, micro, SEQUENCES // 2, place / "ul"),
-                            )
-                        )
-                    trl, ce, ul = (statistics.median(column) for column in zip(*rounds, strict=True))
-                    gain = statistics.median(a / b for a, b, _ in rounds)
-                    price = statistics.median(c / b for _, b, c in rounds)
-                    print(
-                        f"{threads:7d} {micro:5d} {trl:11.3f} {ce:8.3f} {ul:11.3f} {tokens / ce:9.0f} {gain:9.2f} "
-                        f"{price:9.2f}",
-                        flush=True,
-                    )
+            found = measure(Setting(folder / "base", rows, micro, folder), options.rounds)
+            seconds = {way: steps.seconds.mean() for way, steps in found.items()}
+            gains[lengths].append(seconds["trl"] / seconds["ce"])
+            prices.append(seconds["ul"] / seconds["ce"])
+            shown = (
+                f"{seconds[way]:.3f} ({found[way].padded.mean() / 1000:.1f})" for way in ("trl", "ce", "ul")
+            )
+            print(
+                f"| {lengths} | {threads} | {micro} | {' | '.join(shown)} | {seconds['products']:.3f} | "
+                f"{gains[lengths][-1]:.2f} | {prices[-1]:.2f} |",
+                flush=True,
+            )
+            speeds = [found[way].tokens.sum() / found[way].seconds.sum() for way in ("ce", "grouped")]
+            grouped.append(
+                f"| {lengths} | {threads} | {micro} | {speeds[1]:,.0f} | {speeds[0]:,.0f} | "
+                f"{speeds[0] / speeds[1]:.2f} |"
+            )
+    print(
+        "\nTRL with its `group_by_length` fills steps with sequences of like length, and so trains in other steps; "
+        "only tokens a second (without padding) can be compared:\n\n"
+        "| lengths | threads | micro | TRL grouped, tokens/s | CE, tokens/s | ratio |\n|---|---|---|---|---|---|\n"
+        + "\n".join(grouped)
+    )
+    for lengths, ratios in gains.items():
+        what = f"training step, CE only, {lengths} lengths"
+        row(what, "TRL SFTTrainer, same data, same settings", min(ratios), TARGETS[lengths])
+    row("training step, CE+UL", "our CE only on the same tokens", max(prices), 1.05, better="lower")
 
 
 if __name__ == "__main__":

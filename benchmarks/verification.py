@@ -1,15 +1,16 @@
 """Verification: what memo, batches and a second worker bring, against a plain loop of math-verify.
 
-    python benchmarks/verification.py [--data shared/data] [--samples 100000] [--plain 4000]
+    python benchmarks/verification.py [--data shared/data] [--samples 100000] [--plain 4000] [--quick]
 
 The samples are 100,000 responses to the 1,319 problems of GSM8K's test split: for each problem, what four real models
 answered (`gsm8k_model_solutions.jsonl`), drawn with repetition by hash; a second set has a tenth of the answers
 replaced by other numbers, so that more of them are distinct. The plain loop (parse the gold answer, parse the tail,
 verify, with math-verify's own time limit) is timed on every n-th sample and its rate compared. The workers are
-compared on pairs that are all distinct, half numbers and half LaTeX, so that the memo brings nothing.
+compared on pairs that are all distinct, half numbers and half LaTeX, so that the memo brings nothing; last, on some of
+these with answers among them that never end.
 
-Prints one Markdown table a part: answers a second and ratios, all from one run. Worker start-up is included in the
-first part and left out of the second.
+Prints its section of RESULTS.md: answers a second and ratios, all from one run. Worker start-up is included in the
+first part and left out of the others.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ import argparse
 import hashlib
 import json
 import logging
+import sys
 import time
 from pathlib import Path
+
+from results import row
 
 from oxa import config, prompts
 from oxa.answers import Grader
@@ -75,15 +79,29 @@ def plain(items: list[Item]) -> float:
     return len(items) / (time.perf_counter() - start)
 
 
-def ours(items: list[Item], workers: int, *, warm: bool) -> tuple[float, int]:
+def ours(items: list[Item], workers: int, *, warm: bool, limit: float = 10.0) -> tuple[float, int]:
     """Answers a second of a fresh Grader, and how many distinct pairs it had to grade."""
-    with Grader(config.Verify(workers=workers)) as grader:
+    with Grader(config.Verify(workers=workers, timeout=limit)) as grader:
         if warm:
-            grader.grade([([str(i)], f"</think>\\boxed{{{i}}}", "stop") for i in range(10**9, 10**9 + 400)])
+            easy = [([str(i)], f"</think>\\boxed{{{i}}}", "stop") for i in range(10**9, 10**9 + 400)]
+            grader.grade(easy, description="")
         before = grader.num_distinct
         start = time.perf_counter()
-        grader.grade(items)
+        grader.grade(items, description="")
         return len(items) / (time.perf_counter() - start), grader.num_distinct - before
+
+
+def with_hostile(items: list[Item], count: int) -> list[Item]:
+    """`count` different towers of powers, spread evenly among the items."""
+    mixed = list(items)
+    for i in range(count):
+        tower = (["7"], f"</think>\\boxed{{9^{{9^{{9^{{{i + 9}}}}}}}}}", "stop")
+        mixed.insert((i + 1) * len(mixed) // (count + 1), tower)
+    return mixed
+
+
+def tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -92,26 +110,68 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--plain", type=int, default=4000, help="samples of the plain loop")
     parser.add_argument("--distinct", type=int, default=20_000, help="pairs that the workers are compared on")
+    parser.add_argument("--hostile", type=int, default=10, help="answers that never end")
+    parser.add_argument("--quick", action="store_true", help="a trial of seconds, whose numbers mean nothing")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.samples, arguments.plain, arguments.distinct, arguments.hostile = 5000, 300, 500, 2
 
-    print("| samples | distinct pairs | plain loop, answers/s | Grader, 2 workers, answers/s | ratio |")
-    print("|---|---|---|---|---|")
-    for share_new in (0.0, 0.1):
+    lines = [
+        "| samples | distinct pairs | plain loop, answers/s | ours on 2 workers, answers/s | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    ratios = []
+    for share_new, what in ((0.0, "drawn from real answers"), (0.1, "a tenth replaced by new numbers")):
         items = samples(arguments.data, arguments.samples, share_new=share_new)
         loop = plain(items[:: max(1, len(items) // arguments.plain)])
+        tell(f"{what}: plain {loop:.0f}/s")
         rate, pairs = ours(items, 2, warm=False)
-        print(
-            f"| {len(items):,}, {share_new:.0%} new | {pairs:,} | {loop:,.0f} | {rate:,.0f} | {rate / loop:.1f} |"
+        tell(f"{what}: ours {rate:.0f}/s")
+        ratios.append(rate / loop)
+        lines.append(
+            f"| {len(items):,}, {what} | {pairs:,} | {loop:,.0f} | {rate:,.0f} | {rate / loop:.1f} |"
         )
 
     items = distinct(arguments.distinct)
     loop = plain(items[: arguments.plain])  # the forms take turns: a stride would pick some of them only
+    tell(f"all distinct: plain {loop:.0f}/s")
     one, _ = ours(items, 1, warm=True)
+    tell(f"all distinct: 1 worker {one:.0f}/s")
     two, pairs = ours(items, 2, warm=True)
-    print()
-    print("| all distinct | plain loop | 1 worker | 2 workers | 1 worker / plain | 2 workers / 1 |")
-    print("|---|---|---|---|---|---|")
-    print(f"| {pairs:,} | {loop:,.0f} | {one:,.0f} | {two:,.0f} | {one / loop:.2f} | {two / one:.2f} |")
+    tell(f"all distinct: 2 workers {two:.0f}/s")
+    lines += [
+        "",
+        "| all distinct | plain loop, answers/s | 1 worker | 2 workers | 1 worker / plain | 2 workers / 1 |",
+        "|---|---|---|---|---|---|",
+        f"| {pairs:,} | {loop:,.0f} | {one:,.0f} | {two:,.0f} | {one / loop:.2f} | {two / one:.2f} |",
+    ]
+
+    limit, few = 2.0, items[: arguments.distinct // 4]
+    without = len(few) / ours(few, 2, warm=True, limit=limit)[0]
+    mixed = with_hostile(few, arguments.hostile)
+    seconds = len(mixed) / ours(mixed, 2, warm=True, limit=limit)[0]
+    least = without + arguments.hostile * limit / 2
+    lines += [
+        "",
+        "| among them, answers that never end | limit, s | without them, s | with them, s | the least possible, s |",
+        "|---|---|---|---|---|",
+        f"| {arguments.hostile} among {len(few):,} | {limit:g} | {without:.1f} | {seconds:.1f} | {least:.1f} |",
+    ]
+    print("## Verification: `benchmarks/verification.py`\n")
+    print(
+        "Against a plain loop of math-verify (parse, parse, verify), worker start-up included: self-samples repeat few"
+    )
+    print(
+        "answers, and a pair is graded once. Then pairs that are all distinct, so that the memo brings nothing"
+    )
+    print(
+        "(start-up left out), and what answers that never end cost: the least is the time without them and each one's"
+    )
+    print("limit, over 2 workers.\n")
+    print("\n".join(lines))
+    row("verification of 100k self-samples", "a loop of math-verify", ratios[0], 20)
+    row("the same, a tenth of them new numbers", "a loop of math-verify", ratios[1])
+    row("verification without memo, 2 workers", "1 worker", two / one, 1.8)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def _write(
         metrics: note.with_name(f"{note.stem}-metrics.json"),
     }
     note.parent.mkdir(parents=True, exist_ok=True)
-    records.write(made[output], found.table, records.GENERATIONS)
+    records.write(made[output], found.table, records.GENERATIONS, records.notes(output))
     records.write_json(made[metrics], numbers)
     changes = [f"{found} (written by a run that was cut off)"] if found.changed else []
     files = {str(path): [guard.dvc_md5(path), guard.dvc_md5(new)] for path, new in made.items()}

@@ -6,16 +6,19 @@ A verdict says what is known, so that nothing uncertain passes for wrong:
     incorrect    both were parsed and compared, and differ
     unparsable   no answer was found (no </think>, nothing behind it, longer than MAX_CHARS), it does not parse, or
                  math-verify raised an exception on it
-    timeout      the check did not end within its time or memory: its worker was killed, or died
+    timeout      the check did not end within its processor time or memory: its worker was killed, or died
     bad_gold     a gold answer does not parse, and no other one matches
 
 The text is untrusted: a tower of powers or an unlucky expression keeps sympy busy for hours or eats all memory. In
 this process it is only searched, in time linear in its length; everything else happens in worker processes (judge.py)
-that are killed at the limit and die with this process.
+that end at the limit and with this process. They are forked off a server that has loaded sympy and nothing else, so
+that the next one stands ready after 0.1 s; a fork of this process would inherit torch's locks and the accelerator's
+state.
 
 Distinct pairs of gold answers and prediction are graded once. They go to the workers in batches, since a message to
-a worker costs as much as an easy answer; when a batch does not come back, its answers are asked for one by one, each
-with the full limit. A verdict therefore does not depend on the answers beside it, their order or the worker count.
+a worker costs as much as an easy answer; each answer has the full limit for itself, and what a worker found before one
+that ended it stands. Where a worker was killed from outside, the answer that it was at is asked for once more. A
+verdict therefore does not depend on the answers beside it, their order or the worker count.
 """
 
 from __future__ import annotations
@@ -23,23 +26,26 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from hashlib import blake2b
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from pebble import ProcessExpired, ProcessPool
 
 from oxa import config, judge, progress, prompts
 from oxa.judge import Question
+from oxa.memo import Memo
 
 MAX_CHARS = 10_000  # a longer answer (what is in the box, else the whole tail) is unparsable
 BATCH = 64  # answers a message to a worker, at most
-BATCH_SECONDS = 4.0  # for a whole batch, before its answers are asked for one by one
 IN_FLIGHT = 4  # batches a worker, handed out ahead
-MAX_RESTARTS = 3  # of a pool whose idle workers died, in one call
+MAX_RESTARTS = 3  # of a pool whose idle workers died, with no answer between them
+PATIENCE = 10.0  # times the limit by the clock on the wall, after which a batch counts as lost
 
 
 class Graded(NamedTuple):
@@ -69,15 +75,17 @@ def _find(text: str, require_think: bool) -> tuple[str, bool] | None:
 class Grader:
     """Grades answers in worker processes, which start with the first answer and end with the `with` block.
 
-    Memoised on (gold answers, prediction) as long as it lives. `num_distinct` counts those pairs.
+    Memoised on (gold answers, prediction) as long as it lives or, with a file `memo`, as long as that stands.
+    `num_distinct` counts those pairs.
     """
 
-    def __init__(self, section: config.Verify) -> None:
+    def __init__(self, section: config.Verify, memo: Path | None = None) -> None:
         self._limit = section.timeout
         self._workers = section.workers or _cores()
         self._require_think = section.require_think
         self._pool: ProcessPool | None = None
-        self._memo: dict[bytes, str] = {}
+        self._notes: Any = None  # BATCH bytes a batch in flight, see judge.py
+        self._memo = Memo(memo)
 
     def __enter__(self) -> Grader:
         return self
@@ -123,7 +131,11 @@ class Grader:
             for key, question in zip(keys, questions, strict=True)
             if key is not None and question is not None and key not in self._memo
         }
-        self._memo.update(zip(new, self._ask(list(new.values()), description), strict=True))
+        try:
+            self._memo.update(zip(new, self._ask(list(new.values()), description), strict=True))
+        except BaseException:
+            self._stop()  # its workers may be at answers that nobody waits for
+            raise
         return ["unparsable" if key is None else self._memo[key] for key in keys]
 
     def _ask(self, questions: list[Question], description: str) -> list[str]:
@@ -131,57 +143,76 @@ class Grader:
         verdicts = [""] * len(questions)
         size = max(1, min(BATCH, len(questions) // (2 * IN_FLIGHT * self._workers)))
         todo = deque(range(i, min(i + size, len(questions))) for i in range(0, len(questions), size))
+        places = [BATCH * i for i in range(IN_FLIGHT * self._workers)]
+        pending: dict[Future[None], tuple[range, int]] = {}
+        lost: set[int] = set()  # answers at which a worker was killed from outside, once
         restarts = 0
         with progress.bar(
             total=len(questions), desc=description, unit="answer", quiet=not (questions and description)
         ) as bar:
-            pending: dict[Future[list[str]], range] = {}
             while todo or pending:
-                while todo and len(pending) < IN_FLIGHT * self._workers:
-                    batch = todo.popleft()
-                    pending[self._schedule([questions[i] for i in batch])] = batch
+                while todo and places:
+                    batch, place = todo.popleft(), places.pop()
+                    pending[self._schedule([questions[i] for i in batch], place)] = batch, place
                 done, _ = wait(pending, return_when=FIRST_COMPLETED)
                 for future in done:
-                    batch = pending.pop(future)
-                    try:
-                        found = future.result()
-                    except BrokenProcessPool:
-                        todo.extendleft([batch, *pending.values()])
-                        pending.clear()
-                        self._stop()
+                    error = future.exception()
+                    if isinstance(error, BrokenProcessPool):
                         restarts += 1
                         if restarts > MAX_RESTARTS:
-                            raise
+                            raise error
+                        self._stop()
+                        todo.extendleft(batch for batch, _ in pending.values())
+                        places.extend(place for _, place in pending.values())
+                        pending.clear()
                         break
-                    except (TimeoutError, ProcessExpired):
-                        if len(batch) > 1:
-                            todo.extendleft(range(i, i + 1) for i in reversed(batch))
-                            continue
-                        found = ["timeout"]
-                    for i, verdict in zip(batch, found, strict=False):
-                        verdicts[i] = verdict
+                    if error is not None and not isinstance(error, TimeoutError | ProcessExpired):
+                        raise error
+                    batch, place = pending.pop(future)
+                    places.append(place)
+                    found = self._noted(place, len(batch))
+                    if error is not None and len(found) < len(batch):  # the next one ended its worker
+                        culprit = batch[len(found)]
+                        if culprit in lost or _is_own_fault(error):
+                            found.append("timeout")
+                        lost.add(culprit)
                     if rest := batch[len(found) :]:
                         todo.appendleft(rest)
+                    for i, verdict in zip(batch, found, strict=False):
+                        verdicts[i] = verdict
+                    restarts = 0
                     bar.update(len(found))
         return verdicts
 
-    def _schedule(self, batch: list[Question]) -> Future[list[str]]:
+    def _schedule(self, batch: list[Question], place: int) -> Future[None]:
         if self._pool is None:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["math_verify", "oxa.judge"])
+            self._notes = context.RawArray("B", BATCH * IN_FLIGHT * self._workers)
             self._pool = ProcessPool(
                 max_workers=self._workers,
                 initializer=judge.start_worker,
-                initargs=[os.getpid()],
-                # a fork would inherit torch's locks and the accelerator's state
-                context=multiprocessing.get_context("spawn"),
+                initargs=[self._notes],
+                context=context,
             )
-        limit = self._limit if len(batch) == 1 else min(self._limit, BATCH_SECONDS)
-        return self._pool.schedule(judge.judge_batch, args=[batch], timeout=limit)
+        self._notes[place : place + BATCH] = bytes(BATCH)
+        longest = PATIENCE * (judge.PART_SECONDS + self._limit)
+        return self._pool.schedule(judge.judge_batch, args=[batch, self._limit, place], timeout=longest)
+
+    def _noted(self, place: int, count: int) -> list[str]:
+        """The verdicts on a batch's answers, up to the first that has none."""
+        return [judge.SAID[code] for code in bytes(self._notes[place : place + count]).partition(b"\0")[0]]
 
     def _stop(self) -> None:
         if self._pool is not None:
             self._pool.stop()
             self._pool.join()
             self._pool = None
+
+
+def _is_own_fault(error: BaseException) -> bool:
+    """Whether a worker ended by what it did: its time, memory or stack ran out. Nothing in it sends SIGKILL."""
+    return isinstance(error, ProcessExpired) and error.exitcode != -signal.SIGKILL
 
 
 def _cores() -> int:

@@ -8,10 +8,15 @@ the pipeline would silently measure something else:
 - its end of sequence is missing or does not end generation;
 - no token of a response would carry loss;
 - its tokenizer does not give <think>, </think> or \\boxed{} back.
+
+A published student's files are untrusted, too. Its weights must be whole safetensors that lie in its folder, and it is
+refused where it wants to run code of its own. Its chat template runs in Jinja's sandbox, which keeps it from files and
+from Python, and `range` below 100,000; but nested loops may still take for ever.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,7 @@ from oxa.prompts import END_THINK, THINK, prompt_ids, response_ids, user_turn
 from oxa.records import Log
 
 QUESTION = "What is 4 + 5?"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 RESPONSE = f"{THINK} 4 + 5 is 9. {END_THINK} \\boxed{{9}}"
 
 
@@ -55,14 +61,20 @@ def take_over(section: config.Checkpoint, output: Path) -> dict[str, Any]:
     from transformers import AutoConfig
 
     path = Path(section.model) if Path(section.model).is_dir() else section.model
+    if isinstance(path, Path):
+        check_files(path)
     try:
         found = AutoConfig.from_pretrained(
             str(path), revision=section.revision or "main", trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: no usable model: {str(error).splitlines()[0]}") from None
+    if getattr(found, "auto_map", None):
+        raise DataError(_wants_code(path, "config.json"))
     dtype = found.dtype if isinstance(found.dtype, torch.dtype) else torch.float32
     model, tokenizer = lm.load(path, dtype=dtype, device=torch.device("cpu"), revision=section.revision)
+    if tokenizer.init_kwargs.get("auto_map"):
+        raise DataError(_wants_code(path, "tokenizer_config.json"))
     if section.rope_theta is not None:
         rope = getattr(model.config, "rope_parameters", None)
         if not rope or "rope_theta" not in rope:
@@ -76,6 +88,78 @@ def take_over(section: config.Checkpoint, output: Path) -> dict[str, Any]:
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     return {"num_parameters": model.num_parameters(), "vocab_size": len(tokenizer)}
+
+
+def check_files(folder: Path) -> None:
+    """Refuses a checkpoint folder that wants to run code, or whose weights are not whole safetensors within it.
+
+    Raises DataError, one sentence that names the file. Nothing of the folder is executed or unpickled for that. Links
+    are followed: the hub's own cache consists of them.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if (folder / "adapter_config.json").exists():
+        raise DataError(
+            f"{folder}: an adapter, not a model; merge it into its base (peft's merge_and_unload) first"
+        )
+    for name in ("config.json", "tokenizer_config.json"):
+        if "auto_map" in _read_object(folder / name):
+            raise DataError(_wants_code(folder, name))
+    for name in ("tokenizer.json", "generation_config.json"):
+        _read_object(folder / name)
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").exists():
+        names = ["model.safetensors"]
+    elif index.exists():
+        shards = _read_object(index).get("weight_map")
+        if (
+            not isinstance(shards, dict)
+            or not shards
+            or not all(isinstance(one, str) for one in shards.values())
+        ):
+            raise DataError(
+                f"{index}: its weight_map does not say which file holds which weight; take it anew"
+            )
+        names = sorted(set(shards.values()))
+    else:
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
+        found = f"only {pickled[0]}, a pickle, which may run code when it is read" if pickled else "none"
+        raise DataError(
+            f"{folder}: no usable model: weights are read from model.safetensors, and there is {found}; convert them "
+            "(save_pretrained writes safetensors)"
+        )
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise DataError(f"{index}: names {name!r}, which is no .safetensors file beside it; take it anew")
+        try:
+            with safe_open(folder / name, framework="pt"):
+                pass
+        except FileNotFoundError:
+            raise DataError(
+                f"{folder / name}: missing, though {index.name} names it; take the rest of it"
+            ) from None
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{folder / name}: not whole safetensors ({error}); take it anew") from None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON file's object; an empty one where there is no file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON ({error}); take it anew") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected a JSON object, found {type(found).__name__}; take it anew")
+    return found
+
+
+def _wants_code(model: str | Path, name: str) -> str:
+    return (
+        f"{model}: its {name} asks for code of its own (auto_map), which never runs here; take a checkpoint in the "
+        "layout of transformers, or, where transformers knows this architecture itself, take `auto_map` out of the file"
+    )
 
 
 def without_system_prompt(tokenizer: Any) -> Any:
@@ -159,8 +243,17 @@ def check_student(
     try:
         asked = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
         answered = tokenizer.apply_chat_template(turns, tokenize=False)
-    except jinja2.TemplateError as error:
+    except (
+        jinja2.TemplateError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:
         return [f"The chat template cannot render one user and one assistant turn ({error})."]
+    except (MemoryError, RecursionError) as error:
+        return [f"The chat template asks for too much to render two turns ({type(error).__name__})."]
     faults = []
     if RESPONSE not in answered:
         faults.append(

@@ -5,6 +5,7 @@ Pure functions of lengths, counts and a seed. How a step is cut into micro-batch
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,13 +52,26 @@ def step_order(
     return np.concatenate([ce, num_ce_rows + ul], axis=1)
 
 
-def longest_first(order: np.ndarray, lengths: Sequence[int] | np.ndarray) -> np.ndarray:
-    """The same steps with each step's rows sorted by length, so that its micro-batches pad little.
+def micro_batches(lengths: Sequence[int] | np.ndarray, num: int) -> list[list[int]]:
+    """Rows in exactly `num` batches, the largest of which holds as few tokens, padding included, as can be.
 
-    The step's loss is a sum over its rows: their order within it changes nothing else.
+    Longest first, so that a batch pads little; the fewer rows, the longer they are. With num = len(lengths) / size no
+    batch is larger than the `size` longest rows. A step's loss is a sum over its rows: the cut changes nothing else.
     """
-    of_row = np.asarray(lengths, np.int64)[order]
-    return np.take_along_axis(order, np.argsort(-of_row, axis=1, kind="stable"), axis=1)
+    sizes = np.asarray(lengths, np.int64).tolist()
+    assert 0 < num <= len(sizes)
+    longest = max(1, *sizes)
+    budgets = range(longest, longest * len(sizes) + 1)
+    least = bisect.bisect_left(budgets, True, key=lambda budget: len(by_token_budget(sizes, budget)) <= num)
+    plan = by_token_budget(sizes, budgets[least])
+    while len(plan) < num:  # rows of one length: a smaller budget gave too many
+        i = max(
+            (i for i, rows in enumerate(plan) if len(rows) > 1),
+            key=lambda i: len(plan[i]) * sizes[plan[i][0]],
+        )
+        half = (len(plan[i]) + 1) // 2
+        plan[i : i + 1] = [plan[i][:half], plan[i][half:]]
+    return plan
 
 
 def micro_batch_size(step: str, size: int, num_processes: int, at_most: int) -> int:

@@ -3,11 +3,15 @@
 Only the columns that a rule needs are read; texts follow, of the chosen rows alone. Ids are joined by a 64-bit hash,
 which also stands for chance: what is decided by lot is decided by a hash of (seed, response_id), so that the order of
 rows never matters.
+
+Arrays are made from Arrow's buffers and Arrow's from theirs: pyarrow's own conversions, of a single number even, import
+pandas where it is installed, which takes 40 MB and as long as a third of the selection from a million responses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +23,8 @@ import pyarrow.compute as pc
 from oxa import records
 from oxa.errors import DataError
 
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int32] | npt.NDArray[np.int64]
+"""Rows and counts: of 32 bits where there are as many as candidates."""
 Floats = npt.NDArray[np.float64]
 Hashes = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
@@ -30,6 +35,7 @@ ARRAY_ROWS = (
     65_536  # rows read at a time where every column becomes numbers: a megabyte of ids stays in the cache
 )
 TEXT_ROWS = 4_096  # the same for texts, which may hold 200 kB each
+FOUND_ROWS = 65_536  # ids looked up at a time
 
 
 class Files(NamedTuple):
@@ -65,16 +71,20 @@ def read(
     """
     columns: Columns = {"response_id": _hash, "problem_id": _hash}
     if whole:
-        columns["finish_reason"] = lambda reason: _mask(pc.equal(reason, "length"))
+        columns["finish_reason"] = partial(_is_one_of, ["length"])
     response = _arrays(files.responses, records.RESPONSES, columns)
     key = response["response_id"]
 
-    problems = {"problem_id": _hash, "split": lambda split: _mask(pc.equal(split, "train"))}
+    problems: Columns = {"problem_id": _hash, "split": partial(_is_one_of, ["train"])}
     table = _arrays(files.problems, records.PROBLEMS, problems)
     named = response.pop("problem_id")
-    train = np.flatnonzero(table["split"])  # alone: a question may stand in several benchmarks
-    problem = _find(named, np.argsort(named), table["problem_id"][train], files.problems)
-    problem = np.append(train, -1)[problem]  # rows of the whole table; -1, none, is the one appended
+    train = np.flatnonzero(table["split"]).astype(
+        np.int32
+    )  # alone: a question may stand in several benchmarks
+    problem = _find(named, _sorting(named), table["problem_id"][train], files.problems)
+    problem = np.append(train, np.int32(-1))[
+        problem
+    ]  # rows of the whole table; -1, none, is the one appended
     number = int((~np.isin(named[problem < 0], table["problem_id"])).sum())
     del named, table
     if number:
@@ -82,10 +92,9 @@ def read(
             f"{files.responses}: {number} rows name problems that are not in {files.problems}; make both with dvc repro"
         )
 
-    order = np.argsort(key)
+    order = _sorting(key)
     _refuse_twice(key[order], files.responses)
-    kinds = pa.array(list(verdicts), pa.string())
-    judged: Columns = {"response_id": _hash, "verdict": lambda verdict: _mask(pc.is_in(verdict, kinds))}
+    judged: Columns = {"response_id": _hash, "verdict": partial(_is_one_of, list(verdicts))}
     verdict = _arrays(files.verdicts, records.VERDICTS, judged)
     rows = _same_rows(key, order, verdict["response_id"], files.responses, files.verdicts)
     allowed = np.append(verdict["verdict"], False)[rows]  # row -1, none, is the one appended
@@ -104,14 +113,15 @@ def read(
     for name, condition in conditions.items():
         keep &= condition
         funnel[name] = int(keep.sum())
-    row = np.flatnonzero(keep)
+    del order, conditions, scored
+    row = np.flatnonzero(keep).astype(np.int32)
     score_row = score_row[row]
     return Candidates(
         row=row,
         score_row=score_row,
         problem=problem[row],
         ppl=score["ppl"][score_row],
-        num_tokens=score["num_tokens"][score_row].astype(np.int64),
+        num_tokens=score["num_tokens"][score_row],
         order=_mix(key[row] ^ _mix(np.array([seed], np.uint64))),
     ), funnel
 
@@ -133,19 +143,26 @@ def _same_rows(key: Hashes, order: Ints, other: Hashes, here: Path, there: Path)
 def _find(key: Hashes, order: Ints, table: Hashes, path: Path) -> Ints:
     """For each key its row in a table of unique keys, -1 where there is none; DataError where one stands twice.
 
-    `order` sorts `key`: searching in order keeps the search in the cache.
+    `order` sorts `key`: searching in order, some at a time, keeps the search in the cache.
     """
-    table_order = np.argsort(table)
+    table_order = _sorting(table)
     table = table[table_order]
     _refuse_twice(table, path)
-    rows = np.full(len(key), -1, np.int64)
-    if len(table):
-        ranked = key[order]
+    rows = np.full(len(key), -1, np.int32)
+    for start in range(0, len(key) if len(table) else 0, FOUND_ROWS):
+        here = order[start : start + FOUND_ROWS]
+        ranked = key[here]
         at = np.searchsorted(table, ranked)
         at[at == len(table)] = 0
         hit = table[at] == ranked
-        rows[order[hit]] = table_order[at[hit]]
+        rows[here[hit]] = table_order[at[hit]]
     return rows
+
+
+def _sorting(keys: Hashes) -> npt.NDArray[np.int32]:
+    """What sorts the keys."""
+    assert len(keys) < 2**31
+    return np.argsort(keys).astype(np.int32)
 
 
 def _refuse_twice(ranked: Hashes, path: Path) -> None:
@@ -156,7 +173,7 @@ def _refuse_twice(ranked: Hashes, path: Path) -> None:
 def _arrays(path: Path, schema: pa.Schema, columns: Columns) -> dict[str, Any]:
     """Each column as the array that its function makes of it, batch by batch: no column of texts is ever whole."""
     length, start = records.num_rows(path), 0
-    empty = pa.RecordBatch.from_pylist([], pa.schema([schema.field(name) for name in columns]))
+    empty = {name: pa.nulls(0, schema.field(name).type) for name in columns}
     arrays = {name: np.empty(length, convert(empty[name]).dtype) for name, convert in columns.items()}
     for batch in records.stream(path, schema, list(columns), ARRAY_ROWS):
         for name, convert in columns.items():
@@ -168,6 +185,8 @@ def _arrays(path: Path, schema: pa.Schema, columns: Columns) -> dict[str, Any]:
 
 def _hash(ids: pa.StringArray) -> Hashes:
     """64-bit hash of each text: its length and its bytes, eight at a time, each multiplied and folded in."""
+    if not len(ids):
+        return np.empty(0, np.uint64)
     _, offsets, data = ids.buffers()
     ends = np.frombuffer(offsets, np.int32)[ids.offset : ids.offset + len(ids) + 1].astype(np.int64)
     text = np.append(np.frombuffer(data or b"", np.uint8)[: ends[-1]], np.zeros(8, np.uint8))
@@ -189,12 +208,39 @@ def _mix(x: Hashes) -> Hashes:
     return x ^ (x >> np.uint64(31))
 
 
-def _mask(array: pa.BooleanArray) -> Mask:
-    return array.fill_null(False).to_numpy(zero_copy_only=False)
+def _is_one_of(texts: list[str], array: pa.StringArray) -> Mask:
+    """Which entries are one of these texts; a null is none."""
+    return _bits(pc.is_in(array, strings(texts)))
+
+
+def _bits(array: pa.BooleanArray) -> Mask:
+    whole = array.cast(pa.uint8())
+    return np.frombuffer(whole.buffers()[1] or b"", np.bool_)[whole.offset :][: len(whole)]
 
 
 def _numbers(array: pa.Array) -> Any:
-    return array.to_numpy(zero_copy_only=False)
+    if array.null_count:
+        return array.to_numpy(zero_copy_only=False)
+    if pa.types.is_boolean(array.type):
+        return _bits(array)
+    kind = {pa.float64(): np.float64, pa.int32(): np.int32}[array.type]
+    return np.frombuffer(array.buffers()[1] or b"", kind)[array.offset :][: len(array)]
+
+
+def strings(texts: Sequence[str | bytes]) -> pa.StringArray:
+    """The texts, bytes being UTF-8, as an Arrow array."""
+    encoded = [text.encode() if isinstance(text, str) else text for text in texts]
+    offsets = np.zeros(len(texts) + 1, np.int64)
+    np.cumsum([len(text) for text in encoded], out=offsets[1:])
+    assert offsets[-1] < 2**31
+    data = pa.py_buffer(b"".join(encoded))
+    return pa.StringArray.from_buffers(len(texts), pa.py_buffer(offsets.astype(np.int32)), data)
+
+
+def numbers(array: npt.NDArray[Any]) -> pa.Array:
+    """The numbers, of 32 or 64 bits, as an Arrow array."""
+    kind = pa.from_numpy_dtype(array.dtype)
+    return pa.Array.from_buffers(kind, len(array), [None, pa.py_buffer(np.ascontiguousarray(array))])
 
 
 def take(path: Path, schema: pa.Schema, columns: list[str], rows: Ints) -> pa.Table:
@@ -204,7 +250,25 @@ def take(path: Path, schema: pa.Schema, columns: list[str], rows: Ints) -> pa.Ta
     for batch in records.stream(path, schema, columns, TEXT_ROWS):
         low, high = np.searchsorted(wanted, (start, start + len(batch)))
         if low < high:
-            parts.append(batch.take(pa.array(wanted[low:high] - start)))
+            parts.append(batch.take(numbers(wanted[low:high] - start)))
         start += len(batch)
     table = pa.Table.from_batches(parts, pa.schema([schema.field(name) for name in columns]))
-    return table.take(pa.array(back))
+    return table.take(numbers(back))
+
+
+def pick(path: Path, schema: pa.Schema, columns: list[str], rows: Ints) -> list[list[bytes]]:
+    """Columns of texts of these rows, in this order, as UTF-8.
+
+    One batch of the file is in memory, and each text once: an Arrow array of them all could hold no more than 2 GiB.
+    """
+    wanted, back = np.unique(rows, return_inverse=True)
+    found: list[list[bytes]] = [[] for _ in columns]
+    start = 0
+    for batch in records.stream(path, schema, columns, TEXT_ROWS):
+        low, high = np.searchsorted(wanted, (start, start + len(batch)))
+        if low < high:
+            taken = batch.take(numbers(wanted[low:high] - start))
+            for texts, column in zip(found, taken.columns, strict=True):
+                texts += column.cast(pa.binary()).to_pylist()
+        start += len(batch)
+    return [[texts[i] for i in back] for texts in found]

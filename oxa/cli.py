@@ -27,6 +27,11 @@ from oxa import commands, config, guard, lifeline, records, spool
 from oxa.errors import ConfigError, UserError, is_out_of_reach
 from oxa.journal import Journal
 
+THEIRS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENAMETOOLONG, errno.ELOOP),
+)  # what a disk or a path may be at fault for, and the user can mend
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -96,6 +101,7 @@ STAGES = {
         ("score", "prompt"),
         inputs=("model", "problems", "responses", "verdicts"),
         items=("origin",),
+        launched=True,
     ),
     "selection": Stage(
         "choose an arm's training set",
@@ -187,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in THEIRS:
             raise
         where = f"{error.filename}: " if error.filename else ""
         print(f"oxa: {where}{error.strerror}; nothing was kept", file=sys.stderr)
@@ -293,6 +299,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
         if stage.metrics:
             records.write_json(run.outputs["metrics"], metrics)
         if stage.journal:
+            (run.scratch / "metrics.jsonl").touch()  # a checkpoint that is taken over logs nothing
             shutil.copyfile(run.scratch / "metrics.jsonl", run.outputs["journal"])
         for option in stage.shown + stage.records:
             record.artifact(run.outputs[option])

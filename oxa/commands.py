@@ -19,6 +19,7 @@ def add(commands: Any) -> None:
     _add_run(commands)
     _add_ui(commands)
     _add_doctor(commands)
+    _add_plan(commands)
     _add_use(commands)
     summary = commands.add_parser(
         "summary",
@@ -343,6 +344,39 @@ def _doctor(arguments: argparse.Namespace) -> int:
         raise DataError(f"{model}: not usable as a student for the reason{'s' * (len(faults) > 1)} above")
     print(f"student   {model}: fine")
     return 0
+
+
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="forecast what each stage will do: rows, tokens, steps, FLOPs, time, memory, and what does not fit",
+        description="Reads a params file and prints what its stages will do on the devices that its section `plan` "
+        "names, or on this machine's. Loads no weights, runs no stage, needs no GPU and no network. A forecast that "
+        "does not fit says what to change and still exits with 0; scripts read `fits` of --json.",
+    )
+    add_params(plan)
+    plan.add_argument("--json", action="store_true", help="print JSON: bytes, FLOPs, hours")
+    plan.add_argument(
+        "--data", type=Path, default=Path("data"), help="tables made so far; default: %(default)s"
+    )
+    plan.add_argument("--model", type=Path, default=Path("models/base"), help="default: %(default)s")
+    plan.add_argument(
+        "--lock", type=Path, default=Path("dvc.lock"), help="tells which are up to date; default: %(default)s"
+    )
+    plan.set_defaults(command=_plan)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    import yaml
+
+    params = config.load(arguments.params)
+    from oxa import outlook, plan
+
+    raw = yaml.safe_load(arguments.params.read_text(encoding="utf-8"))
+    made = plan.make(
+        params, raw, arguments.params, data=arguments.data, model=arguments.model, lock=arguments.lock
+    )
+    print(json.dumps(outlook.document(made), indent=2) if arguments.json else outlook.text(made))
 
 
 def _default_model(params: config.Params) -> str | Path | None:

@@ -24,7 +24,8 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$")]
+# names become parts of file names
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_length=100)]
 Verdict = Literal["correct", "incorrect", "unparsable", "timeout", "bad_gold"]
 
 
@@ -205,13 +206,45 @@ class Ingest(Section):
     """A longer response is dropped (reason `too_long`), characters."""
 
 
+class Vllm(Section):
+    """The vLLM server that is started for a stage and ends with it; all but `logprobs` is unused with generate.url."""
+
+    python: str = ".venv-vllm/bin/python"
+    """Interpreter that has vLLM, which may live in an environment of its own (`make vllm-cpu` builds this one)."""
+    data_parallel: Count = 1
+    """Copies of the model, each on GPUs of its own."""
+    tensor_parallel: Count = 1
+    """GPUs over which one copy is spread."""
+    max_model_len: Count | None = None
+    """Longest sequence that the server takes, tokens; none: what the prompts and max_tokens come to."""
+    memory_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of a device's memory that weights and KV cache may take; none: vLLM's own (on CPUs 4 GiB of KV cache, or
+    what VLLM_CPU_KVCACHE_SPACE says)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of weights and arithmetic; `auto` takes the checkpoint's."""
+    startup_seconds: Positive = 600.0
+    """How long the server may take until it answers."""
+    logprobs: Annotated[int, Field(ge=-1)] = 20
+    """Tokens a position whose probability the server tells; mean_entropy counts all others as one outcome and is thus a
+    lower bound. -1: the whole vocabulary, exact (for small vocabularies only); 0: none, and no entropy."""
+    flags: list[str] = []
+    """Further arguments of `vllm serve`, for example ["--enforce-eager"]."""
+
+
 class Generate(Section):
     """How text is generated, by the `sample` and `evaluate` stages alike."""
 
-    engine: Literal["torch"] = "torch"
-    """`torch`: this process, on the CPU or one GPU."""
+    engine: Literal["torch", "vllm"] = "torch"
+    """`torch`: this process, on the CPU or one GPU. `vllm`: a vLLM server that the stage starts, or those of `url`."""
     batch_size: Count = 256
-    """Responses generated together."""
+    """Responses generated together (engine torch)."""
+    url: list[Annotated[str, Field(pattern=r"^https?://[^/?#\s]+(/[^?#\s]*)?$")]] = []
+    """Running servers of the same model, for example ["http://10.0.0.2:8000"], among which requests are shared out;
+    none: one is started (engine vllm). A key that they ask for is read from OPENAI_API_KEY."""
+    concurrency: Count = 256
+    """Requests in flight at one server (engine vllm)."""
+    vllm: Vllm = Vllm()
+    """The server that is started."""
 
 
 class Sampling(Section):
@@ -240,7 +273,7 @@ class Verify(Section):
     """Answers are graded by math-verify in worker processes."""
 
     timeout: Positive = 10.0
-    """Longest time for one answer, seconds; then its worker is killed and the verdict is `timeout`."""
+    """Longest processor time for one answer, seconds; then its worker is killed and the verdict is `timeout`."""
     workers: Count | None = None
     """Worker processes; none: one a core."""
     require_think: bool = True
@@ -257,7 +290,7 @@ class Score(Section):
     batch_tokens: Count = 8192
     """Tokens of one forward pass, padding included."""
     chunk: Count = 2048
-    """Positions whose logits exist at the same time."""
+    """Positions that the head takes together, a tile of the vocabulary after the other."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights; log-probabilities are reduced in float32 either way. Only float32 scores are independent
     of batching to 1e-5."""
@@ -345,7 +378,8 @@ class TrainShared(Section):
     num_ce: Count = 128
     """CE sequences an optimiser step."""
     micro_batch_size: Count = 1
-    """Sequences of one forward pass on one device, at most: the largest number is taken that cuts a step evenly."""
+    """Sequences of one forward pass on one device, on average, at most: the largest number is taken that cuts a step
+    evenly. Long ones go in smaller groups: no pass is larger than so many of the step's longest."""
     normalization: Literal["sequence", "token"] = "sequence"
     """`sequence`: each sequence weighs the same; `token`: each token does."""
     max_length: Count = 32_768
@@ -511,6 +545,67 @@ class Registry(Section):
     """Champion is who leads the former one by more than this with report.confidence (share of problems)."""
 
 
+class Shape(Section):
+    """A student's sizes, as its published config.json has them."""
+
+    hidden_size: Count
+    """Width of the residual stream."""
+    num_layers: Count
+    """Transformer blocks."""
+    num_heads: Count
+    """Attention heads a layer."""
+    num_kv_heads: Count
+    """Key-value heads a layer."""
+    intermediate_size: Count
+    """Width of the feed-forward part."""
+    vocab_size: Count
+    """Rows of the embedding."""
+    tie_word_embeddings: bool = False
+    """Whether the output head is the embedding."""
+
+
+class Device(Section):
+    """One device, by its data sheet."""
+
+    name: str
+    """What it is called in the printout."""
+    memory: Positive
+    """GiB."""
+    bandwidth: Positive
+    """Of its memory, TB/s."""
+    bfloat16: Positive
+    """Dense peak with bfloat16, TFLOP/s."""
+    float32: Positive
+    """Dense peak with float32, TFLOP/s."""
+
+
+class Plan(Section):
+    """What `oxa plan` takes for true where neither data nor the other sections tell. No stage reads it."""
+
+    shape: Shape | None = None
+    """The student, where its config.json is not at hand."""
+    device: Device | None = None
+    """None: what this machine has."""
+    devices: Count | None = None
+    """Devices that a stage gets; none: all that this machine has."""
+    fsdp: bool = False
+    """Train and rlvr spread weights, gradients and optimizer state over the devices; false: each holds all."""
+    utilization: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """Share of the device's peak that is reached."""
+    problems: Count | None = None
+    """Training problems behind ingestion."""
+    responses_per_problem: Positive | None = None
+    """Teacher responses a training problem."""
+    benchmark_problems: dict[Name, Count] = {}
+    """Problems of a benchmark."""
+    response_tokens: Count | None = None
+    """Mean length of a teacher response, tokens."""
+    longest_tokens: Count | None = None
+    """Mean length of those chosen longest first, tokens; none: as all others."""
+    generated_tokens: Count | None = None
+    """Mean length of what a model of this pipeline writes, tokens; none: as long as max_tokens allows."""
+
+
 class Params(Section):
     """A whole params.yaml. No section that DVC tracks may be left out: it knows no defaults."""
 
@@ -536,6 +631,7 @@ class Params(Section):
     flow: Flow = Flow()
     tracking: Tracking = Tracking()
     registry: Registry = Registry()
+    plan: Plan = Plan()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Params:

@@ -45,7 +45,7 @@ def run(
     in nats a token, lengths in tokens. Only the verdict `correct` counts as right; the other verdicts' shares are given
     beside it, since a timeout or an unparsable answer is not known to be wrong. `no_room` counts the empty answers to
     prompts that fill the model's context: they have 0 tokens, are unparsable and have no entropy; mean_entropy is over
-    the problems that have one, None where none has.
+    the problems that have one, None where none has. The settings that they were drawn with are kept with the table.
     """
     table = _benchmark_problems(section, problems)
     checkpoints = _checkpoints(model)
@@ -61,6 +61,7 @@ def run(
             generations = generate.generate(
                 checkpoint, requests, section, engine, scratch=scratch, description=what
             )
+            writer.note("sampling" if len(checkpoints) == 1 else f"sampling.{step}", generations.settings)
             items = [
                 (row["answers"], generation.text, generation.finish_reason)
                 for row, generation in zip(rows, generations, strict=True)
@@ -151,7 +152,6 @@ def _numbers(generations: pa.Table) -> dict[str, Any]:
     verdicts = np.array(generations["verdict"].to_pylist())
     num_samples = np.bincount(problem)
     num_tokens = generations["num_tokens"].to_numpy()
-    drawn = num_tokens > 0
 
     def mean(values: Any, among: Any = True) -> float:
         """Over the problems that have samples `among` their own, of these."""
@@ -161,11 +161,12 @@ def _numbers(generations: pa.Table) -> dict[str, Any]:
 
     num_correct = np.bincount(problem, weights=verdicts == "correct").astype(int)
     numbers: dict[str, Any] = {"num_problems": len(num_samples), "num_samples": int(num_samples.min())}
-    numbers["no_room"] = int((~drawn).sum())
+    numbers["no_room"] = int((num_tokens == 0).sum())
     for k in k_values(int(num_samples.min())):
         numbers[f"pass_at_{k}"] = float(pass_at_k(num_samples, num_correct, k).mean())
     entropy = generations["mean_entropy"].to_numpy().astype(np.float64)
-    numbers["mean_entropy"] = mean(entropy, drawn) if drawn.any() else None
+    known = np.isfinite(entropy)
+    numbers["mean_entropy"] = mean(entropy, known) if known.any() else None
     numbers["mean_tokens"] = mean(num_tokens)
     numbers["truncated"] = mean(np.array(generations["finish_reason"].to_pylist()) == "length")
     for verdict in ("incorrect", "unparsable", "timeout", "bad_gold"):

@@ -1,7 +1,8 @@
 """Teacher data, problems for RL and benchmarks become `problems` and teacher `responses`; what is dropped is counted.
 
-Rows come one at a time and leave in batches, so that memory holds ids and counts, not texts. `problems` has one row a
-problem of training or RL: the benchmarks first, then split `train`, then split `rlvr`. What is left out is listed, too:
+Rows come one at a time and leave in batches, so that memory holds ids and counts, not texts: some 350 bytes a problem
+and 100 a response. `problems` has one row a problem of training or RL: the benchmarks first, then split `train`, then
+split `rlvr`. What is left out is listed, too:
 
 rows (a row is one problem of a source, with its responses)
     empty_problem, no_answer, multi_turn, not_math, bad_unicode   unusable as they are (oxa/sources.py); for RL a gold
@@ -31,26 +32,28 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 from tqdm import tqdm
 
 from oxa import ledger, progress, records
 from oxa.answers import Grader
-from oxa.config import Ingest, Sources, Verify, World
+from oxa.config import Ingest, Source, Sources, Verify, World
 from oxa.errors import DataError
 from oxa.ledger import BenchmarkCount, Count, Tables
 from oxa.overlap import Overlap
 from oxa.prompts import END_THINK
-from oxa.sources import Record, Reject, name, read
+from oxa.sources import Purpose, Record, Reject, count, name, read
 
 MAX_BATCH_ROWS, MAX_BATCH_CHARS = 4096, 2**25
 """Rows taken together, so that one call checks their gold answers."""
+Doubt = tuple[Sequence[str], str, str]
+"""Gold answers, a response that holds another answer, finish reason: an item for the grader."""
 
 
 def run(
@@ -68,7 +71,8 @@ def run(
 ) -> dict[str, Any]:
     """Writes the four tables and returns the counts: by teacher source, by RL source, by benchmark and in total.
 
-    It takes minutes at most and begins anew after a kill, so nothing is kept in `scratch`.
+    After a kill the sources are read anew; only what checking gold answers found is kept, in `scratch`, since that
+    takes most of the time.
     """
     folder = Path(sources.folder)
     with ExitStack() as stack:
@@ -82,19 +86,27 @@ def run(
             table(rejects, records.REJECTS),
             table(contamination, records.CONTAMINATION),
         )
-        grader = stack.enter_context(Grader(verify))
+        grader = stack.enter_context(Grader(verify, memo=scratch / "verdicts"))
         overlap = Overlap(section.decontamination)
-        benchmarks = {}
-        for split, source in section.benchmarks.items():
-            rows = read(source, folder=folder, world=world, purpose="benchmark")
-            benchmarks[split] = add_benchmark(split, name(source), rows, tables, overlap, grader)
+
+        def rows(source: Source, purpose: Purpose, what: str) -> Iterable[Record | Reject]:
+            found = read(source, folder=folder, world=world, purpose=purpose)
+            bar = progress.bar(found, total=count(source, folder), desc=f"ingest {what}", unit="row")
+            return cast("Iterable[Record | Reject]", bar)
+
+        benchmarks = {
+            split: add_benchmark(
+                split, name(source), rows(source, "benchmark", split), tables, overlap, grader
+            )
+            for split, source in section.benchmarks.items()
+        }
         training = Training(tables, overlap, grader, section.max_chars)
         for source in section.teacher:
-            training.add(name(source), read(source, folder=folder, world=world, purpose="teacher"))
+            training.add(name(source), rows(source, "teacher", name(source)))
         training.finish()
         rlvr = Rlvr(tables, training, grader)
         for source in section.rlvr:
-            rlvr.add(name(source), read(source, folder=folder, world=world, purpose="rlvr"))
+            rlvr.add(name(source), rows(source, "rlvr", name(source)))
         rlvr.finish()
     metrics = ledger.summary(training.counts, rlvr.counts, benchmarks)
     metrics["warnings"] = _warnings(training.counts, verify)
@@ -122,8 +134,11 @@ def add_benchmark(
 ) -> BenchmarkCount:
     """Writes a benchmark's problems and notes them for decontamination."""
     count, found = BenchmarkCount(), dict[str, Record]()
-    for item in _usable(rows, split, source, count, tables, grader):
-        key = records.problem_id(item.question)
+
+    def answers_of(key: str) -> Sequence[str]:
+        return found[key].answers if key in found else ()
+
+    for key, item in _usable(rows, source, count, tables, grader, answers_of):
         if key in found:
             reason = _repeats(found[key].answers, item, grader)
             tables.drop(count, source, item.row, reason, f"row {found[key].row}", item.question)
@@ -158,9 +173,9 @@ class Known:
 
     source: str
     row: int
-    answers: list[str]
+    answers: tuple[str, ...]
     pending: Record | None = None
-    """A training problem's first row, until it has a response and is written."""
+    """A training problem's first row, without its responses, until it has one and is written."""
     num_responses: int = 0
 
 
@@ -172,13 +187,14 @@ class Training:
         self._tables, self._overlap, self._grader, self._max_chars = tables, overlap, grader, max_chars
         self._known: dict[str, Known] = {}
         self._contaminated: dict[str, str] = {}
-        self._texts: set[str] = set()
+        self._texts: set[int] = set()
+        """Response ids as numbers, half as large as their texts."""
 
     def add(self, source: str, rows: Iterable[Record | Reject]) -> None:
         """Takes one source; several of one name share their counts."""
         count = self.counts[source]
-        for item in _usable(rows, source, source, count, self._tables, self._grader):
-            self._add_row(count, source, item)
+        for key, item in _usable(rows, source, count, self._tables, self._grader, self._answers):
+            self._add_row(count, source, key, item)
 
     def finish(self) -> None:
         """Drops the problems that are still without a response.
@@ -218,15 +234,20 @@ class Training:
             self._contaminated[key] = f"{hits[0]['benchmark']} {hits[0]['benchmark_problem_id']}"
         return self._contaminated[key]
 
-    def _add_row(self, count: Count, source: str, item: Record) -> None:
-        key, reason, detail = records.problem_id(item.question), "", ""
+    def _answers(self, key: str) -> Sequence[str]:
+        known = self._known.get(key)
+        return known.answers if known is not None else ()
+
+    def _add_row(self, count: Count, source: str, key: str, item: Record) -> None:
+        reason, detail = "", ""
         known = self._known.get(key)
         if known is not None:
             reason, detail = _repeated(known, item, self._grader)
         elif detail := self.contamination(key, item.question):
             reason = "contaminated"
         else:
-            known = self._known[key] = Known(source, item.row, item.answers, item)
+            first = replace(item, responses=[])
+            known = self._known[key] = Known(source, item.row, _shared(item.answers), first)
         if reason:
             self._tables.drop(count, source, item.row, reason, detail, item.question)
         if known is None or reason == "conflicting_answer":
@@ -237,7 +258,7 @@ class Training:
 
     def _add_response(self, count: Count, source: str, key: str, row: int, known: Known, text: str) -> None:
         # across sources, hence without the model's name
-        text_key = records.response_id(key, "teacher", "", text)
+        text_key = int(records.response_id(key, "teacher", "", text), 16)
         if not text.strip():
             self._tables.drop(count, source, row, "empty_response", key, text)
         elif len(text) > self._max_chars:
@@ -269,14 +290,13 @@ class Rlvr:
     def add(self, source: str, rows: Iterable[Record | Reject]) -> None:
         """Takes one source; several of one name share their counts."""
         count = self.counts[source]
-        for item in _usable(rows, source, source, count, self._tables, self._grader):
-            key = records.problem_id(item.question)
+        for key, item in _usable(rows, source, count, self._tables, self._grader, self._answers):
             reason, detail = self._objection(key, item)
             if reason:
                 self._tables.drop(count, source, item.row, reason, detail, item.question)
             else:
                 count.problems += 1
-                self._known[key] = Known(source, item.row, item.answers)
+                self._known[key] = Known(source, item.row, _shared(item.answers))
                 self._tables.add_problem(key, source, item, "rlvr")
 
     def finish(self) -> None:
@@ -286,6 +306,9 @@ class Rlvr:
                 f"ingest.rlvr: no problem is left ({ledger.why(self.counts.values())}); correct the sources or "
                 "their mapping"
             )
+
+    def _answers(self, key: str) -> Sequence[str]:
+        return self._known[key].answers if key in self._known else ()
 
     def _objection(self, key: str, item: Record) -> tuple[str, str]:
         if place := self._training.place(key):
@@ -297,19 +320,37 @@ class Rlvr:
 
 
 def _usable(
-    rows: Iterable[Record | Reject], what: str, source: str, count: Count, tables: Tables, grader: Grader
-) -> Iterator[Record]:
-    """Counts the rows and yields those that are usable as they are, with a good gold answer."""
-    for batch in _batches(progress.bar(rows, desc=f"ingest {what}", unit="row")):
-        good = iter(grader.check_golds([item.answers for item in batch if isinstance(item, Record)]))
+    rows: Iterable[Record | Reject],
+    source: str,
+    count: Count,
+    tables: Tables,
+    grader: Grader,
+    answers_of: Callable[[str], Sequence[str]],
+) -> Iterator[tuple[str, Record]]:
+    """Counts the rows and yields those that are usable as they are, with a good gold answer, behind their problem ids.
+
+    `answers_of` gives the gold answers with which a problem came before, none where it did not: what will be asked of
+    the grader row by row is asked here for all rows of a batch together, and remembered.
+    """
+    for batch in _batches(rows):
+        found = [item for item in batch if isinstance(item, Record)]
+        good = grader.check_golds([item.answers for item in found])
+        keys = [records.problem_id(item.question) if ok else "" for item, ok in zip(found, good, strict=True)]
+        doubts, first = list[Doubt](), dict[str, Sequence[str]]()
+        for key, record in zip(keys, found, strict=True):
+            if key:
+                doubts += _doubts(answers_of(key) or first.setdefault(key, record.answers), record)
+        if doubts:
+            grader.grade(doubts, "comparing answers")
+        named = iter(keys)
         for item in batch:
             count.rows += 1
             if isinstance(item, Reject):
                 tables.drop(count, source, item.row, item.reason, item.detail, item.text)
                 continue
             count.responses_read += len(item.responses)
-            if next(good):
-                yield item
+            if key := next(named):
+                yield key, item
             else:
                 count.responses_of_dropped_rows += len(item.responses)
                 tables.drop(count, source, item.row, "bad_gold", repr(item.answers), item.question)
@@ -317,16 +358,27 @@ def _usable(
 
 def _repeated(known: Known, item: Record, grader: Grader) -> tuple[str, str]:
     """Why a row whose question came before is dropped, and where that was."""
-    detail = f"{known.source} row {known.row}, {known.answers} there, {item.answers} here"
+    detail = f"{known.source} row {known.row}, {list(known.answers)} there, {item.answers} here"
     return _repeats(known.answers, item, grader), detail
 
 
-def _repeats(answers: list[str], item: Record, grader: Grader) -> str:
+def _repeats(answers: Sequence[str], item: Record, grader: Grader) -> str:
     """By which rule a row whose question came before, with these answers, is dropped."""
+    doubts = _doubts(answers, item)
+    same = not doubts or any(one.verdict == "correct" for one in grader.grade(doubts, ""))
+    return "duplicate_problem" if same else "conflicting_answer"
+
+
+def _doubts(answers: Sequence[str], item: Record) -> list[Doubt]:
+    """What has to be graded to know whether the row's answers are these; nothing where they share one."""
     if set(answers) & set(item.answers):
-        return "duplicate_problem"
-    graded = grader.grade([(answers, f"{END_THINK}\\boxed{{{answer}}}", "stop") for answer in item.answers])
-    return "duplicate_problem" if any(one.verdict == "correct" for one in graded) else "conflicting_answer"
+        return []
+    return [(answers, f"{END_THINK}\\boxed{{{answer}}}", "stop") for answer in item.answers]
+
+
+def _shared(answers: list[str]) -> tuple[str, ...]:
+    """The same answers; of equal ones, memory holds one."""
+    return tuple(map(sys.intern, answers))
 
 
 def _batches(rows: Iterable[Record | Reject]) -> Iterator[list[Record | Reject]]:

@@ -1,8 +1,13 @@
 r"""Compares one answer with its gold answers by math-verify; what runs in the worker processes of answers.py.
 
-Forms that math-verify would misread (`4.5e33`, `1\,080`, `50\%`) are rewritten first. Its own time limit (SIGALRM,
-which waits while C code runs) is off: the parent kills a worker at the limit. A worker holds MEMORY bytes at most, and
-an exception or a lack of memory is never taken for "not equal".
+Forms that math-verify would misread (`4.5e33`, `1\,080`, `50\%`) are rewritten first. Its own time limit (a handler of
+SIGALRM, which waits while C code runs) is off: each answer has the kernel's timer of processor time, and nothing
+handles its signal, so that it ends the worker at the limit whatever runs. By the clock on the wall, a verdict would
+depend on what else the machine does, and on the number of workers. A worker holds MEMORY bytes at most, and an
+exception or a lack of memory is never taken for "not equal".
+
+A worker notes each verdict in memory that it shares with the parent, who thus knows of a worker that ended which answer
+it was at, and what it had found before.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ import contextlib
 import ctypes
 import itertools
 import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -19,31 +25,49 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 MEMORY = 2 * 2**30  # bytes of address space of one worker
-PART_SECONDS = 1.0  # after which a worker returns what it has of a batch: slow answers must not add up
+PART_SECONDS = 1.0  # after which a worker hands back the rest of a batch, which others may have room for
+# What a byte of the notes stands for; 0: nothing yet.
+SAID = ("", "correct", "incorrect", "unparsable", "bad_gold", "timeout")
 
 _SCIENTIFIC = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))[eE]([+-]?\d+)")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:(?:\\[,!;: ]|\{,\}|[~\s])\d{3})+(?:\.\d+)?")
-_PERCENT = re.compile(r"\s*\\?%\s*$")
+_PERCENT = re.compile(
+    r"(?:\.0+)?\s*\\?%\s*$"
+)  # it would take 50% for 50 and for 1/2, but 50.0% for 1/2 alone
 
 Question = tuple[tuple[str, ...], str, bool]  # gold answers, prediction, whether it stood in a box
 
 
-def start_worker(parent: int) -> None:
+_notes: Any = bytearray()  # of this worker's pool: one byte an answer
+
+
+def start_worker(notes: Any) -> None:
     """Bounds the worker, has it die with its parent, keeps it quiet, and loads what the first answer needs."""
     import resource
 
+    global _notes
+    _notes = notes
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the line above
+        # private (CPython 3.11 to 3.13): every child holds the pipe whose end tells the fork server that we are gone
+        alive = getattr(getattr(forkserver, "_forkserver", None), "_forkserver_alive_fd", None)
+        if alive is not None:
+            os.close(alive)
+            forkserver._forkserver._forkserver_alive_fd = None  # type: ignore[attr-defined]
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():  # it died before the line above
             os._exit(1)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pebble's handler would wait for C code to return
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF, signal.SIGTERM})
     # sympy takes a RecursionError for "not equal"; this deep, the memory or the stack ends first and the worker dies
     sys.setrecursionlimit(10**9)
     logging.disable(logging.CRITICAL)
@@ -54,29 +78,39 @@ def start_worker(parent: int) -> None:
     os.dup2(silence, 2)
 
 
-def judge_batch(batch: list[Question]) -> list[str]:
-    """Verdicts of a batch, or of its first part. A worker that has come near its memory's limit ends here instead.
+def judge_batch(batch: list[Question], limit: float, place: int) -> None:
+    """Notes the verdicts of a batch, or of its first part, from `place` on. SIGPROF ends this process where one answer
+    takes more than `limit` seconds of processor time.
 
-    math-verify takes a MemoryError for "not equal", and what the worker keeps would fail the next answers.
+    An answer that comes near the memory's limit is given up like one that runs out of time: math-verify takes a
+    MemoryError for "not equal". A worker that keeps much of what an answer took ends, so that each answer has the same
+    room whatever came before it.
     """
     start = time.monotonic()
-    verdicts = []
-    for question in batch:
-        verdicts.append(judge(*question))
+    for i, question in enumerate(batch):
+        signal.setitimer(signal.ITIMER_PROF, limit)
+        try:
+            verdict = judge(*question)
+        except MemoryError:
+            verdict = "timeout"
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        most, now = _memory()
+        _notes[place + i] = SAID.index("timeout" if most > MEMORY // 4 else verdict)
+        if most > MEMORY // 4 or now > MEMORY // 8:
+            os._exit(1)
         if time.monotonic() - start > PART_SECONDS:
             break
-    if _peak_memory() > MEMORY // 4:
-        os._exit(1)
-    return verdicts
 
 
-def _peak_memory() -> int:
-    """Most resident memory so far, bytes; 0 where the system does not tell. (ru_maxrss counts the parent's.)"""
+def _memory() -> tuple[int, int]:
+    """Most and present resident memory, bytes; 0 where the system does not tell. (ru_maxrss counts the parent's.)"""
+    found = {"VmHWM": 0, "VmRSS": 0}
     with contextlib.suppress(FileNotFoundError):
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return 0
+            name, _, value = line.partition(":")
+            if name in found:
+                found[name] = int(value.split()[0]) * 1024
+    return found["VmHWM"], found["VmRSS"]
 
 
 def judge(golds: tuple[str, ...], predicted: str, boxed: bool) -> str:
@@ -106,6 +140,8 @@ def _guarded(call: Callable[[], Any]) -> Any:
     """What the call returns, or None where it raises: math-verify and sympy raise anything on model output."""
     try:
         return call()
+    except MemoryError:
+        raise
     except Exception:
         return None
 

@@ -38,8 +38,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig
 
-from oxa import answers, batches, lm, prompts, records, sampler
-from oxa.checkpoints import last_whole
+from oxa import answers, batches, checkpoints, lm, prompts, records, sampler
 from oxa.config import Prompt, Rlvr, Verify
 from oxa.errors import ConfigError, DataError
 from oxa.grpo import RLVRTrainer
@@ -86,8 +85,8 @@ def run(
     chosen = _choose(section, prompt, problems, tokenizer, context)
     order = list(islice(_steps(sorted(chosen.problems), section.num_prompts, seed), section.steps))
     ends = sampler.end_ids(network, tokenizer)  # before the trainer edits the model's settings
-    checkpoints, kept = scratch / "checkpoints", scratch / "kept"
-    settings = _settings(section, micro_batch_size, accumulation, context, checkpoints, seed)
+    resumable, kept = checkpoints.folder(scratch), scratch / "kept"
+    settings = _settings(section, micro_batch_size, accumulation, context, resumable, seed)
     assert settings.world_size == num_processes
     # private, hence the pin of transformers: a process with several GPUs would give each a whole micro-batch
     settings._n_gpu = 1
@@ -106,7 +105,10 @@ def run(
                 "rlvr.engine: torch generates with whole weights in every process, and these are spread over several; "
                 "take vllm_colocate or vllm_server, or launch without FSDP and DeepSpeed"
             )
-        trainer.train(resume_from_checkpoint=last_whole(checkpoints, trainer.is_world_process_zero()))
+        checkpoints.refuse_parts(getattr(trainer.accelerator.state, "fsdp_plugin", None))
+        trainer.train(
+            resume_from_checkpoint=checkpoints.last_whole(resumable, trainer.is_world_process_zero())
+        )
     if trainer.is_world_process_zero():
         shutil.copytree(kept, output, dirs_exist_ok=True)
     trainer.accelerator.wait_for_everyone()

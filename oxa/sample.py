@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from oxa import generate, lm, prompts, records
@@ -34,7 +33,8 @@ def run(
 
     Where the sampler's template opens <think> itself, the texts begin with that tag, too: they are complete responses.
     Returns counts and means; entropies in nats a token, lengths in tokens. `no_room` counts the empty responses to
-    prompts that fill the model's context: they have 0 tokens and no entropy.
+    prompts that fill the model's context: they have 0 tokens and no entropy; mean_entropy is None where no response has
+    one. The settings that they were drawn with are kept with the table.
     """
     sampler, name = _sampler(section, model)
     table = records.read(problems, records.PROBLEMS, ["problem_id", "question", "split"])
@@ -58,27 +58,35 @@ def run(
         sampler, requests, section, engine, scratch=scratch, description="self-samples"
     )
 
-    responses = [
-        response._replace(text=opening + response.text) if response.num_tokens else response
-        for response in responses
-    ]
-    problem_ids, indices = zip(*rows, strict=True)
-    written = pa.table(
-        {
-            "response_id": [response.response_id for response in responses],
-            "problem_id": problem_ids,
-            "origin": ["self"] * len(rows),
-            "model": [name] * len(rows),
-            "sample_index": indices,
-            "seed": [section.seed] * len(rows),
-            "text": [response.text for response in responses],
-            "num_tokens": [response.num_tokens for response in responses],
-            "finish_reason": [response.finish_reason for response in responses],
-            "mean_entropy": [response.mean_entropy for response in responses],
-        }
-    )
-    records.write(output, written, records.RESPONSES)
-    return _metrics(responses, table.num_rows, section.num_samples)
+    texts: list[str] = []  # of one problem
+    num_distinct = num_without_end = 0
+    with records.atomic(output) as temporary, records.Writer(temporary, records.RESPONSES) as writer:
+        writer.note("sampling", responses.settings)
+        for (problem_id, index), response in zip(rows, responses, strict=True):
+            text = opening + response.text if response.num_tokens else response.text
+            writer.add(
+                response_id=response.response_id,
+                problem_id=problem_id,
+                origin="self",
+                model=name,
+                sample_index=index,
+                seed=section.seed,
+                text=text,
+                num_tokens=response.num_tokens,
+                finish_reason=response.finish_reason,
+                mean_entropy=response.mean_entropy,
+            )
+            num_without_end += prompts.END_THINK not in text
+            texts.append(text)
+            if len(texts) == section.num_samples:
+                num_distinct += len(set(texts))
+                texts = []
+    return {
+        "num_problems": table.num_rows,
+        **_metrics(output),
+        "without_end_think": num_without_end / len(rows),
+        "distinct_texts": num_distinct / len(rows),
+    }
 
 
 def _sampler(section: Sample, base: Path) -> tuple[str | Path, str]:
@@ -89,18 +97,16 @@ def _sampler(section: Sample, base: Path) -> tuple[str | Path, str]:
     return (folder, folder.resolve().name) if folder.is_dir() else (section.model, section.model)
 
 
-def _metrics(responses: list[generate.Generation], num_problems: int, num_samples: int) -> dict[str, float]:
-    texts = [response.text for response in responses]
-    distinct = [len(set(texts[i : i + num_samples])) for i in range(0, len(texts), num_samples)]
+def _metrics(output: Path) -> dict[str, float | None]:
+    columns = ["num_tokens", "finish_reason", "mean_entropy"]
+    written = records.read(output, records.RESPONSES, columns)
+    num_tokens = written["num_tokens"].to_numpy()
+    entropies = written["mean_entropy"].to_numpy().astype(np.float64)
+    known = entropies[np.isfinite(entropies)]
     return {
-        "num_problems": num_problems,
-        "num_responses": len(responses),
-        "no_room": sum(response.num_tokens == 0 for response in responses),
-        "mean_tokens": float(np.mean([response.num_tokens for response in responses])),
-        "mean_entropy": float(
-            np.mean([response.mean_entropy for response in responses if response.num_tokens])
-        ),
-        "truncated": float(np.mean([response.finish_reason == "length" for response in responses])),
-        "without_end_think": float(np.mean([prompts.END_THINK not in text for text in texts])),
-        "distinct_texts": float(np.mean(distinct) / num_samples),
+        "num_responses": len(num_tokens),
+        "no_room": int((num_tokens == 0).sum()),
+        "mean_tokens": float(num_tokens.mean()),
+        "mean_entropy": float(known.mean()) if len(known) else None,
+        "truncated": pc.mean(pc.equal(written["finish_reason"], "length")).as_py(),
     }

@@ -8,27 +8,40 @@ with no token left to score (empty, or its prompt fills `max_length`) gets no ro
 
 Rows go longest first into batches of at most `batch_tokens` tokens; a finished shard of batches is kept in scratch, so
 a rerun after a kill does the rest with the same batches and ends with the same numbers.
+
+Under torchrun or accelerate every process has the whole model and takes the next shard that nobody has taken, so that
+all end together, however fast each is. Shards do not depend on the number of processes: a rerun may have another one. A
+process that dies costs the shard that it was at.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from itertools import compress
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 
 from oxa import batches, lm, progress, prompts, records
 from oxa.config import Prompt, Score
 from oxa.errors import DataError
 
-BATCHES_A_SHARD = 64
+BATCHES_A_SHARD = 64  # at most
+SHARDS = 64  # at least, where there are as many batches: who waits for the last one waits for a 64th
 TOKENIZED_AT_ONCE = 1000
+TOKENS, ROWS = "tokens.bin", "rows.npy"
+PATIENCE = timedelta(hours=6)  # for tokenizing and for last shards; a process that dies is noticed at once
 
 
 def run(
@@ -47,32 +60,91 @@ def run(
 
     Writes records.SCORES in the order of `responses`; returns counts and ppl quantiles.
     """
-    rows = _rows_to_score(section, problems, responses, verdicts)
-    network, tokenizer = lm.load(model, dtype=getattr(torch, section.dtype))
-    limit = min(section.max_length, network.config.max_position_embeddings)
-    sequences, starts, truncated = _tokenize(section, prompt, tokenizer, rows, limit)
-    scorable = [len(ids) > start for ids, start in zip(sequences, starts, strict=True)]
-    num_unscorable = len(rows) - sum(scorable)
-    rows = rows.filter(pa.array(scorable, pa.bool_()))
-    sequences, starts = list(compress(sequences, scorable)), list(compress(starts, scorable))
-    truncated = list(compress(truncated, scorable))
-    if sequences:
-        shortest = min(sequences, key=len)[:64]
-        lm.check_head(network, torch.from_numpy(shortest).long()[None].to(network.device))
-    scores = _score(section, network, sequences, starts, scratch)
+    device = _device()
+    network, tokenizer = lm.load(model, dtype=getattr(torch, section.dtype), device=device)
+    with _together() as shards:
+        if shards.is_first:
+            rows = _rows_to_score(section, problems, responses, verdicts)
+            limit = min(section.max_length, network.config.max_position_embeddings)
+            lengths, starts, truncated = _tokenize(section, prompt, tokenizer, rows, limit, scratch)
+            _check_head(network, scratch)
+        shards.meet()
+        _score(section, network, scratch, shards)
+        shards.meet()
+    if not shards.is_first:
+        return {}
+    scorable = lengths > starts
+    rows = rows.filter(pa.array(scorable))
+    scores = _gather(section, lengths[scorable], scratch)
     table = pa.table(
         {
             "response_id": rows["response_id"],
             "scorer": pa.array([model.name] * len(rows), pa.string()),
-            "mean_nll": scores["mean_nll"],
-            "ppl": np.exp(scores["mean_nll"]),
-            "num_tokens": np.asarray([len(s) for s in sequences], np.int32) - np.asarray(starts, np.int32),
-            "truncated": truncated,
-            "mean_entropy": scores["mean_entropy"],
+            "mean_nll": scores[:, 0],
+            "ppl": np.exp(scores[:, 0]),
+            "num_tokens": (lengths - starts)[scorable],
+            "truncated": truncated[scorable],
+            "mean_entropy": scores[:, 1],
         }
     )
     records.write(output, table, records.SCORES)
-    return _metrics(table) | {"unscorable": num_unscorable}
+    return _metrics(table) | {"unscorable": int((~scorable).sum())}
+
+
+def _device() -> torch.device:
+    """This process's GPU, of as many as there are on its machine, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    place = int(os.environ.get("LOCAL_RANK", "0"))  # as torchrun and accelerate set it
+    device = torch.device("cuda", place % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+class Shards:
+    """Deals out shards to the processes of this stage, each to one; alone, to this one."""
+
+    is_first = True
+
+    def __iter__(self) -> Iterator[int]:
+        """0, 1, … for ever, leaving out what other processes are given."""
+        shard = 0
+        while True:
+            yield shard
+            shard += 1
+
+    def meet(self) -> None:
+        """Returns when every process is here."""
+
+
+class SharedShards(Shards):
+    """A counter in the launcher's store deals, and a process group of gloo's meets."""
+
+    def __init__(self) -> None:
+        # not the group's own store, which is private: a second connection to the same server
+        self._store, rank, _ = next(rendezvous("env://", timeout=PATIENCE))
+        self.is_first = rank == 0
+        name = [uuid.uuid4().hex]  # the store may outlive processes that a launcher starts again
+        distributed.broadcast_object_list(name)
+        self._key = f"oxa.score/{name[0]}"
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            yield self._store.add(self._key, 1) - 1
+
+    def meet(self) -> None:
+        distributed.barrier()
+
+
+@contextmanager
+def _together() -> Iterator[Shards]:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # as torchrun and accelerate set it
+        yield Shards()
+        return
+    distributed.init_process_group("gloo", timeout=PATIENCE)
+    yield SharedShards()
+    # not after an error: the others would lose the connection and end first, and the launcher would show their fault
+    distributed.destroy_process_group()
 
 
 def _rows_to_score(section: Score, problems: Path, responses: Path, verdicts: Path) -> pa.Table:
@@ -96,70 +168,120 @@ def _rows_to_score(section: Score, problems: Path, responses: Path, verdicts: Pa
 
 
 def _tokenize(
-    section: Score, prompt: Prompt, tokenizer: Any, rows: pa.Table, limit: int
-) -> tuple[list[np.ndarray], list[int], list[bool]]:
-    """For each row: token ids cut at `limit`, index of the first token to score, and whether something was cut."""
-    sequences: list[np.ndarray] = []
-    starts: list[int] = []
-    truncated: list[bool] = []
+    section: Score, prompt: Prompt, tokenizer: Any, rows: pa.Table, limit: int, scratch: Path
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each row: number of token ids, `limit` at most; index of the first to score; whether something was cut.
+
+    The ids of rows with a token to score are written to scratch, where every process maps them into its memory.
+    """
+    lengths = np.empty(len(rows), np.int64)
+    starts, truncated = np.empty_like(lengths), np.empty(len(rows), np.bool_)
     contexts: dict[str, list[int]] = {}
     bar = progress.bar(total=len(rows), desc="tokenizing", unit="response")
-    for part in rows.select(["question", "text"]).to_batches(TOKENIZED_AT_ONCE):
-        texts = part["text"].to_pylist()
-        encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        for question, ids in zip(part["question"].to_pylist(), encoded, strict=True):
-            if section.condition_on_prompt:
-                if question not in contexts:
-                    contexts[question] = prompts.prompt_ids(
-                        tokenizer, prompts.user_turn(question, prompt.suffix)
-                    )
-                context = contexts[question]
-            else:
-                context = []
-            start = max(1, len(context))
-            sequences.append(np.asarray([*context, *ids][:limit], np.int32))
-            starts.append(start)
-            truncated.append(len(context) + len(ids) > limit)
-        bar.update(len(texts))
+    row = 0
+    with (scratch / TOKENS).open("wb") as file:
+        for part in rows.select(["question", "text"]).to_batches(TOKENIZED_AT_ONCE):
+            texts = part["text"].to_pylist()
+            encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+            for question, ids in zip(part["question"].to_pylist(), encoded, strict=True):
+                if section.condition_on_prompt:
+                    if question not in contexts:
+                        contexts[question] = prompts.prompt_ids(
+                            tokenizer, prompts.user_turn(question, prompt.suffix)
+                        )
+                    context = contexts[question]
+                else:
+                    context = []
+                whole = [*context, *ids]
+                lengths[row], starts[row] = min(len(whole), limit), max(1, len(context))
+                truncated[row] = len(whole) > limit
+                if lengths[row] > starts[row]:
+                    file.write(np.asarray(whole[:limit], np.int32).tobytes())
+                row += 1
+            bar.update(len(texts))
     bar.close()
-    return sequences, starts, truncated
+    scorable = lengths > starts
+    _save(scratch / ROWS, np.stack([lengths[scorable], starts[scorable]]))
+    return lengths, starts, truncated
 
 
-def _score(
-    section: Score, network: Any, sequences: list[np.ndarray], starts: list[int], scratch: Path
-) -> dict[str, np.ndarray]:
-    """Mean NLL and mean entropy of each row, nats a token."""
-    plan = batches.by_token_budget([len(ids) for ids in sequences], section.batch_tokens)
-    result = {name: np.empty(len(sequences), np.float64) for name in ("mean_nll", "mean_entropy")}
-    total = sum(len(ids) for ids in sequences)
-    bar = progress.bar(total=total, desc="scoring", unit="tok", unit_scale=True)
-    for shard, first in enumerate(range(0, len(plan), BATCHES_A_SHARD)):
-        part = plan[first : first + BATCHES_A_SHARD]
-        rows = np.concatenate([np.asarray(batch) for batch in part])
-        kept = scratch / f"shard-{shard:05d}.npy"
-        if kept.exists():
-            values = np.load(kept)
-        else:
-            values = np.concatenate(
-                [_score_batch(section, network, batch, sequences, starts) for batch in part]
-            )
-            buffer = io.BytesIO()  # into a file, numpy would hide why it could not be written
-            np.save(buffer, values)
-            with records.atomic(kept) as temporary:
-                temporary.write_bytes(buffer.getvalue())
-        result["mean_nll"][rows], result["mean_entropy"][rows] = values[:, 0], values[:, 1]
-        bar.update(sum(len(sequences[row]) for row in rows))
-    bar.close()
-    return result
+class Tokens(NamedTuple):
+    """What is to be scored, as _tokenize has left it."""
+
+    ids: np.ndarray  # int32, one row after the other
+    ends: np.ndarray  # [rows], where each row ends there
+    lengths: np.ndarray  # [rows], tokens
+    starts: np.ndarray  # [rows], index of the first token to score
+
+    @classmethod
+    def open(cls, scratch: Path) -> Tokens:
+        lengths, starts = np.load(scratch / ROWS)
+        path = scratch / TOKENS  # an empty file cannot be mapped
+        ids = np.memmap(path, np.int32, "r") if len(lengths) else np.empty(0, np.int32)
+        return cls(ids, np.cumsum(lengths), lengths, starts)
+
+    def row(self, index: int) -> np.ndarray:
+        return np.array(self.ids[self.ends[index] - self.lengths[index] : self.ends[index]])
 
 
-def _score_batch(
-    section: Score, network: Any, batch: list[int], sequences: list[np.ndarray], starts: list[int]
-) -> np.ndarray:
-    """[B, 2] float64: mean NLL and mean entropy of the batch's rows."""
-    statistics, counts = lm.batch_statistics(
-        network, [sequences[row] for row in batch], [starts[row] for row in batch], section.chunk
+def _check_head(network: Any, scratch: Path) -> None:
+    tokens = Tokens.open(scratch)
+    if len(tokens.lengths):
+        shortest = tokens.row(int(tokens.lengths.argmin()))[:64]
+        lm.check_head(network, torch.from_numpy(shortest).long()[None].to(network.device))
+
+
+def _plan(section: Score, lengths: np.ndarray) -> list[list[list[int]]]:
+    """Rows of the batches of every shard."""
+    plan = batches.by_token_budget(lengths.tolist(), section.batch_tokens)
+    size = min(BATCHES_A_SHARD, max(1, len(plan) // SHARDS))
+    return [plan[first : first + size] for first in range(0, len(plan), size)]
+
+
+def _score(section: Score, network: Any, scratch: Path, shards: Shards) -> None:
+    """Scores the shards that are dealt to this process and are not in scratch already."""
+    tokens = Tokens.open(scratch)
+    plan = _plan(section, tokens.lengths)
+    num_tokens = [int(tokens.lengths[np.concatenate(part)].sum()) for part in plan]
+    bar = progress.bar(
+        total=sum(num_tokens), desc="scoring", unit="tok", unit_scale=True, quiet=not shards.is_first
     )
+    before = 0
+    for shard in shards:
+        bar.update(sum(num_tokens[before:shard]))  # what others were dealt meanwhile, too
+        if shard >= len(plan):
+            break
+        before = shard
+        if not (path := _shard(scratch, shard)).exists():
+            _save(
+                path, np.concatenate([_score_batch(section, network, batch, tokens) for batch in plan[shard]])
+            )
+    bar.close()
+
+
+def _gather(section: Score, lengths: np.ndarray, scratch: Path) -> np.ndarray:
+    """[rows, 2] float64: mean NLL and mean entropy of each row, nats a token."""
+    scores = np.empty((len(lengths), 2), np.float64)
+    for shard, part in enumerate(_plan(section, lengths)):
+        scores[np.concatenate(part)] = np.load(_shard(scratch, shard))
+    return scores
+
+
+def _shard(scratch: Path, shard: int) -> Path:
+    return scratch / f"shard-{shard:05d}.npy"
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    buffer = io.BytesIO()  # into a file, numpy would hide why it could not be written
+    np.save(buffer, values)
+    with records.atomic(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
+def _score_batch(section: Score, network: Any, batch: list[int], tokens: Tokens) -> np.ndarray:
+    """[B, 2] float64: mean NLL and mean entropy of the batch's rows."""
+    sequences, starts = [tokens.row(row) for row in batch], [int(tokens.starts[row]) for row in batch]
+    statistics, counts = lm.batch_statistics(network, sequences, starts, section.chunk)
     bounds = np.concatenate([[0], np.cumsum(counts)[:-1]])
     sums = [
         np.add.reduceat(values.double().cpu().numpy(), bounds)

@@ -25,6 +25,7 @@ response_id) decides. Ids are joined by hash as well, and compared letter by let
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,13 @@ def run(
     rule asks for more than exists, or tables do not belong together. `scratch` stays empty: a rerun takes seconds.
     """
     files = Files(problems, teacher, teacher_verdicts, teacher_scores)
-    chosen, metrics = _ce_set(shared, arm.ce, files, log)
-    parts = [_rows(files, chosen, "ce", prompt)]
-    if arm.ul is not None:
-        files = Files(problems, self_responses, self_verdicts, self_scores)
-        chosen, metrics["ul"] = _ul_set(arm.ul, shared.seed, files)
-        parts.append(_rows(files, chosen, "ul", prompt))
-    records.write(output, pa.concat_tables(parts), records.TRAIN)
+    with records.atomic(output) as temporary, records.Writer(temporary, records.TRAIN) as writer:
+        chosen, metrics = _ce_set(shared, arm.ce, files, log)
+        _add(writer, files, chosen, "ce", prompt)
+        if arm.ul is not None:
+            files = Files(problems, self_responses, self_verdicts, self_scores)
+            chosen, metrics["ul"] = _ul_set(arm.ul, shared.seed, files)
+            _add(writer, files, chosen, "ul", prompt)
     return metrics
 
 
@@ -123,25 +124,37 @@ def lowest(found: Candidates, num: int, per_problem: int) -> Ints:
 def gaussian(found: Candidates, shared: SelectionShared) -> tuple[Ints, list[dict[str, Any]]]:
     """Positions whose ppl follow the truncated Gaussian, and what each bin was asked for and gave."""
     edges, targets = gaussian_targets(shared)
-    bin_of = np.searchsorted(edges, found.ppl, side="right") - 1
-    bin_of[found.ppl == edges[-1]] = len(targets) - 1
-    inside = (found.ppl >= edges[0]) & (found.ppl <= edges[-1])
-    capped = _capped_counts(bin_of[inside], found.problem[inside], shared.per_problem, len(targets))
+    num_bins = len(targets)
+    bin_of = (np.searchsorted(edges, found.ppl, side="right") - 1).astype(
+        np.int32
+    )  # -1 and num_bins: outside
+    bin_of[found.ppl == edges[-1]] = num_bins - 1
+    by_bin = np.argsort(bin_of, kind="stable").astype(np.int32)
+    starts = np.searchsorted(bin_of, np.arange(num_bins + 1), sorter=by_bin)
+    del bin_of
 
-    asked = np.flatnonzero(inside)
-    asked = asked[targets[bin_of[asked]] > 0]
-    first = -found.num_tokens[asked] if shared.within_bin == "longest" else np.zeros(len(asked), np.int64)
-    asked = asked[np.lexsort((found.order[asked], first, bin_of[asked]))]
-    turn = _turn(bin_of[asked] * (int(found.problem.max(initial=0)) + 1) + found.problem[asked])
-    starts = np.searchsorted(bin_of[asked], np.arange(len(targets) + 1))
+    # a bin at a time, so that what is sorted is small; what a bin could give, if it stood alone, orders the bins
+    turn = np.empty(len(by_bin), np.int32)
+    capped = np.zeros(num_bins, np.int64)
+    for b in range(num_bins):
+        here = slice(starts[b], starts[b + 1])
+        members = by_bin[here]
+        first = (
+            -found.num_tokens[members] if shared.within_bin == "longest" else np.zeros(len(members), np.int32)
+        )
+        by_bin[here] = members = members[np.lexsort((found.order[members], first))]
+        turn[here] = _turn(found.problem[members])
+        capped[b] = np.count_nonzero(turn[here] < shared.per_problem)
 
     given = np.zeros(int(found.problem.max(initial=-1)) + 1, np.int64)  # by problem, over all bins so far
     chosen: list[Ints] = []
-    num_chosen = np.zeros(len(targets), np.int64)
+    num_chosen = np.zeros(num_bins, np.int64)
     for b in np.argsort(capped / np.maximum(targets, 1), kind="stable"):
+        if not targets[b]:
+            continue
         here = slice(starts[b], starts[b + 1])
-        members, rounds = asked[here], turn[here]
-        rounds = rounds + given[found.problem[members]]
+        members = by_bin[here]
+        rounds = turn[here] + given[found.problem[members]]
         open_ = np.flatnonzero(rounds < shared.per_problem)
         taken = members[open_[np.argsort(rounds[open_], kind="stable")]][: targets[b]]
         np.add.at(given, found.problem[taken], 1)
@@ -158,7 +171,7 @@ def gaussian(found: Candidates, shared: SelectionShared) -> tuple[Ints, list[dic
             strict=True,
         )
     ]
-    return np.concatenate(chosen), bins
+    return np.concatenate([np.empty(0, np.int32), *chosen]), bins
 
 
 def gaussian_targets(shared: SelectionShared) -> tuple[Floats, Ints]:
@@ -184,7 +197,8 @@ def gaussian_targets(shared: SelectionShared) -> tuple[Floats, Ints]:
 def _turn(group: Ints) -> Ints:
     """For each entry, how many before it belong to the same group."""
     place = np.arange(len(group))
-    order = np.argsort(group * len(group) + place)  # unique keys: several times faster than a stable sort
+    # unique keys: several times faster than a stable sort
+    order = np.argsort(group.astype(np.int64) * len(group) + place)
     ranked = group[order]
     starts = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1])[: len(ranked)])
     turn = np.empty(len(group), np.int64)
@@ -192,34 +206,37 @@ def _turn(group: Ints) -> Ints:
     return turn
 
 
-def _capped_counts(bin_of: Ints, problem: Ints, per_problem: int, num_bins: int) -> Ints:
-    """What each bin could give if it stood alone: its responses, at most `per_problem` of one problem."""
-    pairs, counts = np.unique(bin_of * (int(problem.max(initial=0)) + 1) + problem, return_counts=True)
-    which = pairs // (int(problem.max(initial=0)) + 1)
-    return np.bincount(which, np.minimum(counts, per_problem), num_bins).astype(np.int64)
-
-
-def _rows(files: Files, chosen: Candidates, objective: str, prompt: Prompt) -> pa.Table:
-    """The chosen as training rows, by response_id."""
-    responses = candidates.take(
-        files.responses, records.RESPONSES, ["response_id", "problem_id", "text"], chosen.row
-    )
-    scored = candidates.take(files.scores, records.SCORES, ["response_id"], chosen.score_row)
-    assert responses["response_id"].equals(scored["response_id"]), "two ids with one hash"
-    question = candidates.take(files.problems, records.PROBLEMS, ["question"], chosen.problem)["question"]
-    turns = [prompts.user_turn(text, prompt.suffix) for text in question.to_pylist()]
-    table = pa.table(
-        {
-            "response_id": responses["response_id"],
-            "problem_id": responses["problem_id"],
-            "prompt": pa.array(turns, pa.string()),
-            "completion": responses["text"],
-            "objective": pa.array([objective] * len(turns), pa.string()),
-            "ppl": chosen.ppl,
-            "num_tokens": pa.array(chosen.num_tokens, pa.int32()),
+def _add(writer: records.Writer, files: Files, chosen: Candidates, objective: str, prompt: Prompt) -> None:
+    """Writes the chosen as training rows, by response_id."""
+    names = ["response_id", "problem_id", "text"]
+    ids, problems, texts = candidates.pick(files.responses, records.RESPONSES, names, chosen.row)
+    (scored,) = candidates.pick(files.scores, records.SCORES, ["response_id"], chosen.score_row)
+    assert ids == scored, "two ids with one hash"
+    (questions,) = candidates.pick(files.problems, records.PROBLEMS, ["question"], chosen.problem)
+    order = np.array(sorted(range(len(ids)), key=ids.__getitem__), np.int64)
+    for piece in _pieces(order, [len(text) for text in texts]):
+        columns = {
+            "response_id": candidates.strings([ids[at] for at in piece]),
+            "problem_id": candidates.strings([problems[at] for at in piece]),
+            "prompt": candidates.strings(
+                [prompts.user_turn(questions[at].decode(), prompt.suffix) for at in piece]
+            ),
+            "completion": candidates.strings([texts[at] for at in piece]),
+            "objective": candidates.strings([objective] * len(piece)),
+            "ppl": candidates.numbers(chosen.ppl[piece]),
+            "num_tokens": candidates.numbers(chosen.num_tokens[piece].astype(np.int32)),
         }
-    )
-    return table.sort_by("response_id")
+        writer.add_table(pa.table(columns, schema=records.TRAIN))
+
+
+def _pieces(order: Ints, lengths: list[int]) -> Iterator[Ints]:
+    """The positions in parts that the writer takes at once."""
+    start = size = 0
+    for end, at in enumerate(order.tolist(), 1):
+        size += lengths[at]
+        if end - start >= records.Writer.MAX_ROWS or size >= records.Writer.MAX_CHARS or end == len(order):
+            yield order[start:end]
+            start, size = end, 0
 
 
 # What is told: metrics, log and refusals.
@@ -233,8 +250,8 @@ def _describe(
         "asked": asked,
         "chosen": len(chosen),
         "eligible": len(found.row),
-        "problems": len(np.unique(found.problem[chosen])),
-        "eligible_problems": len(np.unique(found.problem)),
+        "problems": _num_problems(found.problem[chosen]),
+        "eligible_problems": _num_problems(found.problem),
         "ppl_mean": float(ppl.mean()) if len(ppl) else None,
         "ppl_quantiles": _quantiles(ppl),
         "eligible_ppl_quantiles": _quantiles(found.ppl),
@@ -242,6 +259,10 @@ def _describe(
         "verdicts": verdicts,
         "funnel": funnel,
     }
+
+
+def _num_problems(problem: Ints) -> int:
+    return int(np.count_nonzero(np.bincount(problem)))
 
 
 def _quantiles(ppl: Floats) -> dict[str, float]:
@@ -277,7 +298,7 @@ def _report_bins(
             f"the Gaussian over ppl (mean {shared.mean:g}, std {shared.std:g}, cut to {shared.ppl_min:g}-"
             f"{shared.ppl_max:g}) found {num_chosen} of the {shared.num_ce} CE sequences asked for, more missing than "
             f"selection.shared.max_shortage {shared.max_shortage:g} allows: {len(found.row)} eligible responses of "
-            f"{len(np.unique(found.problem))} problems have ppl {_spread(found.ppl)}; move selection.shared.mean "
+            f"{_num_problems(found.problem)} problems have ppl {_spread(found.ppl)}; move selection.shared.mean "
             "towards these, widen std, lower num_ce, raise per_problem or bring more teacher data"
         )
 
@@ -289,7 +310,7 @@ def _too_few(
     keys = "ul.num or ul.min_ppl, raise ul.per_problem" if name == "UL" else "num_ce, raise per_problem"
     return (
         f"{source}: selection asks for {asked} {name} sequences and {got} can be had: {len(found.row)} eligible "
-        f"responses of {len(np.unique(found.problem))} problems, at most {per_problem} of one problem, with ppl "
+        f"responses of {_num_problems(found.problem)} problems, at most {per_problem} of one problem, with ppl "
         f"{_spread(found.ppl)} (left after each condition: {steps}); lower {keys} or bring more responses"
     )
 

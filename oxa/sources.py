@@ -121,6 +121,13 @@ def read(source: Source, *, folder: Path, world: World, purpose: Purpose) -> Ite
     return found if source.limit is None else _lowest(found, source.limit)
 
 
+def count(source: Source, folder: Path) -> int | None:
+    """How many rows `read` yields, for a progress bar; None where only reading them tells."""
+    if source.source == "world" or source.part is not None or source.limit is not None:
+        return None
+    return rows.count(source, folder)
+
+
 def documents(source: Source, *, folder: Path, world: World) -> Iterator[Document | Reject]:
     """Yields pretraining documents: a chat of question and response each. Endless for `world`, else finite.
 

@@ -24,12 +24,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig
 
-from oxa import batches, lm, progress, prompts, records
-from oxa.checkpoints import last_whole
+from oxa import batches, checkpoints, lm, progress, prompts, records
 from oxa.config import TrainArm, TrainShared
 from oxa.errors import DataError
 from oxa.trainer import OXATrainer
@@ -68,13 +67,16 @@ def run(
     )  # the Trainer edits its special tokens
     rows = _tokenize(data, tokenizer, min(shared.max_length, network.config.max_position_embeddings))
     _check(data, shared, arm, rows)
-    order = batches.longest_first(
-        batches.step_order(rows.num["ce"], rows.num["ul"], shared.num_ce, arm.num_ul, shared.epochs, seed),
-        rows.lengths,
-    )
-    checkpoints = scratch / "checkpoints"
-    accumulation = size // num_processes // micro_batch_size
-    settings = _settings(shared, len(order), micro_batch_size, accumulation, checkpoints, seed)
+    order = batches.step_order(rows.num["ce"], rows.num["ul"], shared.num_ce, arm.num_ul, shared.epochs, seed)
+    num_micro_batches = size // micro_batch_size  # of a step, over all processes
+    plan = [
+        step[cut].tolist()
+        for step in order
+        for cut in batches.micro_batches(rows.lengths[step], num_micro_batches)
+    ]
+    kept = checkpoints.folder(scratch)
+    accumulation = num_micro_batches // num_processes
+    settings = _settings(shared, len(order), micro_batch_size, accumulation, kept, seed)
     assert settings.world_size == num_processes
     # private, hence the pin of transformers: a process with several GPUs would give each a whole micro-batch
     settings._n_gpu = 1
@@ -82,14 +84,15 @@ def run(
         network,
         tokenizer,
         rows.dataset,
-        order,
+        plan,
         shared,
         arm,
         settings,
         log=log,
         epochs_a_step=shared.num_ce / rows.num["ce"],
     )
-    trainer.train(resume_from_checkpoint=last_whole(checkpoints, trainer.is_world_process_zero()))
+    checkpoints.refuse_parts(getattr(trainer.accelerator.state, "fsdp_plugin", None))
+    trainer.train(resume_from_checkpoint=checkpoints.last_whole(kept, trainer.is_world_process_zero()))
     network.config, network.generation_config = configs
     _save(trainer, model, output)
     return {
@@ -201,6 +204,7 @@ def _settings(
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),  # without it several processes on CPUs would each train alone
+        ddp_find_unused_parameters=False,  # every micro-batch uses all; looking for others walks the graph once more
         disable_tqdm=True,
         report_to=[],
         push_to_hub=False,
@@ -221,9 +225,13 @@ def _num_tokens(rows: Rows, order: np.ndarray) -> dict[str, int]:
 
 def _save(trainer: OXATrainer, base: Path, output: Path) -> None:
     """Weights in the base's own type, tokenizer, chat template, generation settings."""
-    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        trainer.model.to(AutoConfig.from_pretrained(base).dtype or torch.float32)
+    dtype = AutoConfig.from_pretrained(base).dtype or torch.float32
+    spread = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if not spread:
+        trainer.model.to(dtype)
     trainer.save_model(str(output))
     if trainer.is_world_process_zero():
+        if spread:  # they were gathered in the type of the training, and tied ones twice
+            AutoModelForCausalLM.from_pretrained(output, dtype=dtype).save_pretrained(output)
         (output / "training_args.bin").unlink(missing_ok=True)  # names this machine's folders
     trainer.accelerator.wait_for_everyone()

@@ -13,21 +13,22 @@ Legend: B sequences of a micro-batch.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import add_fused_lm_head
 
-from oxa import losses, progress, records
+from oxa import lm, losses, progress, records
 from oxa.config import TrainArm, TrainShared
 from oxa.errors import ConfigError
 
@@ -61,7 +62,7 @@ class OXATrainer(SFTTrainer):
         model: Any,
         tokenizer: Any,
         dataset: Dataset,
-        order: np.ndarray,
+        plan: list[list[int]],
         shared: TrainShared,
         arm: TrainArm,
         settings: SFTConfig,
@@ -70,7 +71,7 @@ class OXATrainer(SFTTrainer):
         epochs_a_step: float,
     ) -> None:
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self._order = order
+        self._plan = plan  # rows of every micro-batch; those of a step share nothing but its loss
         self._shared, self._arm = shared, arm
         self._user_log, self._epochs_a_step = log, epochs_a_step
         super().__init__(
@@ -86,8 +87,16 @@ class OXATrainer(SFTTrainer):
         self.model_accepts_loss_kwargs = True  # our loss is a share of a sum: nothing is to be divided
         self._sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=self.args.device)
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> list[int]:
-        return self._order.ravel().tolist()
+    def get_train_dataloader(self) -> DataLoader:
+        """Micro-batches as planned, of any number of rows; the processes take turns."""
+        return self.accelerator.prepare(
+            DataLoader(
+                self.train_dataset,
+                batch_sampler=self._plan,
+                collate_fn=self.data_collator,
+                pin_memory=self.args.dataloader_pin_memory,
+            )
+        )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL writes one into every checkpoint; ours are scratch."""
@@ -115,13 +124,13 @@ class OXATrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """The micro-batch's share of the step's L, times the number of processes, over which DDP takes the mean."""
-        outputs = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            labels=inputs["labels"],
-            fused_lm_head=True,
-        )
+        """The micro-batch's share of the step's L, times the number of processes, over which DDP takes the mean.
+
+        The model sees no attention mask: what is causal never sees the padding, which is on the right, and attention
+        without a mask computes half as much.
+        """
+        with self._products():
+            outputs = model(input_ids=inputs["input_ids"], labels=inputs["labels"], fused_lm_head=True)
         suppressed = inputs["suppressed"]
         share = losses.mix(
             outputs.log_probs,
@@ -145,6 +154,13 @@ class OXATrainer(SFTTrainer):
                 )
             )
         return share.loss * self.accelerator.num_processes
+
+    def _products(self) -> contextlib.AbstractContextManager[Any]:
+        """oneDNN's on a CPU in float32, but not where the backward pass recomputes: there torch would not use them."""
+        shared, on_cpu = self._shared, self.args.device.type == "cpu"
+        if on_cpu and shared.dtype == "float32" and not shared.gradient_checkpointing:
+            return lm.OneDnn()
+        return contextlib.nullcontext()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Called after every optimiser step, and once at the end with a summary that is of no use here."""

@@ -1,7 +1,9 @@
 """Stage: a verdict for every response, teacher's or self, in the responses' order.
 
 What a verdict means, and how an answer is found and compared, is said in oxa/answers.py. The responses are read and
-graded ROWS at a time, so that a million of them need no more memory than a few thousand.
+graded ROWS at a time; what stays is the gold answers and some 150 bytes a distinct answer, so a million responses need
+little more memory than a few thousand. Verdicts are kept in scratch as they come: after a kill the responses are read
+again, and only what was not judged yet is judged.
 """
 
 from __future__ import annotations
@@ -10,9 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
 
-import pyarrow.compute as pc
-
-from oxa import config, records
+from oxa import config, progress, records
 from oxa.answers import Grader
 from oxa.errors import DataError
 
@@ -25,35 +25,37 @@ def run(
     """Writes VERDICTS for RESPONSES.
 
     Returns {responses, verdicts: {verdict: count}, distinct: pairs of gold answers and prediction that differ,
-    correct_share: of all responses}. Logs the running shares against the number of rows done. Nothing is kept in
-    `scratch`: grading again costs less than sampling does.
+    correct_share: of all responses}. Logs the running shares against the number of rows done.
     """
-    known = records.read(problems, records.PROBLEMS, ["problem_id", "answers"])
-    golds = dict(zip(known["problem_id"].to_pylist(), known["answers"].to_pylist(), strict=True))
+    golds: dict[str, list[str]] = {}
+    for batch in records.stream(problems, records.PROBLEMS, ["problem_id", "answers"], ROWS):
+        golds.update(zip(*(column.to_pylist() for column in batch), strict=True))
     counts = Counter(dict.fromkeys(get_args(config.Verdict), 0))
     columns = ["response_id", "problem_id", "text", "finish_reason"]
     num_rows = 0
-    with Grader(section) as grader, records.Writer(output, records.VERDICTS) as writer:
+    with (
+        Grader(section, memo=scratch / "verdicts") as grader,
+        records.Writer(output, records.VERDICTS) as writer,
+        progress.bar(total=records.num_rows(responses), desc="grading", unit="response") as bar,
+    ):
         for batch in records.stream(responses, records.RESPONSES, columns, ROWS):
-            unknown = batch.filter(pc.invert(pc.is_in(batch["problem_id"], known["problem_id"])))
-            if len(unknown):
+            ids, named, texts, finishes = (batch[name].to_pylist() for name in columns)
+            lost = next((at for at, problem in enumerate(named) if problem not in golds), None)
+            if lost is not None:
                 raise DataError(
-                    f"{responses}: response {unknown['response_id'][0]} answers problem {unknown['problem_id'][0]}, "
+                    f"{responses}: response {ids[lost]} answers problem {named[lost]}, "
                     f"which {problems} does not hold; make both again with `dvc repro ingest sample`"
                 )
             items = [
                 (golds[problem], text, finish)
-                for problem, text, finish in zip(
-                    *(batch[name].to_pylist() for name in columns[1:]), strict=True
-                )
+                for problem, text, finish in zip(named, texts, finishes, strict=True)
             ]
-            graded = grader.grade(items, f"grading from row {num_rows}")
-            for response_id, (verdict, predicted) in zip(
-                batch["response_id"].to_pylist(), graded, strict=True
-            ):
+            graded = grader.grade(items, "")
+            for response_id, (verdict, predicted) in zip(ids, graded, strict=True):
                 writer.add(response_id=response_id, verdict=verdict, predicted=predicted)
             counts.update(verdict for verdict, _ in graded)
             num_rows += len(batch)
+            bar.update(len(batch))
             log(num_rows, **{f"share_{verdict}": count / num_rows for verdict, count in counts.items()})
         distinct = grader.num_distinct
     return {

@@ -25,7 +25,7 @@ FLOW = ("oxa", "run")
 
 CHECKPOINTS = "checkpoints/checkpoint-*/trainer_state.json"
 SIGNS = {  # files in scratch, each written when a part of the stage's work is done
-    "sample": "*.parquet",
+    "sample": "*.jsonl",
     "score@self": "shard-*.npy",
     "train@oxa_full-0": CHECKPOINTS,
     "rlvr@oxa_full-0": CHECKPOINTS,
@@ -43,7 +43,7 @@ def environment(**more: str) -> dict[str, str]:
 def tiny_params() -> dict[str, Any]:
     """params.yaml at a size at which every stage takes seconds, and a student that knows next to nothing.
 
-    Sampling (15 shards), scoring (4 shards of self-samples) and training (6 checkpoints) can be killed half way.
+    Sampling (15 shards), scoring (64 shards or more) and training (6 checkpoints) can be killed half way.
     """
     params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["arms"], params["seeds"] = ["sft", "oxa_full"], [0]
@@ -265,6 +265,11 @@ def finished(folder: Path, stage: str) -> Files:
     found = {}
     for path in (folder / ".work").glob(f"{stage}/*/scratch/{SIGNS[stage]}"):
         try:
+            if path.suffix == ".jsonl":  # a response a line: as if each were a file, written with that line
+                for number, line in enumerate(path.read_text().splitlines()):
+                    if "response_id" in (row := json.loads(line)):
+                        found[path / row["response_id"]] = (number, 0)
+                continue
             if path.suffix == ".json":  # the last file of a checkpoint
                 json.loads(path.read_text())
             found[path] = (path.stat().st_ino, path.stat().st_mtime_ns)

@@ -1,10 +1,9 @@
-"""Finding an answer, comparing it, and surviving what a model writes."""
+"""Finding an answer and comparing it (tests/test_hostile.py has what is hostile)."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -16,26 +15,16 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pebble import ProcessExpired
 
 from conftest import SHARED_DATA
-from oxa import answers, config, judge
+from oxa import answers, config
 from oxa.answers import Graded, Grader, extract
-
-LIMIT = 1.0  # seconds, of the grader that meets hostile answers
 
 
 @pytest.fixture(scope="module")
 def grader() -> Iterator[Grader]:
     """For ordinary answers: a limit that a busy machine does not reach."""
     with Grader(config.Verify(timeout=30, workers=1)) as grader:
-        yield grader
-
-
-@pytest.fixture(scope="module")
-def strict() -> Iterator[Grader]:
-    with Grader(config.Verify(timeout=LIMIT, workers=2)) as grader:
-        grader.grade([item(["1"], str(i)) for i in range(200)])  # both workers are up
         yield grader
 
 
@@ -86,9 +75,9 @@ def test_without_the_need_for_reasoning_tags_the_whole_text_is_searched() -> Non
 def test_finding_the_answer_takes_time_linear_in_the_text(piece: str) -> None:
     def seconds(length: int) -> float:
         text = "</think>" + piece * (length // len(piece))
-        start = time.perf_counter()
+        start = time.process_time()
         extract(text, require_think=True)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     assert min(seconds(800_000) for _ in range(3)) < 40 * max(min(seconds(100_000) for _ in range(3)), 1e-4)
 
@@ -251,100 +240,6 @@ def test_a_comparison_that_raises_is_not_incorrect(grader: Grader) -> None:
         verify(gold, answer, timeout_seconds=None, raise_on_error=True)
     assert verify(gold, answer, timeout_seconds=None) is False  # what a plain call makes of it
     assert verdict(grader, r"\frac{0}{0}", "2") == "unparsable"
-
-
-def test_an_answer_too_deep_for_the_comparison_is_not_incorrect(strict: Grader) -> None:
-    assert verdict(strict, "3", r"\frac{1}{" * 500 + "2" + "}" * 500) == "timeout"
-
-
-def test_a_worker_without_memory_is_a_timeout_for_its_answer_alone(grader: Grader) -> None:
-    assert verdict(grader, "1", "1") == "correct"
-    assert grader._pool is not None
-    with pytest.raises(MemoryError):
-        grader._pool.schedule(bytearray, args=[judge.MEMORY]).result()
-    hoarder = grader._pool.schedule(_hoard, args=[judge.MEMORY // 2])
-    with pytest.raises(ProcessExpired):
-        hoarder.result()
-    assert verdict(grader, "1", "1.0") == "correct"
-
-
-def _hoard(size: int) -> list[str]:
-    held = b"x" * size
-    assert held
-    return judge.judge_batch([(("1",), "2", True)])
-
-
-# ---- hostile answers ----
-
-HANGS = {
-    "tower of powers": "9^{9^{9^9}}",
-    "short tower": "10^{10^{10}}",
-    "factorial": "99999999999!",
-    "sum": r"\sum_{n=1}^{100000000000} n^n",
-    "product": r"\prod_{k=1}^{10000000} k",
-    "binomial": r"\binom{1000000}{500000}",
-    "brackets": "(" * 4000,
-    "braces": "{" * 300 + "2" + "}" * 300,
-    "fractions": r"\frac{1}{" * 500 + "2" + "}" * 500,
-    "integral": r"\int_0^1 x^{x^{x^{x}}} dx",
-}
-HARMLESS = {
-    "flat tower": "9^9^9^9",
-    "100 kB of digits": "7" * 100_000,
-    "unbalanced box": r"\boxed{{\boxed{{2",
-    "nested boxes": r"\boxed{" * 100 + "3" + "}" * 100,
-    "python": r"__import__('os').system('touch owned')",
-    "format string": "{0.__class__.__mro__}",
-    "shell": "$(touch owned); `touch owned`",
-    "percent": r"200\%\%\%",
-    "units": r"3 \text{ cm}^{-2} \text{ per } \text{fortnight}",
-    "interval": r"(-\infty, \infty]",
-    "set": r"\{x \in \mathbb{R} : x > 2\}",
-    "empty set": r"\emptyset",
-    "ragged matrix": r"\begin{pmatrix}1&2\\3\end{pmatrix}",
-    "macro": r"\def\x{\x\x}\x",
-    "look-alikes": "２ ⁄ ３ ∕ ½ ²",
-    "right to left": "\u202e21\u202c\u200b",
-    "null and lone surrogate": "2\x00\ud800",
-    "division by zero": r"\frac{1}{0}",
-    "decimal": "0.33333333333333333333333333333333333333333333333",
-    "only spaces and commands": r"\,\;\quad\left\right",
-}
-
-
-@pytest.mark.parametrize("name", HANGS)
-def test_a_hostile_answer_is_given_up_at_its_limit(strict: Grader, name: str) -> None:
-    start = time.monotonic()
-    assert verdict(strict, "2", HANGS[name]) == "timeout"
-    assert time.monotonic() - start < LIMIT + 1 + 2  # two seconds for a worker that is still starting
-
-
-@pytest.mark.parametrize("name", HARMLESS)
-def test_a_strange_answer_harms_nobody(grader: Grader, name: str) -> None:
-    assert verdict(grader, "2", HARMLESS[name]) in ("incorrect", "unparsable")
-    assert not Path("owned").exists()
-
-
-def test_hostile_answers_do_not_change_the_verdicts_beside_them() -> None:
-    hostile = [HANGS[name] for name in ("tower of powers", "factorial", "brackets")]
-    ordinary = [(str(i % 7), str(i)) for i in range(40)] + [
-        ("1/2", "0.5"),
-        ("1/2", r"\frac{2}{4}"),
-        ("x+1", "1+x"),
-    ]
-    expected = ["correct" if gold == answer else "incorrect" for gold, answer in ordinary[:40]] + [
-        "correct"
-    ] * 3
-    mixed = [*ordinary, *(("2", answer) for answer in hostile)]
-    expected += ["timeout"] * len(hostile)
-    order = list(range(len(mixed)))
-    for workers, seed in ((1, 0), (2, 1)):
-        random.Random(seed).shuffle(order)
-        with Grader(config.Verify(timeout=LIMIT, workers=workers)) as grader:
-            start = time.monotonic()
-            graded = grader.grade([item([mixed[i][0]], mixed[i][1]) for i in order])
-            assert time.monotonic() - start < 2 * len(hostile) * (LIMIT + 2) + 5
-        assert [g.verdict for g in graded] == [expected[i] for i in order]
 
 
 def test_each_distinct_pair_is_graded_once(grader: Grader) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from conftest import CHAT_TEMPLATE, make_checkpoint
-from oxa import base, config, lm, pretrain, prompts, world
+from oxa import base, cli, config, lm, pretrain, prompts, world
 from oxa.errors import DataError
 
 WORLD = config.World(strategy_documents=50)
@@ -333,14 +334,190 @@ def test_run_takes_a_checkpoint_over_and_checks_it(checkpoint: Path, tmp_path: P
     assert metrics["vocab_size"] == len(lm.load_tokenizer(tmp_path / "base"))
 
 
-def test_a_checkpoint_in_pickle_or_none_at_all_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    pickled = tmp_path / "pickled"
-    shutil.copytree(checkpoint, pickled)
-    torch.save(weights(pickled), pickled / "pytorch_model.bin")
-    (pickled / "model.safetensors").unlink()
-    for model in (pickled, tmp_path / "none"):
-        with pytest.raises(DataError):
-            take(model, tmp_path / "base")
+# ---- untrusted checkpoints ----
+
+CODE = "open('owned', 'w')\nfrom transformers import LlamaConfig as C, LlamaForCausalLM as M\n"
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def sharded(folder: Path, **renamed: str) -> Path:
+    """Cuts the weights in two files, of which the index calls some otherwise; returns the index."""
+    found = weights(folder)
+    (folder / "model.safetensors").unlink()
+    names, shards = sorted(found), {}
+    for shard, keys in {"a": names[:5], "b": names[5:]}.items():
+        save_file(
+            {key: found[key] for key in keys}, folder / f"{shard}.safetensors", metadata={"format": "pt"}
+        )
+        shards |= dict.fromkeys(keys, renamed.get(shard, f"{shard}.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    return index
+
+
+def pickled(folder: Path, name: str) -> None:
+    torch.save(weights(folder), folder / name)
+    (folder / "model.safetensors").unlink()
+
+
+def with_code(folder: Path, name: str, **changes: Any) -> None:
+    (folder / "evil.py").write_text(CODE)
+    edit(folder / name, **changes)
+
+
+def cut(folder: Path, length: int, head: bytes = b"") -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(head + path.read_bytes()[len(head) : length])
+
+
+def without(folder: Path, *, rows: int) -> None:
+    """Takes a weight away, or all but its first rows."""
+    found = weights(folder)
+    key = min(key for key in found if "q_proj.weight" in key)
+    left = {key: found.pop(key)[:rows].contiguous()} if rows else {}
+    found.pop(key, None)
+    save_file(found | left, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def moved(folder: Path) -> None:
+    sharded(folder, b="../b.safetensors")
+    shutil.move(folder / "b.safetensors", folder.parent)
+
+
+AUTO = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}
+UNUSABLE = {
+    "pickle": (lambda at: pickled(at, "pytorch_model.bin"), "only pytorch_model.bin, a pickle"),
+    "pickle by another name": (lambda at: pickled(at, "model.pt"), "only model.pt, a pickle"),
+    "no weights": (lambda at: (at / "model.safetensors").unlink(), "there is none"),
+    "code of a known model": (lambda at: with_code(at, "config.json", auto_map=AUTO), "code of its own"),
+    "code of an unknown model": (
+        lambda at: with_code(at, "config.json", auto_map=AUTO, model_type="evil", architectures=["Evil"]),
+        "its config.json asks for code",
+    ),
+    "code from elsewhere": (
+        lambda at: edit(at / "config.json", auto_map={"AutoConfig": "evil/repository--evil.C"}),
+        "its config.json asks for code",
+    ),
+    "code of the tokenizer": (
+        lambda at: with_code(at, "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", None]}),
+        "its tokenizer_config.json asks for code",
+    ),
+    "unknown tokenizer": (
+        lambda at: with_code(
+            at, "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.T", None]}
+        ),
+        "its tokenizer_config.json asks for code",
+    ),
+    "huge header": (lambda at: cut(at, 10**9, (2**40).to_bytes(8, "little")), "not whole safetensors"),
+    "header of no text": (lambda at: cut(at, 10**9, (64).to_bytes(8, "little") + b"\xff" * 64), "not whole"),
+    "half a file": (lambda at: cut(at, 20_000), "not whole safetensors"),
+    "empty file": (lambda at: cut(at, 0), "not whole safetensors"),
+    "missing shard": (lambda at: (sharded(at).parent / "b.safetensors").unlink(), "b.safetensors: missing"),
+    "shard elsewhere": (lambda at: sharded(at, b="../../etc/passwd"), "'../../etc/passwd', which is no"),
+    "shard of another folder": (moved, "'../b.safetensors', which is no"),
+    "absolute shard": (lambda at: sharded(at, b="/etc/passwd.safetensors"), "which is no"),
+    "pickled shard": (lambda at: sharded(at, b="b.bin"), "'b.bin', which is no"),
+    "broken index": (lambda at: sharded(at).write_text("{"), "not valid JSON"),
+    "index of another kind": (lambda at: sharded(at).write_text("[]"), "expected a JSON object, found list"),
+    "index without a map": (lambda at: sharded(at).write_text('{"weight_map": {"a": 1}}'), "weight_map"),
+    "missing weight": (lambda at: without(at, rows=0), "1 of its weights are missing, model.layers.0"),
+    "weight of another shape": (lambda at: without(at, rows=3), "other shapes than config.json says"),
+    "huge model": (lambda at: edit(at / "config.json", hidden_size=2**40), "other shapes"),
+    "broken config": (lambda at: (at / "config.json").write_text("{"), "config.json: not valid JSON"),
+    "config of another kind": (lambda at: (at / "config.json").write_text("[]"), "expected a JSON object"),
+    "broken tokenizer": (
+        lambda at: (at / "tokenizer.json").write_text("[" * 10**5),
+        "tokenizer.json: not valid",
+    ),
+    "adapter": (lambda at: (at / "adapter_config.json").write_text("{}"), "an adapter, not a model"),
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory whose params.yaml takes the student `student` over."""
+    params = yaml.safe_load((Path(__file__).resolve().parents[1] / "params.yaml").read_text())
+    params["base"] = {"kind": "checkpoint", "model": "student"}
+    params["prompt"], params["tracking"] = {"suffix": ""}, {"enabled": False}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    (tmp_path / "sources").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+STAGE = ["base", "--output", "models/base", "--metrics", "base.json", "--journal", "base.jsonl"]
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_the_stage_refuses_an_untrusted_checkpoint_in_one_sentence(
+    checkpoint: Path, project: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    damage, said = UNUSABLE[name]
+    shutil.copytree(checkpoint, project / "student")
+    damage(project / "student")
+    assert cli.main(STAGE) == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("oxa: ")]
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert "Traceback" not in errors[0]
+    assert not (project / "owned").exists()
+    assert not (project / "models/base").exists()
+
+
+def test_what_else_lies_in_a_checkpoint_is_neither_run_nor_taken_over(
+    checkpoint: Path, project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(checkpoint, project / "student")
+    blob = shutil.move(project / "student/model.safetensors", project / "blob")
+    (project / "student/model.safetensors").symlink_to(blob)  # as the hub's cache has it
+    (project / "student/evil.py").write_text(CODE)
+    (project / "student/pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
+    assert cli.main(STAGE) == 0, capfd.readouterr().err
+    assert not (project / "owned").exists()
+    made = {path.name for path in (project / "models/base").iterdir()}
+    assert not {name for name in made if name.endswith((".py", ".bin"))}
+    assert not (project / "models/base/model.safetensors").is_symlink()
+
+
+def test_a_checkpoint_in_shards_is_taken_over(checkpoint: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(checkpoint, source)
+    sharded(source)
+    assert weights(take(source, tmp_path / "base")).keys() == weights(checkpoint).keys()
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        take(tmp_path / "none", tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+        ("{{ cycler.__init__.__globals__.os.system('touch owned') }}", "unsafe"),
+        ("{{ lipsum.__globals__['os'].popen('touch owned').read() }}", "unsafe"),
+        ("{% include '/etc/passwd' %}", "no loader"),
+        ("{% import 'os' as os %}", "no loader"),
+        ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
+        ("{% for %}", "Expected an expression"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ 1 + 'a' }}", "unsupported operand"),
+        ("{{ messages[7].content.strip() }}", "no element 7"),
+        ("{{ 'a' * 10**15 }}", "asks for too much"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "asks for too much"),
+    ],
+)
+def test_a_template_neither_leaves_its_sandbox_nor_crashes_the_stage(
+    student: tuple[Any, Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (found,) = faults(student, chat_template=template)
+    assert said in found
+    assert not (tmp_path / "owned").exists()
 
 
 def test_the_default_system_prompt_goes_and_an_explicit_one_stays(tmp_path: Path) -> None:

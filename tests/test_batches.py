@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -73,14 +73,39 @@ def test_the_order_is_the_seeds_and_the_ce_rows_do_not_depend_on_the_ul_set() ->
     assert batches.step_order(6, 0, 3, 0, 1.0, seed=0).tolist() == [[0, 3, 5], [1, 2, 4]]  # on any version
 
 
-@given(st.lists(st.integers(1, 50), min_size=12, max_size=12), st.integers(0, 100))
-def test_sorting_by_length_keeps_every_steps_rows(lengths: list[int], seed: int) -> None:
-    order = batches.step_order(8, 4, 3, 2, 2.0, seed)
-    ordered = batches.longest_first(order, lengths)
-    for before, after in zip(order.tolist(), ordered.tolist(), strict=True):
-        assert Counter(before) == Counter(after)
-        sizes = [lengths[row] for row in after]
-        assert sizes == sorted(sizes, reverse=True)
+def padded(lengths: list[int], plan: list[list[int]]) -> list[int]:
+    return [max(lengths[row] for row in batch) * len(batch) for batch in plan]
+
+
+@given(st.data(), st.lists(st.integers(1, 300), min_size=1, max_size=40))
+def test_a_step_is_cut_into_the_asked_number_of_micro_batches_longest_rows_first(
+    data: st.DataObject, lengths: list[int]
+) -> None:
+    num = data.draw(st.integers(1, len(lengths)))
+    plan = batches.micro_batches(lengths, num)
+    assert len(plan) == num
+    assert all(plan)
+    assert [row for batch in plan for row in batch] == sorted(
+        range(len(lengths)), key=lambda row: (-lengths[row], row)
+    )
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=9), st.integers(1, 4))
+def test_the_largest_micro_batch_is_as_small_as_can_be(lengths: list[int], num: int) -> None:
+    num = min(num, len(lengths))
+    descending = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    least = min(
+        max(padded(lengths, [descending[a:b] for a, b in pairwise((0, *cuts, len(lengths)))]))
+        for cuts in combinations(range(1, len(lengths)), num - 1)
+    )
+    assert max(padded(lengths, batches.micro_batches(lengths, num))) == least
+
+
+def test_long_sequences_go_in_smaller_micro_batches() -> None:
+    lengths = [10, 80, 10, 20, 10, 20, 10, 10]
+    plan = batches.micro_batches(lengths, 2)
+    assert plan == [[1], [3, 5, 0, 2, 4, 6, 7]]
+    assert sum(padded(lengths, plan)) == 220  # cut by number: 4 · 80 + 4 · 10 = 360
 
 
 @pytest.mark.parametrize(

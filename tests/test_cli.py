@@ -50,7 +50,7 @@ INGEST = [
     "command",
     [
         *cli.STAGES,
-        *("run", "ui", "doctor", "use", "summary", "track"),
+        *("run", "ui", "doctor", "plan", "use", "summary", "track"),
         *("register", "promote", "lineage", "model"),
     ],
 )
@@ -196,6 +196,24 @@ def test_the_doctor_accepts_a_fine_student_and_names_what_is_wrong_with_another(
     settings = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps(settings | {"eos_token_id": None}))
     assert "not usable as a student" in fails_with_one_sentence(capsys, "doctor", "--model", str(broken))
+
+
+def test_a_plan_is_printed_for_people_and_for_machines_and_writes_nothing(project, capsys):
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    device = {"name": "tiny", "memory": 0.01, "bandwidth": 1, "bfloat16": 1, "float32": 1}
+    (project / "params.yaml").write_text(yaml.safe_dump(params | {"plan": {"device": device}}))
+    before = sorted(project.rglob("*"))
+    assert cli.main(["plan"]) == 0, "a forecast, not a check"
+    assert "DOES NOT FIT  train@*: " in capsys.readouterr().out
+    assert cli.main(["plan", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["fits"] is False
+    assert {"base", "train@oxa_full", "report"} <= {stage["name"] for stage in told["stages"]}
+    assert sorted(project.rglob("*")) == before
+
+
+def test_a_plan_of_a_file_that_is_not_there_is_one_sentence(project, capsys):
+    assert "none.yaml: no such file" in fails_with_one_sentence(capsys, "plan", "--params", "none.yaml")
 
 
 def test_what_was_out_of_reach_has_an_exit_code_of_its_own_and_offline_mode_has_not(

@@ -225,6 +225,23 @@ def test_problems_that_all_fill_the_context_are_one_clear_sentence(
     assert not (tmp_path / "generations.parquet").exists()
 
 
+def test_the_settings_are_kept_with_the_generations_step_by_step(
+    checkpoint: Path, tmp_path: Path, log: Any
+) -> None:
+    import shutil
+
+    problems = _problems(tmp_path, ROWS)
+    _run(SECTION, checkpoint, problems, tmp_path / "one", log)
+    alone = records.notes(tmp_path / "one" / "generations.parquet")
+    assert alone["sampling"]["engine"] == "torch"
+    assert alone["sampling"]["max_tokens"] == SECTION.max_tokens
+    for step in (2, 10):
+        shutil.copytree(checkpoint, tmp_path / "rl" / f"step-{step}")
+    _run(SECTION, tmp_path / "rl", problems, tmp_path / "two", log)
+    found = records.notes(tmp_path / "two" / "generations.parquet")
+    assert found == {"sampling.2": alone["sampling"], "sampling.10": alone["sampling"]}
+
+
 def test_mean_entropy_is_over_the_samples_that_have_one() -> None:
     table = _generations({("a", "1", ""): "iic", ("a", "2", ""): "ii", ("a", "3", ""): "i"})
     rows = table.to_pylist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import math
 import random
 import subprocess
@@ -28,7 +30,12 @@ def _generate(
     model: Path, scratch: Path, requests: list[Request], sampling: Sampling, batch_size: int
 ) -> list[Generation]:
     engine = Generate(batch_size=batch_size)
-    return generate.generate(model, requests, sampling, engine, scratch=scratch, description="test")
+    return list(generate.generate(model, requests, sampling, engine, scratch=scratch, description="test"))
+
+
+def _lines(scratch: Path) -> list[str]:
+    """Of all that is kept; lines of JSON."""
+    return [line for file in scratch.iterdir() for line in file.read_text().splitlines(keepends=True)]
 
 
 @pytest.mark.parametrize(
@@ -68,15 +75,48 @@ def test_equal_prompts_get_different_samples_and_another_seed_gives_others(
 
 def test_a_rerun_makes_only_the_missing_shards_and_ends_bit_identical(talker: Path, tmp_path: Path) -> None:
     first = _generate(talker, tmp_path, _requests(), SAMPLING, 8)
-    files = sorted(tmp_path.iterdir())
-    assert len(files) == 5
-    contents = {file: file.read_bytes() for file in files}
-    times = {file: file.stat().st_mtime_ns for file in files}
-    for file in files[::2]:
-        file.unlink()
+    (file,) = tmp_path.iterdir()
+    note, *kept = _lines(tmp_path)
+    assert len(kept) == 40
+    shards = list(dict.fromkeys(json.loads(line)["shard"] for line in kept))
+    assert len(shards) == 5
+    left = [line for line in kept if json.loads(line)["shard"] in shards[1::2]]
+    file.write_text(note + "".join(left))
     assert _generate(talker, tmp_path, _requests(), SAMPLING, 8) == first
-    assert {file: file.read_bytes() for file in sorted(tmp_path.iterdir())} == contents
-    assert [file for file in files if file.stat().st_mtime_ns != times[file]] == files[::2]
+    assert _lines(tmp_path)[: 1 + len(left)] == [note, *left]
+    assert sorted(_lines(tmp_path)) == sorted([note, *kept])
+
+
+@pytest.mark.parametrize("cut", [1, 30, -1])
+def test_a_line_that_was_cut_costs_its_shard_and_what_lies_behind_it(
+    talker: Path, tmp_path: Path, cut: int
+) -> None:
+    first = _generate(talker, tmp_path, _requests(), SAMPLING, 8)
+    (file,) = tmp_path.iterdir()
+    lines = _lines(tmp_path)
+    file.write_text("".join(lines[:20]) + lines[20][:cut])
+    assert _generate(talker, tmp_path, _requests(), SAMPLING, 8) == first
+    assert _lines(tmp_path)[:20] == lines[:20]
+    assert set(_lines(tmp_path)) == set(lines)
+    file.write_text("".join(lines[:20]) + "\0" * 100 + lines[20])  # what a power cut may leave
+    assert _generate(talker, tmp_path, _requests(), SAMPLING, 8) == first
+
+
+def test_responses_are_read_by_place_and_by_slice_and_know_their_settings(
+    talker: Path, tmp_path: Path
+) -> None:
+    found = generate.generate(
+        talker, _requests(5), SAMPLING, Generate(), scratch=tmp_path, description="test"
+    )
+    assert [g.response_id for g in found] == ["r0", "r1", "r2", "r3", "r4"]
+    assert found[-1].response_id == "r4"
+    assert [g.response_id for g in found[1:3]] == ["r1", "r2"]
+    assert len(found) == 5
+    assert found.settings.pop("made_by") == [
+        {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+    ]
+    settings = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 30, "seed": 5}
+    assert found.settings == {"engine": "torch"} | settings
 
 
 def test_a_finished_scratch_needs_no_model_run(
@@ -92,14 +132,15 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_generate import SAMPLING, _generate, _requests
-from oxa import generate, records
-write, written = records.write, []
-def kill_at_the_third(path, *rest):
-    if len(written) == 2:
+from oxa import generate
+add, added = generate.Store.add, []
+def kill_in_the_third(store, key, generations):
+    added.append(key)
+    if len(added) == 3:
+        add(store, key, generations[:5])
         os.kill(os.getpid(), 9)
-    written.append(path)
-    write(path, *rest)
-records.write = kill_at_the_third
+    add(store, key, generations)
+generate.Store.add = kill_in_the_third
 _generate(Path({model!r}), Path({scratch!r}), _requests(), SAMPLING, 8)
 """
 
@@ -112,7 +153,7 @@ def test_a_run_killed_with_signal_9_continues_and_ends_like_an_unbroken_one(
     script = KILLED.format(tests=str(Path(__file__).parent), model=str(talker), scratch=str(scratch))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert done.returncode == -9, done.stderr.decode()
-    assert len(list(scratch.glob("*.parquet"))) == 2
+    assert len(_lines(scratch)) == 1 + 8 + 8 + 5
     assert _generate(talker, scratch, _requests(), SAMPLING, 8) == unbroken
 
 
@@ -191,12 +232,13 @@ def test_a_resumed_run_with_only_too_long_prompts_left_ends_like_an_unbroken_one
 ) -> None:
     requests = [Request("fits", [40]), Request("too-long", [40] * 1024)]
     first = _generate(checkpoint, tmp_path, requests, SAMPLING, 1)
-    contents = {file: file.read_bytes() for file in tmp_path.iterdir()}
-    assert len(contents) == 2
-    for left_out in contents:
-        left_out.unlink()
+    (file,) = tmp_path.iterdir()
+    note, *kept = _lines(tmp_path)
+    assert len(kept) == 2
+    for left in kept:
+        file.write_text(note + left)
         assert repr(_generate(checkpoint, tmp_path, requests, SAMPLING, 1)) == repr(first)
-        assert {file: file.read_bytes() for file in tmp_path.iterdir()} == contents
+        assert sorted(_lines(tmp_path)) == sorted([note, *kept])
 
 
 def test_prompts_that_all_leave_no_room_are_one_sentence_that_names_the_shortest(
@@ -217,7 +259,7 @@ def test_weights_that_give_no_numbers_are_an_error(checkpoint: Path, tmp_path: P
     tokenizer.save_pretrained(tmp_path / "broken")
     with pytest.raises(DataError, match="not numbers"):
         _generate(tmp_path / "broken", tmp_path / "scratch", _requests(3), SAMPLING, 3)
-    assert not list((tmp_path / "scratch").glob("*"))
+    assert len(_lines(tmp_path / "scratch")) == 1, "the note and no response"
 
 
 def test_nothing_asked_is_nothing_done(tmp_path: Path) -> None:

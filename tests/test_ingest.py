@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import SHARED_DATA
-from oxa import ingest, ledger, records
+from oxa import ingest, ledger, memo, records
 from oxa.answers import Grader
 from oxa.config import Decontamination, Ingest, Source, Sources, Verify, World
 from oxa.errors import DataError, UserError
@@ -48,8 +48,9 @@ class Ingested:
         reinforced: Sequence[list[Any]] = (),
         **section: Any,
     ) -> None:
-        self.folder, self.data = folder, folder / "sources"
+        self.folder, self.data, self.scratch = folder, folder / "sources", folder / "scratch"
         self.data.mkdir(exist_ok=True)
+        self.scratch.mkdir(exist_ok=True)
         named = {f"teacher{i}": rows for i, rows in enumerate(teachers)} | exams
         named |= {f"rlvr{i}": rows for i, rows in enumerate(reinforced)}
         for name, rows in named.items():
@@ -75,7 +76,7 @@ class Ingested:
             World(),
             VERIFY,
             log=log,
-            scratch=self.folder,
+            scratch=self.scratch,
             **paths,
         )
         self.problems = records.read(paths["problems"], records.PROBLEMS).to_pylist()
@@ -550,6 +551,18 @@ def test_rows_and_responses_add_up_and_every_drop_is_listed(
 # --- faults of a whole source ---
 
 
+def test_gold_answers_that_were_checked_before_a_kill_are_not_checked_again(tmp_path: Path, log: Any) -> None:
+    good = [row("1?", "1", thought("a")), row("2?", "2", thought("b"))]
+    broken = Ingested(tmp_path, [[*good, '{"q": ']], EXAM)
+    with pytest.raises(DataError):
+        broken.run(log)
+    kept = (broken.scratch / "verdicts").read_bytes()
+    assert len(kept) == memo.KEY + 1  # the exam's; the teacher's rows were not a whole batch yet
+    (broken.scratch / "verdicts").write_bytes(kept[:-1] + bytes([1 + memo.VERDICTS.index("timeout")]))
+    with pytest.raises(DataError, match=r"no problem is left .*\(bad_gold 1\)"):
+        Ingested(tmp_path, [good], EXAM).run(log)
+
+
 @pytest.mark.parametrize(
     ("teacher", "exam", "expected"),
     [
@@ -579,7 +592,7 @@ def test_a_fault_of_a_whole_source_is_one_sentence_and_leaves_nothing(
     with pytest.raises(DataError, match=expected) as caught:
         Ingested(tmp_path, [teacher], {"exam": exam}).run(log)
     assert "\n" not in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["sources"]
+    assert {path.name for path in tmp_path.iterdir()} == {"sources", "scratch"}
 
 
 @pytest.mark.parametrize(
@@ -593,14 +606,14 @@ def test_sources_of_which_rl_gets_no_problem_are_one_sentence_and_leave_nothing(
         DataError, match=rf"^ingest\.rlvr: no problem is left {expected}; correct the sources"
     ):
         Ingested(tmp_path, [[row("1?", "1", "a")]], {"exam": [row("2?", "2")]}, [rows]).run(log)
-    assert [path.name for path in tmp_path.iterdir()] == ["sources"]
+    assert {path.name for path in tmp_path.iterdir()} == {"sources", "scratch"}
 
 
 def test_a_missing_file_is_refused(tmp_path: Path, log: Any) -> None:
     missing = {"gone": {"source": "gone.jsonl", "mapping": COLUMNS}}
     with pytest.raises(UserError, match=r"gone\.jsonl: no such file"):
         Ingested(tmp_path, [[row("1?", "1", "a")]], {}, benchmarks=missing).run(log)
-    assert [path.name for path in tmp_path.iterdir()] == ["sources"]
+    assert {path.name for path in tmp_path.iterdir()} == {"sources", "scratch"}
 
 
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="needs the project's shared data")

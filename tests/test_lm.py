@@ -33,6 +33,55 @@ def test_statistics_equal_a_plain_forward_for_any_chunk_and_padding(checkpoint: 
         torch.testing.assert_close(found.entropies, entropies, rtol=1e-5, atol=1e-5)
 
 
+def exact(
+    hidden: torch.Tensor, weight: torch.Tensor, tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities and entropies in float64."""
+    log_p = (hidden.double() @ weight.double().T).log_softmax(-1)
+    return log_p.gather(-1, tokens[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1e4])
+@pytest.mark.parametrize("order", ["rising", "falling", "mixed"])
+def test_tiled_statistics_equal_float64_for_any_size_of_logits(
+    monkeypatch: pytest.MonkeyPatch, scale: float, order: str
+):
+    monkeypatch.setattr(lm, "MIN_WIDTH", 7)
+    monkeypatch.setitem(lm.TILE, "cpu", 1)
+    generator = torch.Generator().manual_seed(0)
+    logits = scale * (2 * torch.rand(50, generator=generator) - 1)
+    if order != "mixed":
+        logits = logits.sort(descending=order == "falling").values
+    weight = logits[:, None]  # one hidden unit of 1 or -1: the product is exact
+    tokens = torch.arange(50).repeat(2)
+    hidden = torch.tensor([1.0, -1.0]).repeat_interleave(50)[:, None]
+    found = lm._tiled_statistics(hidden, tokens, weight, None)
+    log_probs, entropies = exact(hidden, weight, tokens)
+    torch.testing.assert_close(found.log_probs.double(), log_probs, rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(found.entropies.double(), entropies, rtol=1e-5, atol=2e-6)
+
+
+def test_tiled_statistics_of_bfloat16_weights_and_a_bias_round_only_the_logits():
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 16, generator=generator).bfloat16() for n in (20, 3000))
+    bias = torch.randn(3000, generator=generator).bfloat16()
+    tokens = torch.randint(3000, (20,), generator=generator)
+    found = lm._tiled_statistics(hidden, tokens, weight, bias)
+    log_p = torch.nn.functional.linear(hidden, weight, bias).double().log_softmax(-1)
+    assert found.log_probs.dtype == torch.float32
+    torch.testing.assert_close(
+        found.log_probs.double(), log_p.gather(-1, tokens[:, None])[:, 0], rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(found.entropies.double(), -(log_p.exp() * log_p).sum(-1), rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_to_score_gives_nothing(checkpoint: Path):
+    model, _ = lm.load(checkpoint)
+    ids = torch.arange(5, 9)[None]
+    found = lm.token_statistics(model, ids, torch.ones_like(ids), torch.zeros_like(ids).bool(), 4)
+    assert found.log_probs.shape == found.entropies.shape == (0,)
+
+
 def test_pickled_weights_are_refused(tmp_path: Path):
     folder = make_checkpoint(tmp_path / "model")
     model, _ = lm.load(folder)

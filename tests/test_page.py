@@ -277,7 +277,7 @@ def test_nothing_in_the_data_can_inject(browser: Browser, tmp_path: Path) -> Non
     name = "\"><img src=x onerror=document.title='hit'>"
     arms = {"sft": ALL["sft"], name: ALL["oxa_mle"]}
     paths = make_inputs(
-        tmp_path, arms, benchmarks={"world": 10}, num_samples=2, num_steps=10, question=HOSTILE
+        tmp_path, arms, benchmarks={"world": 10, HOSTILE: 10}, num_samples=2, num_steps=10, question=HOSTILE
     )
     ingested = records.read_json(paths["metrics"] / "ingest.json")
     ingested["totals"]["dropped"][HOSTILE] = 3
@@ -288,7 +288,12 @@ def test_nothing_in_the_data_can_inject(browser: Browser, tmp_path: Path) -> Non
     assert browser.driver.title == "OXA report"
     assert browser.run("return document.querySelectorAll('img').length") == 0
     assert browser.run("return document.querySelectorAll('script:not([type])').length") == 2
-    assert browser.run("return document.body.textContent.includes(arguments[0])", name)
+    for text in (name, HOSTILE):
+        assert browser.run("return document.body.textContent.includes(arguments[0])", text)
+    assert not browser.run(
+        "return [...document.querySelectorAll('*')].flatMap(one => one.getAttributeNames())"
+        ".filter(name => name.startsWith('on')).length"
+    )
     block = browser.run("return JSON.parse(document.getElementById('traces').textContent)")
     assert block["problems"][0]["question"] == HOSTILE
 

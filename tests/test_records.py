@@ -15,6 +15,22 @@ def test_rows_come_back_as_written_and_only_the_asked_columns(tmp_path: Path):
     assert records.read(tmp_path / "v.parquet", records.VERDICTS, ["verdict"]).column_names == ["verdict"]
 
 
+def test_notes_stay_with_a_table_and_are_no_part_of_its_schema(tmp_path: Path):
+    rows = [{"response_id": "a", "verdict": "correct", "predicted": None}]
+    notes = {"sampling": {"seed": 7, "made_by": ["ümlaut"]}, "other": [1.5]}
+    records.write(tmp_path / "at-once.parquet", rows, records.VERDICTS, notes)
+    with records.Writer(tmp_path / "by-row.parquet", records.VERDICTS) as writer:
+        writer.note("sampling", notes["sampling"])
+        writer.add(**rows[0])
+        writer.note("other", notes["other"])
+    for name in ("at-once", "by-row"):
+        assert records.notes(tmp_path / f"{name}.parquet") == notes
+        table = records.read(tmp_path / f"{name}.parquet", records.VERDICTS)
+        assert (table.to_pylist(), table.schema.metadata) == (rows, None)
+    records.write(tmp_path / "none.parquet", rows, records.VERDICTS)
+    assert records.notes(tmp_path / "none.parquet") == {}
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):
     path = tmp_path / "v.json"
     records.write_json(path, {"old": 1})

@@ -103,6 +103,14 @@ def test_two_runs_write_equal_bytes(checkpoint: Path, tmp_path: Path, log: Any) 
     assert a == b
 
 
+def test_the_settings_are_kept_with_the_responses(checkpoint: Path, tmp_path: Path, log: Any) -> None:
+    section = SECTION.model_copy(update={"temperature": 0.6, "top_p": 0.9})
+    _run(section, checkpoint, _problems(tmp_path, ["train"]), tmp_path, log)
+    found = records.notes(tmp_path / "responses.parquet")["sampling"]
+    assert [sorted(note) for note in found.pop("made_by")] == [["torch", "transformers"]]
+    assert found == {"engine": "torch", "temperature": 0.6, "top_p": 0.9, "max_tokens": 12, "seed": 4}
+
+
 def test_samples_do_not_depend_on_how_many_there_are_or_on_batches(
     checkpoint: Path, tmp_path: Path, log: Any
 ) -> None:

@@ -2,13 +2,12 @@
 
 import math
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -171,32 +170,88 @@ def test_responses_without_a_token_to_score_are_left_out_and_counted(
     assert run(tmp_path, checkpoint, log, paths, max_length=5) == []
 
 
-def test_killed_and_run_again_it_does_the_rest_and_ends_with_the_same_bytes(
-    tmp_path: Path, checkpoint: Path, log: Any
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from oxa import score
+from oxa.config import Prompt, Score
+
+torch.set_num_threads(1)
+folder, model, scratch = map(Path, sys.argv[1:4])
+rank, kill_rank, kill_at = os.environ.get("RANK", "0"), sys.argv[4], int(sys.argv[5])
+scratch.mkdir(exist_ok=True)
+plain, done = score._score_batch, []
+
+def counted(*arguments):
+    done.append(len(done))
+    if rank == kill_rank and len(done) == kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(*arguments)
+
+score._score_batch = counted
+score.run(Score(batch_tokens=1100, chunk=64), Prompt(suffix=""), model=model,
+          problems=folder / "problems.parquet", responses=folder / "responses.parquet",
+          verdicts=folder / "verdicts.parquet", output=scratch / "out.parquet", scratch=scratch, log=print)
+(scratch / f"batches-{rank}").write_text(str(len(done)))
+"""
+NUM_BATCHES = 150
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+
+
+def child(
+    inputs: Path, checkpoint: Path, scratch: Path, processes: int = 1, kill: tuple[str, int] = ("", 0)
+) -> int:
+    """Scores in a number of processes, of which one may be killed at its n-th batch; returns the exit code."""
+    launcher = [*TORCHRUN, str(processes)] if processes > 1 else []
+    command = [sys.executable, *launcher, str(inputs / "child.py"), str(inputs), str(checkpoint)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, str(scratch), *map(str, kill)], env=environment, timeout=300).returncode
+
+
+def batches_done(scratch: Path, rank: int = 0) -> int:
+    return int((scratch / f"batches-{rank}").read_text())
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """150 batches, which are 75 shards."""
+    folder = tmp_path_factory.mktemp("inputs")
+    write_tables(folder, [f"<think>{'ab ' * 150}{i}</think> \\boxed{{{i}}}" for i in range(2 * NUM_BATCHES)])
+    (folder / "child.py").write_text(CHILD)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(inputs: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What one process writes."""
+    scratch = tmp_path_factory.mktemp("unbroken")
+    assert child(inputs, checkpoint, scratch) == 0
+    assert batches_done(scratch) == NUM_BATCHES
+    return (scratch / "out.parquet").read_bytes()
+
+
+def test_two_processes_share_the_work_and_write_what_one_does(
+    inputs: Path, checkpoint: Path, tmp_path: Path, unbroken: bytes
 ):
-    texts = [f"<think>{'ab ' * 150}{i}</think> \\boxed{{{i}}}" for i in range(400)]
-    write_tables(tmp_path, texts)
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    code = (
-        "import sys; from pathlib import Path; from oxa import score; from oxa.config import Prompt, Score;"
-        "f = Path(sys.argv[1]); s = Path(sys.argv[3]); s.mkdir(exist_ok=True);"
-        "score.run(Score(batch_tokens=1100, chunk=64), Prompt(suffix=''), model=Path(sys.argv[2]),"
-        " problems=f / 'problems.parquet', responses=f / 'responses.parquet', verdicts=f / 'verdicts.parquet',"
-        " output=s / 'out.parquet', scratch=s, log=print)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path), str(checkpoint)]
-    subprocess.run([*command, str(tmp_path / "unbroken")], check=True, capture_output=True)
-    killed = subprocess.Popen([*command, str(scratch)], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not list(scratch.glob("shard-*.npy")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    first = sorted(scratch.glob("shard-*.npy"))
-    assert not (scratch / "out.parquet").exists()
+    assert child(inputs, checkpoint, tmp_path, processes=2) == 0
+    shares = [batches_done(tmp_path, rank) for rank in (0, 1)]
+    assert sum(shares) == NUM_BATCHES, "no batch is scored twice"
+    assert min(shares) > 0
+    assert (tmp_path / "out.parquet").read_bytes() == unbroken
+
+
+@pytest.mark.parametrize(("before", "after", "killed"), [(1, 2, "0"), (2, 1, "1")])
+def test_killed_and_run_again_it_does_the_rest_and_ends_with_the_same_bytes(
+    inputs: Path, checkpoint: Path, tmp_path: Path, unbroken: bytes, before: int, after: int, killed: str
+):
+    assert child(inputs, checkpoint, tmp_path, before, kill=(killed, 6)) != 0  # at its third shard
+    assert not (tmp_path / "out.parquet").exists()
+    first = sorted(tmp_path.glob("shard-*.npy"))
+    assert len(first) >= 2
     stamps = [path.stat().st_mtime_ns for path in first]
-    subprocess.run([*command, str(scratch)], check=True, capture_output=True)
+    num_kept = sum(len(np.load(path)) for path in first) // 2
+    assert child(inputs, checkpoint, tmp_path, after) == 0
+    assert sum(batches_done(tmp_path, rank) for rank in range(after)) == NUM_BATCHES - num_kept
     assert [path.stat().st_mtime_ns for path in first] == stamps, "finished shards are not computed again"
-    assert (scratch / "out.parquet").read_bytes() == (tmp_path / "unbroken" / "out.parquet").read_bytes()
+    assert (tmp_path / "out.parquet").read_bytes() == unbroken

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import SHARED_DATA
@@ -76,7 +76,7 @@ def test_line_separators_inside_text_do_not_end_a_line(tmp_path: Path) -> None:
         ("no JSON at all\n", r"data\.jsonl:1: broken JSON"),
         ('{"q": "1", "a": ' + "9" * 5000 + ', "r": "3"}\n', r"data\.jsonl:1: broken JSON"),
         ('{"q": ' + "[" * 100_000 + "\n", r"data\.jsonl:1: broken JSON"),
-        ('[{"q": "1"},\n{"q" 2}]', r"data\.jsonl:2: broken JSON"),
+        ('[{"q": "1", "a": "2", "r": "3"},\n{"q" 2}]', r"data\.jsonl:2: broken JSON"),
         (GOOD + "17\n", r"data\.jsonl:2: expected an object with columns, found int"),
         (GOOD + '{"q": "1", "b": "2", "r": "3"}\n', r"data\.jsonl:2: no column 'a'; found \['q', 'b', 'r'\]"),
         ('{"q": {"text": "1"}, "a": "2", "r": "3"}\n', r"data\.jsonl:1: expected text as question, found dict"),
@@ -476,3 +476,72 @@ def test_the_paper_presets_hold_the_papers_settings(preset: str) -> None:
     assert (draws.num_samples, draws.num_samples_by_benchmark) == (128, {"minerva": 64})
     assert (draws.temperature, draws.top_p, draws.max_tokens) == (0.6, 0.95, 32_768)
     assert set(params.ingest.benchmarks) == {"aime24", "aime25", "hmmt25", "cmimc25", "brumo25", "minerva"}
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    table=st.lists(st.dictionaries(st.text(max_size=4), VALUES, max_size=3), max_size=6),
+    indent=st.sampled_from([None, 0, 2]),
+    ascii_=st.booleans(),
+    size=st.integers(1, 40),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_json_list_is_read_the_same_however_its_text_is_cut(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    table: list[Any],
+    indent: int | None,
+    ascii_: bool,
+    size: int,
+) -> None:
+    monkeypatch.setattr(rows, "CHUNK", size)
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps(table, indent=indent, ensure_ascii=ascii_), encoding="utf-8")
+    found = list(rows.read(Source(source="list.json", mapping="math"), tmp_path, lambda names, where: names))
+    assert [value for _, _, value in found] == table
+    assert [row for row, _, _ in found] == list(range(len(table)))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('[{"q": "1"},\n{"q": "2"}', 2),
+        ('[{"q": "1"}\n{"q": "2"}]', 2),
+        ('[{"q": "1"},\n]', 2),
+        ('[{"q": "1"},\n\n{"q": "2}]', 3),
+        ('[{"q": "1"}]\n{"q": "2"}', 2),
+        ('\n\n[', 3),
+        ('[{"q": "1"},\n{"q": tru}, ' + '{"q": "2"}, ' * 20 + "]", 2),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("size", [1, 7, 2**20])
+def test_a_broken_json_list_is_refused_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, line: int, size: int
+) -> None:
+    monkeypatch.setattr(rows, "CHUNK", size)
+    (tmp_path / "list.json").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=rf"list\.json:{line}: broken JSON"):
+        list(rows.read(Source(source="list.json", mapping="math"), tmp_path, lambda names, where: names))
+
+
+def test_rows_are_counted_beforehand_where_that_is_cheap(tmp_path: Path) -> None:
+    table = [{"problem": "1?", "answer": "1"}, {"problem": "2?", "answer": "2"}]
+    write(tmp_path, table, "lines.jsonl")
+    (tmp_path / "list.json").write_text(json.dumps(table), encoding="utf-8")
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "data.parquet")
+    (tmp_path / "broken.parquet").write_text("no table")
+
+    def count(name: str, **fields: Any) -> int | None:
+        return sources.count(Source(source=name, mapping="math", **fields), tmp_path)
+
+    assert count("lines.jsonl") == count("data.parquet") == 2
+    assert count("hf:o/n", local="lines.jsonl") == 2
+    unknown = ["list.json", "broken.parquet", "nowhere.jsonl", "hf:o/n", "world"]
+    assert [count(name) for name in unknown] == [None] * 5
+    assert count("lines.jsonl", limit=1) is None

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from oxa import config, records, verify
+from conftest import Kept
+from oxa import config, memo, records, verify
 from oxa.errors import DataError
 
 SECTION = config.Verify(timeout=30, workers=1)
@@ -142,3 +143,21 @@ def test_a_long_response_is_graded_by_its_end(tmp_path: Path, log: Any) -> None:
         log,
     )
     assert [row["verdict"] for row in verdicts] == ["correct", "unparsable"]
+
+
+def test_what_was_judged_before_a_kill_is_not_judged_again(
+    tmp_path: Path, log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "ROWS", 2)
+    metrics, whole = grade(tmp_path, GOLDS, ROWS, log)
+    (tmp_path / "verdicts").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        grade(tmp_path, GOLDS, ROWS, Kept(stop_after=4))
+    kept = bytearray((tmp_path / "verdicts").read_bytes())
+    assert len(kept) == 3 * (memo.KEY + 1)
+    assert grade(tmp_path, GOLDS, ROWS, log) == (metrics, whole)
+
+    kept[memo.KEY] = 1 + memo.VERDICTS.index("timeout")  # no judge would say so of the first
+    (tmp_path / "verdicts").write_bytes(kept)
+    _, verdicts = grade(tmp_path, GOLDS, ROWS, log)
+    assert [row["verdict"] for row in verdicts] == ["timeout", *EXPECTED[1:3], "timeout", *EXPECTED[4:]]

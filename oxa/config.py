@@ -240,7 +240,7 @@ class Generate(Section):
     """Responses generated together (engine torch)."""
     url: list[Annotated[str, Field(pattern=r"^https?://[^/?#\s]+(/[^?#\s]*)?$")]] = []
     """Running servers of the same model, for example ["http://10.0.0.2:8000"], among which requests are shared out;
-    none: one is started (engine vllm). A key that they ask for is read from OPENAI_API_KEY."""
+    none: one is started (engine vllm). A key that they ask for is read from VLLM_API_KEY."""
     concurrency: Count = 256
     """Requests in flight at one server (engine vllm)."""
     vllm: Vllm = Vllm()

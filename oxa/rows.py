@@ -38,18 +38,12 @@ def read(source: Source, folder: Path, project: Project) -> Iterator[Row]:
         return _file(_path(source.source, folder), project)
     if source.local is not None and (path := _path(source.local, folder)).exists():
         return _file(path, project)
-    match = re.fullmatch(r"hf:(\w[\w.-]*/\w[\w.-]*)(?::([^:\s]*))?(?::([^:\s]+))?", source.source)
-    if match is None:
-        raise ConfigError(f"source {source.source!r}: expected hf:owner/name[:config][:split]")
-    repository, first, second = match.groups()
+    repository, config, split = parts_of(source.source)
     if Path(repository).exists():  # `datasets` would take it, and DVC would not see it change
         raise ConfigError(
             f"source {source.source!r}: {repository} is a folder here, not only the hub's; name what is under "
             "sources.folder without `hf:`, or move that folder away"
         )
-    config, split = (
-        (None, first) if second is None and first in SPLITS else (first or None, second or "train")
-    )
     file = (
         f"put {source.local!r} there"
         if source.local
@@ -59,6 +53,17 @@ def read(source: Source, folder: Path, project: Project) -> Iterator[Row]:
         f"check its name, configuration and split and, for gated data, HF_TOKEN; or, under {folder}, {file}"
     )
     return hub(repository, config, split, source.revision, project, shown=source.source, advice=advice)
+
+
+def parts_of(identifier: str) -> tuple[str, str | None, str]:
+    """Repository, configuration and split of hf:owner/name[:config][:split]; ConfigError for anything else."""
+    match = re.fullmatch(r"hf:(\w[\w.-]*/\w[\w.-]*)(?::([^:\s]*))?(?::([^:\s]+))?", identifier)
+    if match is None:
+        raise ConfigError(f"source {identifier!r}: expected hf:owner/name[:config][:split]")
+    repository, first, second = match.groups()
+    if second is None and first in SPLITS:
+        return repository, None, first
+    return repository, first or None, second or "train"
 
 
 def count(source: Source, folder: Path) -> int | None:

@@ -21,11 +21,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from math import nan
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -41,8 +38,6 @@ ROOM_AHEAD = 64  # tokens by which the cache of keys and values grows
 DRAW_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
 """Probabilities in float64 that exist at the same time. 4 MiB stay in a processor's caches between the passes over
 them: at 152k tokens and 64 rows a draw takes a fifth of the time that it takes with 128 MiB."""
-PARTS, ROWS_A_PART = 2, 32
-"""How many parts of a shard run at the same time on a CPU, at most, and how many rows each has, at least."""
 
 
 def stream_keys(seed: int, response_ids: Sequence[str]) -> np.ndarray:
@@ -140,77 +135,14 @@ def end_ids(model: Any, tokenizer: Any) -> Tensor:
     return torch.tensor(ends, device=model.device).reshape(-1)
 
 
+@torch.inference_mode()
 def complete(
     model: Any, shard: Shard, limits: list[int], end_ids: Tensor, sampling: config.Sampling
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draws a shard's responses: tokens [B, max limit], num_tokens [B], stopped [B], summed entropies [B], on the CPU.
 
-    On a CPU of several cores the parts of a large shard run at the same time, each on its share of the cores: one
-    part's Python and small operations pass while the other computes. How the shard is cut depends on its requests and
-    torch's number of threads alone.
-    """
-    threads = torch.get_num_threads()
-    num_parts = max(1, min(PARTS, threads, len(shard) // ROWS_A_PART))
-    if model.device.type != "cpu" or _rotates_by_length(model):
-        num_parts = 1
-    by_prompt = sorted(range(len(shard)), key=lambda i: (len(shard[i].prompt), shard[i].prompt))
-    cuts = [len(shard) * part // num_parts for part in range(num_parts + 1)]
-    parts = [by_prompt[start:end] for start, end in pairwise(cuts)]
-    stop = Event()
-    autocasts, autocast_dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
-
-    def made(rows: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        part = [shard[i] for i in rows], [limits[i] for i in rows]
-        return _complete(model, *part, end_ids, sampling, stop)
-
-    def made_in_thread(rows: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        torch.set_num_threads(threads // num_parts)  # this and autocast belong to the thread
-        try:
-            with torch.autocast("cpu", autocast_dtype, autocasts):
-                return made(rows)
-        except BaseException:
-            stop.set()
-            raise
-
-    if num_parts == 1:
-        results = [made(by_prompt)]
-    else:
-        try:
-            with ThreadPoolExecutor(num_parts) as pool:
-                futures = [pool.submit(made_in_thread, rows) for rows in parts]
-                try:
-                    results = [future.result() for future in futures]
-                finally:
-                    stop.set()  # interrupted, the others need not go on
-        finally:
-            torch.set_num_threads(threads)
-    tokens = torch.zeros(len(shard), max(limits), dtype=torch.long)
-    num_tokens = torch.zeros(len(shard), dtype=torch.long)
-    stopped = torch.zeros(len(shard), dtype=torch.bool)
-    entropies = torch.zeros(len(shard), dtype=torch.float64)
-    for rows, (part_tokens, *columns) in zip(parts, results, strict=True):
-        tokens[rows, : part_tokens.shape[1]] = part_tokens
-        for column, values in zip((num_tokens, stopped, entropies), columns, strict=True):
-            column[rows] = values
-    return tokens, num_tokens, stopped, entropies
-
-
-def _rotates_by_length(model: Any) -> bool:
-    """Whether a forward pass changes the model's rotary frequencies: two at the same time would disturb each other."""
-    rope = str(
-        getattr(model.config.get_text_config(), "rope_parameters", None)
-    )  # by layer type in some models
-    return "'dynamic'" in rope or "'longrope'" in rope
-
-
-@torch.inference_mode()
-def _complete(
-    model: Any, shard: Shard, limits: list[int], end_ids: Tensor, sampling: config.Sampling, stop: Event
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`complete` in one batch, until `stop`.
-
     Each distinct prompt is read once and its keys and values are then handed to all its rows. Rows are padded on the
-    left; equal lengths need no mask. Only the last position's logits are ever computed.
+    left; a shard of equal lengths needs no mask. Only the last position's logits are ever computed.
     """
     device = model.device
     keys = stream_keys(sampling.seed, [request.response_id for request in shard])
@@ -249,8 +181,6 @@ def _complete(
     alive = torch.ones_like(rows, dtype=torch.bool)
     visible = mask[:, None, None].bool() if padded and _sees_all(model, cache) else None
     for step in range(max(limits)):
-        if stop.is_set():
-            break
         uniform = torch.from_numpy(uniforms(keys, step)).to(device)
         token, entropy = draw(logits, uniform, sampling.temperature, sampling.top_p)
         ended = torch.isin(token, end_ids)
@@ -338,8 +268,7 @@ def share_keys_among_query_heads(model: Any) -> None:
 
     transformers copies keys and values G times wherever there is a mask; [B, K·G, 1, D] seen as [B, K, G, D] gives
     the same numbers without the copy: 1.3 to 1.6 times the tokens/s with padded prompts on the small world's model.
-    On a CPU two batched products take the place of PyTorch's fused kernel, which gains nothing from one query a head:
-    0.5 ms against 0.6 ms (256 rows, 4 heads of 32, 60 keys, 2 threads), with G = 2 0.3 ms against 1.3 ms.
+    On a CPU two batched products take the place of PyTorch's fused kernel, which gains nothing from one query a head.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 

@@ -68,6 +68,7 @@ def flowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy(done: Path, tmp_path: Path) -> Iterator[Path]:
     folder = copied(done, tmp_path / "copy")
     yield folder
+    wait_until_left(folder)
     shutil.rmtree(folder)
 
 

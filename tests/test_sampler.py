@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import random
-import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +12,6 @@ import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from oxa import lm, sampler
 from oxa.config import Sampling
@@ -97,95 +93,6 @@ def test_a_prompt_is_read_once_and_logits_exist_for_last_positions_only(talker: 
     assert sizes[0] == 12  # and rows that ended leave the batch
     assert sorted(sizes, reverse=True) == sizes
     assert len(set(sizes)) > 3
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-def _free_talker(path: Path) -> tuple[Any, Any]:
-    """With a head of its own; the tied one repeats the last token."""
-    model, tokenizer = lm.load(path)
-    head = torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(0))
-    model.lm_head.weight = torch.nn.Parameter(head)
-    sampler.share_keys_among_query_heads(model)
-    return model, tokenizer
-
-
-def _many(num: int) -> list[Request]:
-    rng = random.Random(2)
-    prompts = [[rng.randrange(5, 200) for _ in range(4 + p % 3)] for p in range(num // 4)]
-    return [Request(f"{p}/{i}", prompt) for i in range(4) for p, prompt in enumerate(prompts)]
-
-
-@pytest.mark.usefixtures("two_threads")
-def test_a_shard_drawn_in_two_threads_equals_one_drawn_in_one_batch(
-    talker: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, tokenizer = _free_talker(talker)
-    requests, ends = _many(96), sampler.end_ids(model, tokenizer)
-    batches: dict[int, int] = {}  # the largest of a thread
-    model.model.embed_tokens.register_forward_hook(
-        lambda _, args, __: batches.update(
-            {threading.get_ident(): max(len(args[0]), batches.get(threading.get_ident(), 0))}
-        )
-    )
-    limits = [20 + i % 15 for i in range(96)]
-    parts = sampler.complete(model, requests, limits, ends, SAMPLING)
-    assert sorted(batches.values()) == [48, 48]
-    assert torch.get_num_threads() == 2
-    again = sampler.complete(model, requests, limits, ends, SAMPLING)
-    assert all(torch.equal(a, b) for a, b in zip(parts, again, strict=True))
-    batches.clear()
-    monkeypatch.setattr(sampler, "PARTS", 1)
-    whole = sampler.complete(model, requests, limits, ends, SAMPLING)
-    assert list(batches.values()) == [96]
-    assert torch.equal(parts[1], whole[1])
-    assert torch.equal(parts[2], whole[2])
-    for found, expected, n in zip(parts[0], whole[0], whole[1], strict=True):
-        assert torch.equal(found[:n], expected[:n])
-    assert len(set(whole[1].tolist())) > 10
-    torch.testing.assert_close(parts[3], whole[3], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.usefixtures("two_threads")
-def test_a_failure_in_one_part_is_raised_and_ends_the_other(talker: Path) -> None:
-    model, _ = _free_talker(talker)
-    failed = threading.Event()
-    steps_after = 0
-
-    def fail(_: Any, args: tuple[Tensor], __: Tensor) -> None:
-        nonlocal steps_after
-        if args[0].shape[1] == 4:  # the first part's prompts are the shorter ones
-            failed.set()
-            raise RuntimeError("out of luck")
-        assert failed.wait(60)
-        steps_after += 1
-
-    model.model.embed_tokens.register_forward_hook(fail)
-    requests = [Request(f"r{i}", [20 + i] * (4 if i < 32 else 9)) for i in range(64)]
-    ends = torch.tensor([-1])
-    with pytest.raises(RuntimeError, match="out of luck"):
-        sampler.complete(model, requests, [200] * 64, ends, SAMPLING)
-    assert steps_after < 100
-    assert torch.get_num_threads() == 2
-
-
-@pytest.mark.usefixtures("two_threads")
-def test_every_part_computes_under_the_callers_autocast(talker: Path) -> None:
-    model, tokenizer = _free_talker(talker)
-    seen: set[tuple[int, torch.dtype]] = set()
-    model.model.layers[0].mlp.register_forward_hook(
-        lambda _, __, out: seen.add((threading.get_ident(), out.dtype))
-    )
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        sampler.complete(model, _many(64), [3] * 64, sampler.end_ids(model, tokenizer), SAMPLING)
-    assert len(seen) == 2
-    assert {dtype for _, dtype in seen} == {torch.bfloat16}
 
 
 def test_uniforms_are_splitmix64_with_its_published_test_vector() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from conftest import SHARED_DATA
 from oxa import config, records, rows, sources
 from oxa.config import Mapping, Source, World
-from oxa.errors import ConfigError, DataError, UserError
+from oxa.errors import ConfigError, DataError
 from oxa.sources import Record, Reject
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -352,21 +352,28 @@ def test_a_dataset_in_the_hubs_layout_is_read_by_configuration_and_split(hub_fol
             list(rows.hub(str(hub_folder), subset, split, None, project, shown="hf:o/n", advice="do this"))
 
 
-def test_the_parts_of_a_hub_id_reach_the_library(
+@pytest.mark.parametrize(
+    ("identifier", "parts"),
+    [
+        ("hf:owner/name", ("owner/name", None, "train")),
+        ("hf:owner/name:test", ("owner/name", None, "test")),
+        ("hf:owner/name:socratic", ("owner/name", "socratic", "train")),
+        ("hf:owner/name:socratic:test", ("owner/name", "socratic", "test")),
+        ("hf:owner/name::verified", ("owner/name", None, "verified")),
+    ],
+)
+def test_a_hub_id_names_repository_configuration_and_split(
+    identifier: str, parts: tuple[str, str | None, str]
+) -> None:
+    assert rows.parts_of(identifier) == parts
+
+
+def test_a_folder_of_a_hub_ids_name_is_not_taken_for_the_dataset(
     hub_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # the library takes a folder of the id's name for the dataset: no network is asked
     monkeypatch.chdir(tmp_path)
-    for identifier, question in (
-        ("hf:owner/name:socratic:test", "socratic test?"),
-        ("hf:owner/name:socratic", "socratic train?"),
-        ("hf:owner/name:main:train", "main train?"),
-    ):
-        [record] = read(tmp_path, source=identifier)
-        assert isinstance(record, Record)
-        assert record.question == question
-    with pytest.raises(UserError, match="configuration"):  # two configurations, none named
-        read(tmp_path, source="hf:owner/name:test")
+    with pytest.raises(ConfigError, match="owner/name is a folder here"):
+        read(tmp_path, source="hf:owner/name:socratic:test")
 
 
 def test_without_network_a_hub_dataset_is_one_sentence_and_a_local_file_takes_its_place(

@@ -35,7 +35,7 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from oxa import records
+from oxa import lm, records
 from oxa.config import Verdict
 from oxa.rollouts import Rollouts, not_finite
 from oxa.trainer import FINAL_SHARE, Bar
@@ -102,7 +102,8 @@ class RLVRTrainer(GRPOTrainer):
         TRL pads to the longest rollout of the step, in reasoning models often one that was cut at max_tokens.
         """
         self._micro_tokens.append(inputs["completion_mask"].sum())
-        loss: Tensor = super().compute_loss(model, _trimmed(inputs), return_outputs, num_items_in_batch)
+        with lm.products(self.args):
+            loss: Tensor = super().compute_loss(model, _trimmed(inputs), return_outputs, num_items_in_batch)
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

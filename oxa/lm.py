@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,8 +116,17 @@ class OneDnn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def products(arguments: Any) -> AbstractContextManager[Any]:
+    """For a forward pass in training, by transformers' TrainingArguments: OneDnn on a CPU in float32, else nothing.
+
+    Where the backward pass recomputes the forward one, torch would leave the mode: the two would differ.
+    """
+    plain = arguments.device.type == "cpu" and not (arguments.bf16 or arguments.gradient_checkpointing)
+    return OneDnn() if plain else nullcontext()
+
+
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """F.linear without a gradient, [..., H] times [V, H] to [..., V]; see OneDnn."""
+    """F.linear, [..., H] times [V, H] to [..., V]; see OneDnn."""
     if input.device.type != "cpu" or input.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         return F.linear(input, weight, bias)
     product = F.linear(input.reshape(-1, input.shape[-1]).to_mkldnn(), weight, bias).to_dense()

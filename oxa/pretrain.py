@@ -273,6 +273,8 @@ def _fit(
     """Trains in place, resuming from the last whole checkpoint in `scratch`; returns the last logged loss."""
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+    from oxa import lm
+
     class Keep(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self._bar = progress.bar(
@@ -293,6 +295,11 @@ def _fit(
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             (scratch / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+    class Pretrainer(Trainer):
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            with lm.products(self.args):
+                return super().compute_loss(*args, **kwargs)
 
     arguments = TrainingArguments(
         output_dir=str(scratch),
@@ -318,7 +325,7 @@ def _fit(
     )
     _ = arguments.device
     arguments._n_gpu = 1  # several GPUs would split a batch that is meant for one
-    trainer = Trainer(
+    trainer = Pretrainer(
         model=model,
         args=arguments,
         data_collator=lambda items: items[0],

@@ -13,7 +13,6 @@ Legend: B sequences of a micro-batch.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from dataclasses import dataclass
@@ -129,7 +128,7 @@ class OXATrainer(SFTTrainer):
         The model sees no attention mask: what is causal never sees the padding, which is on the right, and attention
         without a mask computes half as much.
         """
-        with self._products():
+        with lm.products(self.args):
             outputs = model(input_ids=inputs["input_ids"], labels=inputs["labels"], fused_lm_head=True)
         suppressed = inputs["suppressed"]
         share = losses.mix(
@@ -154,13 +153,6 @@ class OXATrainer(SFTTrainer):
                 )
             )
         return share.loss * self.accelerator.num_processes
-
-    def _products(self) -> contextlib.AbstractContextManager[Any]:
-        """oneDNN's on a CPU in float32, but not where the backward pass recomputes: there torch would not use them."""
-        shared, on_cpu = self._shared, self.args.device.type == "cpu"
-        if on_cpu and shared.dtype == "float32" and not shared.gradient_checkpointing:
-            return lm.OneDnn()
-        return contextlib.nullcontext()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Called after every optimiser step, and once at the end with a summary that is of no use here."""

@@ -38,7 +38,7 @@ demo: install  ## run the whole pipeline on params.yaml and print the comparison
 	@echo "The report: reports/table.md and the plots beside it; numbers in metrics/summary.json"
 
 test: install  ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: install  ## lint and type-check
 	ruff check .

@@ -6,11 +6,13 @@ Every number of a run lives in params.yaml. Unknown keys, wrong types and values
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from oxa.errors import ConfigError
 
@@ -24,6 +26,22 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_QUANTILE = re.compile(r"quantile\((0?\.\d+)\)")
+
+
+def quantile_of(mean: float | str) -> float | None:
+    """q of `quantile(q)`; None of a number."""
+    match = _QUANTILE.fullmatch(mean) if isinstance(mean, str) else None
+    return float(match[1]) if match else None
+
+
+def _mean(value: Any) -> Any:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    if not is_number and quantile_of(value) is None:
+        raise ValueError("expected a number above 0, or `quantile(q)` with q between 0 and 1")
+    return value
+
+
 # names become parts of file names
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_length=100)]
 Verdict = Literal["correct", "incorrect", "unparsable", "timeout", "bad_gold"]
@@ -305,8 +323,9 @@ class SelectionShared(Section):
     """CE sequences of every arm (the paper: 50,000)."""
     per_problem: Count = 1
     """CE sequences from one problem, at most."""
-    mean: Positive = 2.5
-    """Mean μ of the Gaussian over ppl."""
+    mean: Annotated[float | str, BeforeValidator(_mean)] = 2.5
+    """Mean μ of the Gaussian over ppl; `quantile(0.7)`: that quantile of the ppl of all eligible teacher responses,
+    since the scale of ppl is the student's own."""
     std: Positive = 0.25
     """Standard deviation σ of the Gaussian over ppl."""
     ppl_min: Annotated[float, Field(ge=1)] = 1.0

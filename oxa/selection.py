@@ -10,6 +10,7 @@ scorer's (whose ppl would be of the beginning alone), at most `per_problem` of o
 - `gaussian`  ppl follows a Gaussian cut to [ppl_min, ppl_max]. With c_b the center and w_b the width of bin b (all
               equal, but for a last one that ppl_max cuts short),
                   target_b = N · w_b pdf(c_b) / Σ_b w_b pdf(c_b),   rounded by largest remainder so that Σ = N.
+              The mean may be given as a quantile of the ppl of all that may be chosen.
               Bins are [low, high), the last one closed. Inside a bin: round-robin over problems, a problem's round
               counting what it gave to other bins; in a round the longest go first, ties by the seeded hash. A problem
               has one cap over all bins, so bins compete: the bin that can give the fewest for each that it is asked for
@@ -34,7 +35,7 @@ import pyarrow as pa
 
 from oxa import candidates, prompts, records
 from oxa.candidates import Candidates, Files, Floats, Ints
-from oxa.config import Prompt, SelectionArm, SelectionShared, UnlikelihoodSet
+from oxa.config import Prompt, SelectionArm, SelectionShared, UnlikelihoodSet, quantile_of
 from oxa.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ def _ce_set(
     found, funnel = candidates.read(files, ["correct"], shared.seed, whole=True)
     metrics: dict[str, Any] = {}
     if rule == "gaussian":
+        shared = with_mean(shared, found)
+        metrics["mean"] = shared.mean
         chosen, metrics["bins"] = gaussian(found, shared)
         metrics["within_bin"] = shared.within_bin
         _report_bins(found, shared, metrics["bins"], log)
@@ -119,6 +122,14 @@ def lowest(found: Candidates, num: int, per_problem: int) -> Ints:
     """At most `num` positions of lowest ppl, ties by hash."""
     order = np.lexsort((found.order, found.ppl))
     return order[_turn(found.problem[order]) < per_problem][:num]
+
+
+def with_mean(shared: SelectionShared, found: Candidates) -> SelectionShared:
+    """With the number that `mean: quantile(q)` comes to among the candidates; 1 where there are none."""
+    q = quantile_of(shared.mean)
+    if q is None:
+        return shared
+    return shared.model_copy(update={"mean": float(np.quantile(found.ppl, q)) if len(found.ppl) else 1.0})
 
 
 def gaussian(found: Candidates, shared: SelectionShared) -> tuple[Ints, list[dict[str, Any]]]:
@@ -183,6 +194,7 @@ def gaussian_targets(shared: SelectionShared) -> tuple[Floats, Ints]:
     edges[-1] = shared.ppl_max
     widths = np.append(np.full(num_bins - 1, shared.bin_width), edges[-1] - edges[-2])
     centers = (edges[:-1] + edges[1:]) / 2
+    assert not isinstance(shared.mean, str), "with_mean comes first"
     log_pdf = -0.5 * ((centers - shared.mean) / shared.std) ** 2
     share = widths * np.exp(log_pdf - log_pdf.max())  # never all zero, however far the mean lies outside
     quota = shared.num_ce * share / share.sum()

@@ -485,6 +485,24 @@ def test_a_shortage_above_the_limit_says_what_was_found_and_what_to_change(tmp_p
     assert not (tmp_path / "out.parquet").exists()
 
 
+def test_a_mean_given_as_a_quantile_follows_the_students_scale(tmp_path: Path, log: Any) -> None:
+    ppl = [1.0 + 0.02 * i for i in range(100)]
+    paths = write_tables(tmp_path, [Row(f"t{i}", f"p{i}", x) for i, x in enumerate(ppl)], [])
+    written, metrics = run(tmp_path, paths, small(mean="quantile(0.75)", std=0.2), log, ce="gaussian")
+    assert metrics["mean"] == pytest.approx(np.quantile(ppl, 0.75))
+    same, _ = run(tmp_path, paths, small(mean=metrics["mean"], std=0.2), log, ce="gaussian")
+    assert written == same
+    assert np.mean([row["ppl"] for row in written]) == pytest.approx(metrics["mean"], abs=0.2)
+
+
+@pytest.mark.parametrize(
+    "mean", ["quantile(1.5)", "quantile(80%)", "median", 0, -1.0, True, None, float("inf"), [2]]
+)
+def test_a_mean_that_is_neither_a_number_nor_a_quantile_is_refused(mean: Any) -> None:
+    with pytest.raises(ValueError, match=r"above 0, or `quantile\(q\)`"):
+        small(mean=mean)
+
+
 @pytest.mark.parametrize("rule", ["random", "lowest"])
 def test_an_arm_that_needs_more_than_exists_is_refused(tmp_path: Path, log: Any, rule: str) -> None:
     paths = write_tables(tmp_path, spread(20), [])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 from flows import servers, workspace
 from oxa import config
-from oxa.errors import ConfigError
+from oxa.errors import ConfigError, tell
 
 
 def run(
@@ -44,5 +43,5 @@ def run(
     error = state.result(raise_on_failure=False)
     if isinstance(error, Exception):
         raise error  # a fault of ours, which wants its traceback
-    print(f"oxa: {state.message}", file=sys.stderr)
+    tell(str(state.message))
     return 1

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from oxa import commands, config, guard, lifeline, records, spool
-from oxa.errors import ConfigError, UserError, is_out_of_reach
+from oxa.errors import ConfigError, UserError, is_out_of_reach, tell
 from oxa.journal import Journal
 
 THEIRS = (
@@ -184,10 +184,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.command(arguments) or 0)
     except UserError as error:
-        print(f"oxa: {error}", file=sys.stderr)
+        tell(str(error))
         return os.EX_TEMPFAIL if is_out_of_reach(error) else 2
     except KeyboardInterrupt:
-        print("oxa: interrupted; run it again, and it goes on where it was", file=sys.stderr)
+        tell("interrupted; run it again, and it goes on where it was")
         return 128 + signal.SIGINT
     except BrokenPipeError:  # `oxa summary | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in THEIRS:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"oxa: {where}{error.strerror}; nothing was kept", file=sys.stderr)
+        tell(f"{where}{error.strerror}; nothing was kept")
         return 2
 
 

@@ -8,6 +8,8 @@ The command line prints the sentence and exits with 2, without a traceback. Our 
 `assert`s, and their tracebacks are shown.
 """
 
+import sys
+
 
 class UserError(Exception):
     """A mistake that the person at the keyboard can mend; str(error) is the sentence to show."""
@@ -31,3 +33,9 @@ def is_out_of_reach(error: BaseException) -> bool:
             return type(seen).__name__ != "OfflineModeIsEnabled"  # the hub's: it was switched off on purpose
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def tell(sentence: str) -> None:
+    """Prints a sentence for a person on stderr, in one write: processes that share it do not mix their lines."""
+    sys.stderr.write(f"oxa: {sentence}\n")
+    sys.stderr.flush()

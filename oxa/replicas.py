@@ -23,7 +23,7 @@ from typing import Any
 
 import aiohttp
 
-from oxa.errors import ConfigError, DataError, UserError
+from oxa.errors import ConfigError, DataError, UserError, tell
 
 FIRST_WAIT = 0.5  # seconds
 LONGEST_WAIT = 16.0  # seconds
@@ -240,7 +240,7 @@ class Client:
         said = f"{replica.url}: out of reach for {PATIENCE:g} seconds, the last time: {why}"
         if not self.alive:
             raise DataError(f"{said}; no server is left (generate.url)") from ConnectionError(why)
-        print(f"oxa: {said}; the others go on without it", file=sys.stderr, flush=True)
+        tell(f"{said}; the others go on without it")
 
 
 def _socket(address: Any) -> socket.socket:

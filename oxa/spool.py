@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from oxa import provenance
+from oxa.errors import tell
 
 if TYPE_CHECKING:
     from oxa.config import Tracking
@@ -70,7 +71,7 @@ class Record:
                     path, place / path.name
                 )
             except OSError as error:
-                _say(f"{path} is not sent to MLflow ({error.strerror})")
+                tell(f"{path} is not sent to MLflow ({error.strerror})")
             else:
                 self.write("artifact", path=str((place / path.name).relative_to(self._folder)))
 
@@ -93,7 +94,7 @@ class Record:
         try:
             self._torn = os.write(self._descriptor, data) < len(data)
         except OSError as error:
-            _say(f"{self._folder}: {event} is not kept for MLflow ({error.strerror})")
+            tell(f"{self._folder}: {event} is not kept for MLflow ({error.strerror})")
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -124,7 +125,7 @@ def record(
         path, descriptor = _open(folder, stage, key)
         (path / "uri").write_text(fingerprint(uri()))
     except OSError as error:
-        _say(f"{folder}: nothing of this stage is kept for MLflow ({error.strerror})")
+        tell(f"{folder}: nothing of this stage is kept for MLflow ({error.strerror})")
         yield Record()
         return
     run = Record(path, descriptor)
@@ -321,7 +322,7 @@ def _warn(folder: Path) -> bool:
     found = state(folder)
     if not found["error"] or time.time() - found["time"] > LATELY:
         return False
-    _say(kept(folder, found["error"]))
+    tell(kept(folder, found["error"]))
     return True
 
 
@@ -331,10 +332,6 @@ def kept(folder: Path, error: str) -> str:
         f"MLflow at {shown(uri())} cannot be reached ({error}); all is kept in {folder}, "
         "and `oxa track --replay` sends it"
     )
-
-
-def _say(sentence: str) -> None:
-    print(f"oxa: {sentence}", file=sys.stderr, flush=True)
 
 
 def _now() -> int:

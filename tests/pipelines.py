@@ -37,7 +37,9 @@ Files = dict[Path, tuple[int, int]]
 
 def environment(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW"))}
-    return kept | {"DVC_NO_ANALYTICS": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | more
+    # DVC takes the shell from SHELL; of the usual ones, sh is the one that stays between DVC and a plain command
+    kept |= {"DVC_NO_ANALYTICS": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "SHELL": "/bin/sh"}
+    return kept | more
 
 
 def tiny_params() -> dict[str, Any]:

@@ -69,8 +69,15 @@ def test_the_command_line_starts_without_the_heavy_libraries():
     )
 
 
+def words_of(entry: dict[str, Any]) -> list[str]:
+    """What follows `oxa` on a stage's command line."""
+    words = shlex.split(entry["cmd"])
+    assert words[:2] == ["exec", "oxa"]
+    return words[2:]
+
+
 def test_graph_and_command_line_hold_the_same_stages():
-    assert {shlex.split(stage["cmd"])[1] for stage in GRAPH.values()} == set(STAGES)
+    assert {words_of(entry)[0] for entry in GRAPH.values()} == set(STAGES)
 
 
 def paths_of(entries: list[Any]) -> set[str]:
@@ -80,7 +87,7 @@ def paths_of(entries: list[Any]) -> set[str]:
 @pytest.mark.parametrize("name", GRAPH)
 def test_a_stages_dependencies_are_the_modules_and_sections_that_it_uses(name: str):
     entry = GRAPH[name]
-    stage = STAGES[shlex.split(entry["cmd"])[1]]
+    stage = STAGES[words_of(entry)[0]]
     used = {f"oxa/{path.name}" for path in guard.imported_modules(stage.module)}
     assets = {f"oxa/{asset}" for asset in stage.assets}
     assert {dep for dep in entry["deps"] if dep.startswith("oxa/")} == used | assets
@@ -90,11 +97,11 @@ def test_a_stages_dependencies_are_the_modules_and_sections_that_it_uses(name: s
 @pytest.mark.parametrize("name", GRAPH)
 def test_a_stages_paths_are_the_ones_on_its_command_line(name: str):
     entry = GRAPH[name]
-    words = shlex.split(entry["cmd"])
-    stage = STAGES[words[1]]
+    words = words_of(entry)
+    stage = STAGES[words[0]]
     options = {
         flag.removeprefix("--").replace("-", "_"): value
-        for flag, value in zip(words[2::2], words[3::2], strict=True)
+        for flag, value in zip(words[1::2], words[2::2], strict=True)
     }
     assert set(options) == {*stage.items, *stage.inputs, *stage.written}
     assert paths_of(entry["outs"]) | paths_of(entry["metrics"]) == {

@@ -152,7 +152,8 @@ def test_a_killed_stage_and_a_killed_dvc_are_told_apart_from_mistakes(repository
 WORKER = """
 import os, sys, time
 from pathlib import Path
-print("oxa: the hub cannot be reached", file=sys.stderr, flush=True)
+from oxa.errors import tell
+tell("the hub cannot be reached")
 Path(os.environ["RANK"]).touch()
 while not (Path("0").exists() and Path("1").exists()):  # else the first to end silences the other
     time.sleep(0.01)

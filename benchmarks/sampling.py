@@ -35,7 +35,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from oxa.server import Server
 
 WORKLOADS = {"even": 0.0, "tailed": 0.02}  # share of responses that run to MAX_TOKENS
 VOCABULARY, MAX_TOKENS, NUM_SAMPLES, CONTEXT = 107, 256, 8, 512
@@ -234,7 +237,7 @@ class Offline:
         self._process.wait(timeout=60)
 
 
-def by_http(url: str, name: str, folder: Path, work: Work, concurrency: int) -> tuple[int, float]:
+def by_http(server: Server, folder: Path, work: Work, concurrency: int) -> tuple[int, float]:
     """Tokens and seconds, from the first request to the last answer."""
     from oxa import completions
 
@@ -251,7 +254,7 @@ def by_http(url: str, name: str, folder: Path, work: Work, concurrency: int) -> 
 
     async def ask() -> tuple[int, float]:
         client = completions.Client(
-            [completions.Replica(url, name)], concurrency, body=body, check=lambda: None
+            [completions.Replica(server.url, server.name)], concurrency, body=body, check=server.check
         )
         await client.open(folder, CONTEXT)
         try:
@@ -345,10 +348,10 @@ def serve(
         python=str(options.vllm), dtype="float32", logprobs=0, flags=["--enforce-eager", "--max-num-seqs=256"]
     )
     with Server(folder, settings, max_model_len=CONTEXT, folder=folder / "server") as server:
-        by_http(server.url, server.name, folder, warm, 256)
+        by_http(server, folder, warm, 256)
         for _ in range(options.rounds):
             for name, work in works.items():
-                rates.take(name, "vLLM, HTTP", 256, *by_http(server.url, server.name, folder, work, 256))
+                rates.take(name, "vLLM, HTTP", 256, *by_http(server, folder, work, 256))
 
 
 def section(options: argparse.Namespace, rates: Rates, bound: float) -> None:

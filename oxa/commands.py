@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from oxa import config, records, spool
+from oxa import config, guard, records, spool
 from oxa.errors import ConfigError, DataError
 
 
@@ -20,6 +20,7 @@ def add(commands: Any) -> None:
     _add_ui(commands)
     _add_doctor(commands)
     _add_plan(commands)
+    _add_world(commands)
     _add_use(commands)
     summary = commands.add_parser(
         "summary",
@@ -242,6 +243,53 @@ def _regrade(arguments: argparse.Namespace) -> None:
     section = config.load(Path("params.yaml")).verify  # the one that DVC knows
     for said in regrade.run(section, evaluate.summarize, arguments.checkpoints, dry_run=arguments.dry_run):
         print(said, flush=True)
+
+
+def _add_world(commands: Any) -> None:
+    world = commands.add_parser(
+        "world", help="look at the small world", description="The generated sums that params.yaml uses."
+    ).add_subparsers(required=True, metavar="COMMAND")
+    check = world.add_parser(
+        "check",
+        help="measure the gates that its student must pass before arms mean much",
+        description="Measures what the stage `gates` measures, on any student of the small world, and prints the "
+        "table: competence in every strategy, habit, headroom, no guessing. Exits with 1 where a gate fails.",
+    )
+    check.add_argument("--model", type=Path, default=Path("models/base"), help="default: models/base")
+    add_params(check)
+    check.set_defaults(command=_world_check)
+
+
+def _world_check(arguments: argparse.Namespace) -> int:
+    from oxa import findings, gates
+
+    params = config.load(arguments.params)
+    if not params.base.knows_world:
+        raise ConfigError(
+            f"{arguments.params}: base.corpus holds no source `world`; the gates are for its student alone"
+        )
+    if not arguments.model.is_dir():
+        raise DataError(f"{arguments.model}: no such folder; `oxa run base` makes the student")
+    scratch = guard.WORK / "world-check"
+    found = gates.run(
+        params.gates,
+        params.base,
+        params.world,
+        params.generate,
+        params.prompt,
+        params.verify,
+        model=arguments.model,
+        output=scratch / "gates.parquet",
+        scratch=scratch,
+        log=lambda step, **values: None,
+    )
+    print("\n".join(findings.aligned(findings.GATE_TITLES, findings.gate_rows(found))))
+    print(
+        f"{found['num_problems']:,} held-out problems, temperature {found['temperature']:g}; the responses: {scratch}"
+    )
+    warning = findings.gates(found)
+    print(warning or "All gates passed.")
+    return 1 if warning else 0
 
 
 def _add_use(commands: Any) -> None:

@@ -122,7 +122,7 @@ class World(Section):
     """Problems of the benchmark `world`, over all tiers."""
     num_teacher: Count = 4
     """Teacher responses a training problem."""
-    strategy_documents: Count = 27_000
+    strategy_documents: Count = 34_500
     """Documents of the corpus in which the rare strategies are learnt; after them the habit sets in."""
 
 
@@ -151,20 +151,25 @@ class FromScratch(Section):
     """Upper bound of the BPE vocabulary; `words` takes what the corpus holds."""
     corpus: list[Source]
     """What the student is pretrained on."""
-    steps: Count = 1800
+    steps: Count = 2300
     """Optimiser steps."""
     batch_tokens: Count = 1280
     """Tokens a step."""
     learning_rate: Positive = 3e-3
     """Peak of the schedule."""
     warmup: Count = 100
-    """Steps of linear warm-up; cosine decay to a tenth of the learning rate follows."""
+    """Steps of linear warm-up; cosine decay to 0 follows."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay of AdamW."""
     seed: Seed = 0
     """Seed of the initial weights and of the order of documents."""
     checkpoint_every: Count = 300
     """Steps between checkpoints to resume from."""
+
+    @property
+    def knows_world(self) -> bool:
+        """Whether it is pretrained on the small world, whose gates apply then."""
+        return any(part.source == "world" for part in self.corpus)
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> FromScratch:
@@ -198,6 +203,11 @@ class Checkpoint(Section):
     """New context length, tokens (the paper: 40000)."""
     drop_system_prompt: bool = False
     """Take the default system prompt out of the chat template (the paper does)."""
+
+    @property
+    def knows_world(self) -> bool:
+        """No published student is one of the small world."""
+        return False
 
 
 class Decontamination(Section):
@@ -285,6 +295,15 @@ class Sample(Sampling):
     """Checkpoint folder (not watched by DVC) or hub id that samples; none: the base itself."""
     num_samples: Count = 4
     """Responses a training problem."""
+
+
+class Gates(Sampling):
+    """What a student of the small world must be able to do before arms are compared on it (oxa/gates.py)."""
+
+    num_problems: Count = 1200
+    """Held-out problems, over all tiers."""
+    num_samples: Count = 4
+    """Responses a problem with the student left alone; each strategy is forced once a problem."""
 
 
 class Verify(Section):
@@ -639,6 +658,7 @@ class Params(Section):
     ingest: Ingest
     generate: Generate
     sample: Sample
+    gates: Gates
     verify: Verify
     score: Score
     selection: Selection

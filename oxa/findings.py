@@ -19,6 +19,8 @@ Summary = Mapping[str, Any]
 Row = Mapping[str, Any]
 Columns = dict[str, Callable[[Row], str]]
 """Title, to how an arm's numbers are written there."""
+GATES = {"G1": "competence", "G2": "habit", "G3": "headroom", "G4": "no guessing"}
+GATE_TITLES = ["gate", "what", "measured", "wanted", "verdict"]
 ONE_SEED = "One fine-tuning seed: the intervals do not cover what another seed would change."
 
 
@@ -167,6 +169,8 @@ def table(summary: Summary) -> str:
     lines = ["# Comparison of the arms", ""]
     if "answer" in summary:
         lines += [_wrapped(summary["answer"]["sentence"]), ""]
+    if warning := gates(summary.get("gates", {})):
+        lines += [_wrapped(warning), "", *aligned(GATE_TITLES, gate_rows(summary["gates"])), ""]
     for group in summary["groups"]:
         lines += [_heading(summary, group), ""]
         for columns in (_first_columns(summary, group), _more_columns(summary, group)):
@@ -275,6 +279,47 @@ def _difference(found: Mapping[str, Any] | None, metric: str) -> str:
     scale, form = (1, "+.3f") if metric == "mean_entropy" else (100, "+.1f")
     mean, low, high = (f"{scale * found[name]:{form}}" for name in ("difference", "low", "high"))
     return f"{mean} [{low}, {high}], p {found['p_holm']:.3f}{'' if found['shown'] else ' n.s.'}"
+
+
+def gates(found: Mapping[str, Any]) -> str:
+    """What the gates (oxa/gates.py) say in a sentence: "" where none failed, or where they do not apply."""
+    failed = [
+        f"{name} ({GATES[name]})" for name, gate in found.get("gates", {}).items() if not gate["passed"]
+    ]
+    if not failed:
+        return ""
+    return (
+        f"Beware: the base fails {listed(failed)} of the small world's gates, so the arms' comparison measures "
+        "something else than which data to train on."
+    )
+
+
+def gate_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """Gate, what, measured, wanted and verdict of every value."""
+    return [
+        [f"{name} {GATES[name]}", what, _measured(row), _bounds(row), "passed" if row["passed"] else "FAILED"]
+        for name, gate in found["gates"].items()
+        for what, row in gate["rows"].items()
+    ]
+
+
+def _measured(row: Row) -> str:
+    if row["value"] is None:
+        return "nothing to measure"
+    if row["margin"] is None:
+        return f"{row['value']:,}"
+    return f"{100 * row['value']:.1f}% ± {100 * row['margin']:.1f}"
+
+
+def _bounds(row: Row) -> str:
+    low, high = row["low"], row["high"]
+    if high is None:
+        return f"{low:,} or more"
+    if low == high:
+        return f"{low}"
+    if low == 0:
+        return f"at most {100 * high:.0f}%"
+    return f"at least {100 * low:.0f}%" if high == 1 else f"{100 * low:.0f} to {100 * high:.0f}%"
 
 
 def aligned(header: list[str], rows: list[list[str]]) -> list[str]:

@@ -19,7 +19,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from oxa import chosen, curves, plots, tables
+from oxa import chosen, curves, findings, plots, tables
 from oxa.chosen import Panel
 from oxa.comparison import BASE, POOLED, RL
 from oxa.curves import Found
@@ -114,6 +114,8 @@ def render(
         arms=arms,
         sizes=_sizes(summary, arms),
         listed=listed,
+        warning=findings.gates(summary["gates"]),
+        gates=_gates(summary["gates"]),
         legend=legend,
         phases=_phases(summary["answer"]["claims"]),
         sides=sides,
@@ -159,6 +161,18 @@ def _phases(claims: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[Map
     for claim in claims:
         found.setdefault(claim["phase"], {}).setdefault(claim["claim"], []).append(claim)
     return found
+
+
+def _gates(found: Mapping[str, Any]) -> tables.Table | None:
+    """What the base of the small world was measured to be able to do; None for any other."""
+    if not found["applies"]:
+        return None
+    lines = [
+        tables.Line(gate, [Markup("{}").format(text) for text in row])
+        for gate, *row in findings.gate_rows(found)
+    ]
+    asked = f"{found['num_problems']:,} held-out problems, {found['num_samples']} samples each"
+    return tables.Table(f"Gates of the small world: {asked}", findings.GATE_TITLES, lines)
 
 
 def _sizes(summary: Mapping[str, Any], arms: Sequence[str]) -> list[tuple[Markup, list[str]]]:

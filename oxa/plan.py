@@ -117,6 +117,7 @@ class _Planner:
         benchmarks = worst(number.origin for number in found.benchmarks.values())
         yield Step("ingest", 1, worst([found.teacher.origin, benchmarks]), rows=found.teacher.num)
         samples = found.self_samples()
+        yield self._gates()
         yield self._sample(samples)
         for origin, rows in (("teacher", found.teacher), ("self", samples)):
             yield Step(f"verify@{origin}", 1, rows.origin, rows=rows.num)
@@ -183,6 +184,14 @@ class _Planner:
                 memory=memory,
             )
         )
+
+    def _gates(self) -> Step:
+        section = self.params.gates
+        if not self.params.base.knows_world:
+            return Step(
+                "gates", 1, "from params", remark="only for students of the small world: nothing to do"
+            )
+        return self._generating("gates", 1, self.volumes.gates(), section, reused=section.num_samples)
 
     def _sample(self, samples: Rows) -> Step:
         section, shape, remark = self.params.sample, self.shape, ""

@@ -11,7 +11,7 @@
   every token does.
 - What the corpus holds and is not used is counted by reason: each row and response of a finite source once, however
   often the source is repeated; for `prompt_too_long`, the distinct documents met by the time the last batch was full.
-- AdamW (betas 0.9, 0.95), linear warm-up, cosine to a tenth. Weights, optimiser and step are kept every
+- AdamW (betas 0.9, 0.95), linear warm-up, cosine to 0. Weights, optimiser and step are kept every
   `checkpoint_every` steps; a run that resumes from there ends with the weights of an unbroken one.
 """
 
@@ -308,8 +308,7 @@ def _fit(
         train_sampling_strategy="sequential",
         learning_rate=section.learning_rate,
         warmup_steps=min(section.warmup, section.steps),
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": 0.1},
+        lr_scheduler_type="cosine",
         weight_decay=section.weight_decay,
         adam_beta1=0.9,
         adam_beta2=0.95,

@@ -105,6 +105,7 @@ def _summary(
     found = comparison.summarize(section, results, along)
     exams = records.read_json(metrics / "ingest.json")["benchmarks"]
     found["guess_rate"] = {name: exams[name]["guess_rate"] for name in found["groups"] if name != POOLED}
+    found["gates"] = records.read_json(metrics / "gates.json")
     found["selection"] = {
         arm: _selection(records.read_json(metrics / "selection" / f"{arm}.json")) for arm in arms
     }

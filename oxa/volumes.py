@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from oxa import config
+from oxa.world import STRATEGIES
 
 Origin = Literal["measured", "from params", "assumed"]
 ORIGINS: tuple[Origin, ...] = ("measured", "from params", "assumed")
@@ -236,6 +237,18 @@ class Volumes:
         origins: list[Origin] = [number.origin for number in self.benchmarks.values()]
         return estimated(
             num, length.value, min(section.max_tokens, self.context), worst([*origins, length.origin])
+        )
+
+    def gates(self) -> Rows:
+        """The base's answers, left alone and forced, where it is a student of the small world."""
+        section = self._params.gates
+        num = section.num_problems * (section.num_samples + len(STRATEGIES))
+        length = self.generated_length(section.max_tokens)
+        return estimated(
+            num * self._params.base.knows_world,
+            length.value,
+            min(section.max_tokens, self.context),
+            length.origin,
         )
 
     def rollouts(self) -> Rows:

@@ -80,7 +80,7 @@ WEIGHTS = (
     0.14,
     0.06,
 )  # of openings and closings in the corpus; the teacher takes each equally often
-HABIT_SHARE = (0.1, 0.75)  # of the corpus' chats, in the first phase and after it
+HABIT_SHARE = (0.2, 0.78)  # of the corpus' chats, in the first phase and after it
 DRILL_SHARE = (0.12, 0.06)  # of the corpus' documents, likewise
 TABLE_SHARE = 0.8  # of the drills
 PROSE_SHARE = 0.02
@@ -108,6 +108,7 @@ class Example:
     answer: str
     tier: str
     responses: tuple[str, ...]
+    operands: tuple[int, int]
 
 
 class Document(NamedTuple):
@@ -147,6 +148,14 @@ def respond(a: int, b: int, strategy: str, wording: Wording = COMMON, stated: in
 def opening(strategy: str, wording: Wording = COMMON) -> str:
     """The first words of a response, by which one can force a strategy: `<think> Column by column:`."""
     return f"<think> {OPENINGS[strategy][wording[0]]}:"
+
+
+def strategy_of(response: str) -> str:
+    """The strategy whose first words, in whatever wording, the response begins with; "" for none."""
+    for strategy in STRATEGIES:
+        if response.startswith(tuple(opening(strategy, wording) for wording in ALL_WORDINGS)):
+            return strategy
+    return ""
 
 
 def train_examples(world: config.World) -> Iterator[Example]:
@@ -205,7 +214,7 @@ def _examples(world: config.World, split: Split, num: int) -> Iterator[Example]:
         seen.add((a, b))
         question = rng.choice(QUESTIONS).format(a=a, b=b)
         responses = _teach(rng, a, b, world.num_teacher) if split == "train" and not for_rlvr else ()
-        yield Example(question, str(a + b), tier, responses)
+        yield Example(question, str(a + b), tier, responses, (a, b))
 
 
 def _teach(rng: random.Random, a: int, b: int, num: int) -> tuple[str, ...]:

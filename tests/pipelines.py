@@ -53,6 +53,7 @@ def tiny_params() -> dict[str, Any]:
     params["base"] |= {"hidden_size": 32, "num_layers": 2, "intermediate_size": 64, "steps": 40}
     params["base"] |= {"warmup": 5, "checkpoint_every": 10}
     params["generate"] |= {"batch_size": 16}
+    params["gates"] |= {"num_problems": 6, "num_samples": 2, "max_tokens": 60}
     params["sample"] |= {"num_samples": 4, "max_tokens": 60}
     params["evaluate"] |= {"num_samples": 2, "max_tokens": 60}
     params["score"] |= {"self_verdicts": ["incorrect", "unparsable"], "batch_tokens": 100}

@@ -138,7 +138,7 @@ def test_pretraining_learns_and_logs_against_the_step(tmp_path: Path, log: Any) 
     assert [row["step"] for row in log.rows] == [10, 20, 30, 40, 50, 60]
     assert all(row.keys() == {"step", "loss", "learning_rate", "grad_norm"} for row in log.rows)
     assert log.rows[-1]["loss"] == metrics["loss"] < log.rows[0]["loss"] - 0.5
-    assert log.rows[-1]["learning_rate"] == pytest.approx(1e-3, rel=0.05)
+    assert log.rows[-1]["learning_rate"] == pytest.approx(0, abs=1e-4)
     assert metrics["num_parameters"] == sum(
         tensor.numel() for name, tensor in weights(tmp_path / "base").items() if name != "lm_head.weight"
     )

@@ -51,7 +51,7 @@ INGEST = [
     [
         *cli.STAGES,
         *("run", "ui", "doctor", "plan", "use", "summary", "track"),
-        *("register", "promote", "lineage", "model"),
+        *("register", "promote", "lineage", "model", "world"),
     ],
 )
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]):
@@ -214,6 +214,23 @@ def test_a_plan_is_printed_for_people_and_for_machines_and_writes_nothing(projec
 
 def test_a_plan_of_a_file_that_is_not_there_is_one_sentence(project, capsys):
     assert "none.yaml: no such file" in fails_with_one_sentence(capsys, "plan", "--params", "none.yaml")
+
+
+def test_the_worlds_gates_are_measured_on_a_student_of_the_world_alone(project, capsys, checkpoint):
+    raw = yaml.safe_load(Path("params.yaml").read_text())
+    raw["gates"] = {"num_problems": 3, "num_samples": 2, "max_tokens": 4}
+    Path("params.yaml").write_text(yaml.safe_dump(raw))
+    said = fails_with_one_sentence(capsys, "world", "check")
+    assert said == "oxa: models/base: no such folder; `oxa run base` makes the student"
+    assert cli.main(["world", "check", "--model", str(checkpoint)]) == 1
+    shown = capsys.readouterr().out
+    assert "| G1 competence " in shown
+    assert "places, forced: right" in shown
+    assert "3 held-out problems, temperature 1" in shown
+    assert "Beware: the base fails G1 (competence)" in shown
+    raw["base"] = {"kind": "checkpoint", "model": "owner/name"}
+    Path("params.yaml").write_text(yaml.safe_dump(raw))
+    assert "base.corpus holds no source `world`" in fails_with_one_sentence(capsys, "world", "check")
 
 
 def test_what_was_out_of_reach_has_an_exit_code_of_its_own_and_offline_mode_has_not(

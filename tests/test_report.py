@@ -73,6 +73,7 @@ def make_inputs(
     totals["dropped"] = {"contaminated": 4, "duplicate_response": 21, "too_long": 1, "empty": 2}
     exams = {name: {"guess_rate": 1.8 / (place + 100)} for place, name in enumerate(benchmarks)}
     records.write_json(folder / "metrics" / "ingest.json", {"totals": totals, "benchmarks": exams})
+    records.write_json(folder / "metrics" / "gates.json", {"applies": False})
     for origin, verdicts in (
         ("teacher", {"correct": 900, "incorrect": 80, "timeout": 1, "unparsable": 19}),
         ("self", {"correct": 400, "incorrect": 500, "unparsable": 100}),
@@ -291,6 +292,34 @@ def test_numbers_equal_those_counted_by_hand_from_the_generations(
     assert numbers["mean_tokens"] == pytest.approx(np.mean([row["num_tokens"] for row in rows]))
     hard = [row["verdict"] == "correct" for row in rows if row["tier"] == "hard"]
     assert numbers["tiers"]["hard"]["pass_at_1"] == pytest.approx(np.mean(hard))
+
+
+def test_a_failed_gate_warns_in_the_table_and_on_the_page(
+    paths: dict[str, Path], summary: dict, tmp_path: Path, log: Any
+) -> None:
+    assert "Beware" not in (paths["output"] / "table.md").read_text()
+    assert 'class="warning"' not in (paths["output"] / "index.html").read_text()
+    inputs = make_inputs(tmp_path)
+    row = {"value": 0.541, "margin": 0.028, "low": 0.8, "high": 1.0, "passed": False}
+    fine = {"value": 0.45, "margin": 0.02, "low": 0.2, "high": 0.65, "passed": True}
+    gates = {"applies": True, "num_problems": 1200, "num_samples": 4, "temperature": 1.0}
+    gates["gates"] = {
+        "G1": {"passed": False, "rows": {"<b>columns</b>, forced: right": row}},
+        "G3": {"passed": True, "rows": {"pass@1": fine}},
+    }
+    records.write_json(inputs["metrics"] / "gates.json", gates)
+    run(inputs, log)
+    table = (inputs["output"] / "table.md").read_text()
+    assert "Beware: the base fails G1 (competence) of the small world's gates" in table
+    assert "54.1% ± 2.8" in table
+    html = (inputs["output"] / "index.html").read_text()
+    assert html.index("Beware: the base fails G1") < html.index("1,200 held-out problems, 4 samples each")
+    assert "<b>columns" not in html
+    records.write_json(inputs["metrics"] / "gates.json", gates | {"gates": {"G3": gates["gates"]["G3"]}})
+    run(inputs, log)
+    html = (inputs["output"] / "index.html").read_text()
+    assert 'class="warning"' not in html
+    assert "1,200 held-out problems" in html
 
 
 def test_differences_are_paired_by_problem(paths: dict[str, Path], summary: dict) -> None:

@@ -49,6 +49,14 @@ def test_every_wording_of_every_strategy_is_another_text() -> None:
     assert len(texts) == 27
 
 
+def test_a_response_tells_its_strategy_by_its_first_words() -> None:
+    for strategy in world.STRATEGIES:
+        for wording in world.ALL_WORDINGS:
+            assert world.strategy_of(world.respond(587, 364, strategy, wording)) == strategy
+    for text in ("", "<think> Digit", "Digit by digit: ", "<think> Somehow: 951 </think>"):
+        assert world.strategy_of(text) == ""
+
+
 @pytest.mark.parametrize("strategy", world.STRATEGIES)
 @pytest.mark.parametrize(("a", "b"), [(587, 364), (111, 111), (499, 499), (505, 105), (101, 898)])
 def test_every_step_adds_its_place_and_leads_to_what_is_stated(strategy: str, a: int, b: int) -> None:

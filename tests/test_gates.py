@@ -1,0 +1,143 @@
+"""The small world's gates: what passes, what fails, and that they are measured on the student as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from oxa import config, findings, gates, records, world
+from oxa.gates import Trial
+
+WORLD = config.World(num_train=6, num_rlvr=3, num_benchmark=3)
+EXAMPLES = list(world.benchmark_examples(WORLD.model_copy(update={"num_benchmark": 300})))
+SECTION = config.Gates(num_problems=6, num_samples=2, max_tokens=8)
+OF_THE_WORLD = config.FromScratch(kind="from_scratch", corpus=[config.Source(source="world")])
+RARE = [name for name in world.STRATEGIES if name != world.HABIT]
+
+
+def ideal() -> list[Trial]:
+    """A student that passes: rare strategies always right, the habit on easy problems only and in 3 of 4 samples."""
+    trials = []
+    for problem, example in enumerate(EXAMPLES):
+        for index in range(4):
+            strategy = RARE[0] if index == problem % 4 else world.HABIT
+            right = strategy != world.HABIT or example.tier == "easy"
+            trials.append(Trial(problem, example.tier, index, "", strategy, right))
+        for name in world.STRATEGIES:
+            right = name != world.HABIT or example.tier == "easy"
+            trials.append(Trial(problem, example.tier, 0, name, name, right))
+    return trials
+
+
+def failing(trials: list[Trial], examples: list[world.Example] = EXAMPLES) -> set[str]:
+    found = gates.judge(trials, examples)
+    return {what for gate in found.values() for what, row in gate["rows"].items() if not row["passed"]}
+
+
+def test_an_able_student_with_a_habit_passes_every_gate() -> None:
+    assert failing(ideal()) == set()
+    found = gates.judge(ideal(), EXAMPLES)
+    assert all(gate["passed"] for gate in found.values())
+    share = found["G2"]["rows"][f"{world.HABIT}: share, left alone"]
+    assert share["value"] == 0.75
+    assert share["margin"] == pytest.approx(0, abs=1e-9), "three in four of every problem: no spread"
+    assert found["G3"]["rows"]["pass@1"]["value"] == pytest.approx((1 + 0.25 + 0.25) / 3)
+    assert found["G3"]["rows"]["pass@1"]["margin"] == pytest.approx(1.96 * (0.75**2 * 2 / 9 / 300) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (
+            lambda t: t._replace(correct=t.correct and t.problem % 3 > 0) if t.forced == RARE[1] else t,
+            f"{RARE[1]}, forced: right",
+        ),
+        (
+            lambda t: t._replace(correct=False) if t.forced == world.HABIT else t,
+            f"{world.HABIT}, forced: right on easy",
+        ),
+        (
+            lambda t: t._replace(strategy=world.HABIT) if not t.forced and t.tier == "easy" else t,
+            None,  # 83%: still within the bounds
+        ),
+        (lambda t: t._replace(strategy="") if not t.forced else t, f"{world.HABIT}: share, left alone"),
+        (
+            lambda t: (
+                t._replace(correct=t.sample_index % 2 == 0)
+                if t.strategy == world.HABIT and not t.forced
+                else t
+            ),
+            f"{world.HABIT}: right on hard, left alone",
+        ),
+        (
+            lambda t: t._replace(correct=t.tier == "easy") if not t.forced else t,
+            "hard problems with right and wrong samples",
+        ),
+        (lambda t: t._replace(correct=t.correct or t.sample_index > 0) if not t.forced else t, "pass@1"),
+    ],
+)
+def test_each_gate_catches_its_own_fault(change: Any, what: str | None) -> None:
+    found = failing([change(trial) for trial in ideal()])
+    assert what in found if what else not found
+
+
+def test_answers_that_can_be_guessed_and_problems_of_the_corpus_fail_the_last_gate() -> None:
+    same = [dataclasses.replace(example, answer="7") for example in EXAMPLES]
+    assert failing(ideal(), same) == {
+        "different answers",
+        "always giving the tier's most frequent answer: right",
+    }
+    seen = next(
+        (a, b) for a, b in itertools.product(range(100, 999), repeat=2) if world.split_of(a, b) == "corpus"
+    )
+    known = dataclasses.replace(EXAMPLES[0], operands=seen)
+    assert failing(ideal(), [known, *EXAMPLES[1:]]) == {"problems of the corpus' or the training split"}
+
+
+def measure(base: Any, model: Path, folder: Path, log: Any) -> dict[str, Any]:
+    return gates.run(
+        SECTION,
+        base,
+        WORLD,
+        config.Generate(batch_size=4),
+        config.Prompt(suffix=""),
+        config.Verify(workers=1),
+        model=model,
+        output=folder / "gates.parquet",
+        scratch=folder / "scratch",
+        log=log,
+    )
+
+
+def test_the_base_is_left_alone_and_forced_on_problems_that_nothing_else_holds(
+    checkpoint: Path, tmp_path: Path, log: Any
+) -> None:
+    found = measure(OF_THE_WORLD, checkpoint, tmp_path, log)
+    rows = records.read(tmp_path / "gates.parquet", records.GENERATIONS).to_pylist()
+    trials = {name: [row for row in rows if row["benchmark"] == name] for name in ("free", *world.STRATEGIES)}
+    assert {name: len(part) for name, part in trials.items()} == {"free": 12} | dict.fromkeys(
+        world.STRATEGIES, 6
+    )
+    for name in world.STRATEGIES:
+        assert all(row["text"].startswith(world.opening(name)) for row in trials[name])
+    assert len({row["problem_id"] for row in rows}) == 6
+    assert found["applies"]
+    assert found["gates"]["G4"]["rows"]["problems of the corpus' or the training split"]["value"] == 0
+    assert findings.gates(found).startswith("Beware: the base fails G1 (competence)")
+    again = measure(OF_THE_WORLD, checkpoint, tmp_path / "again", log)
+    assert again == found
+    assert pq.read_table(tmp_path / "again" / "gates.parquet").equals(
+        pq.read_table(tmp_path / "gates.parquet")
+    )
+
+
+def test_another_student_is_not_measured(tmp_path: Path, log: Any) -> None:
+    other = config.Checkpoint(kind="checkpoint", model="owner/name")
+    assert measure(other, tmp_path / "no-model", tmp_path, log) == {"applies": False}
+    assert records.read(tmp_path / "gates.parquet", records.GENERATIONS).num_rows == 0
+    assert findings.gates({"applies": False}) == ""

@@ -437,6 +437,12 @@ class TrainArm(Section):
     """UL sequences an optimiser step, beside the num_ce."""
     ul_weight: Annotated[float, Field(ge=0)] = 1e-4
     """λ: weight of the unlikelihood term."""
+    ul_tokens: Count | None = None
+    """Tokens of a UL sequence that are pushed, those at which the student is surest (lowest entropy) while it trains;
+    none: all of them, as in the paper."""
+    ce_loss: Literal["nll", "dft"] = "nll"
+    """`dft` weighs a CE token by its own probability (dynamic fine-tuning, arXiv 2508.05629): a contrast, which learns
+    least from what the student finds unlikely."""
 
 
 class Train(Section):

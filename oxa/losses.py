@@ -3,6 +3,7 @@
 Per response token, with ℓ = ln p(y_t | x, y_<t):
 
     cross-entropy    -ℓ
+    dft              -p ℓ, p taken as a constant        (Wu et al. 2025, arXiv 2508.05629; a contrast to cross-entropy)
     unlikelihood     -ln(1 - p) = -log1mexp(ℓ)          (Welleck et al. 2020, arXiv 1908.04319, equation 5)
 
 and over one optimiser step of n_ce and n_ul sequences (METHOD §4)
@@ -32,6 +33,23 @@ costs 13.8 nats but has no gradient."""
 def cross_entropy(log_probs: Tensor) -> Tensor:
     """-ℓ, any shape."""
     return -log_probs
+
+
+def dynamic(log_probs: Tensor) -> Tensor:
+    """-p ℓ, any shape, p without gradient: what is unlikely counts little (dynamic fine-tuning)."""
+    return -log_probs.detach().exp() * log_probs
+
+
+CE_LOSSES = {"nll": cross_entropy, "dft": dynamic}
+
+
+def surest(entropy: Tensor, scored: Tensor, count: int) -> Tensor:
+    """Of each row's scored tokens, the `count` of lowest entropy, the first ones where they tie; all [B, T]."""
+    order = entropy.where(scored, torch.inf).sort(dim=1, stable=True).indices
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
+    return scored & (rank < count)
 
 
 def unlikelihood(log_probs: Tensor) -> Tensor:
@@ -71,22 +89,24 @@ def mix(
     *,
     ul_weight: float,
     normalization: Literal["sequence", "token"],
+    ce_loss: Literal["nll", "dft"] = "nll",
 ) -> Mix:
     """The share of L that these rows carry.
 
     log_probs [B, T], scored [B, T] marks the response tokens (finite values are needed elsewhere, too), suppressed [B]
     marks the unlikelihood rows. `ul_weight` is λ. A row without a scored token weighs nothing.
     """
-    per_token = torch.where(suppressed[:, None], unlikelihood(log_probs), cross_entropy(log_probs))  # [B, T]
+    promoted = CE_LOSSES[ce_loss](log_probs)
+    per_token = torch.where(suppressed[:, None], unlikelihood(log_probs), promoted)  # [B, T]
     per_row = (per_token * scored).sum(1)  # [B]
     if normalization == "sequence":
         per_row = per_row / scored.sum(1).clamp(min=1)
         num_ce, num_ul = totals.ce_sequences, totals.ul_sequences
     else:
         num_ce, num_ul = totals.ce_tokens, totals.ul_tokens
-    ce_loss = (per_row * ~suppressed).sum() / _at_least_one(num_ce)
-    ul_loss = (per_row * suppressed).sum() / _at_least_one(num_ul)
-    return Mix(ce_loss + ul_weight * ul_loss, ce_loss.detach(), ul_loss.detach())
+    ce = (per_row * ~suppressed).sum() / _at_least_one(num_ce)
+    ul = (per_row * suppressed).sum() / _at_least_one(num_ul)
+    return Mix(ce + ul_weight * ul, ce.detach(), ul.detach())
 
 
 def _at_least_one(count: Tensor | int) -> Tensor | int:

@@ -108,12 +108,14 @@ class OXATrainer(SFTTrainer):
         for batch in micro_batches:
             suppressed = batch["suppressed"]
             num_tokens = (batch["labels"][:, 1:] != -100).sum(1)
+            limit = self._arm.ul_tokens
+            num_pushed = num_tokens if limit is None else num_tokens.clamp(max=limit)
             counts += torch.stack(
                 [
                     (~suppressed).sum(),
                     suppressed.sum(),
                     (num_tokens * ~suppressed).sum(),
-                    (num_tokens * suppressed).sum(),
+                    (num_pushed * suppressed).sum(),
                 ]
             )
         totals = self.accelerator.reduce(counts, "sum")
@@ -130,18 +132,22 @@ class OXATrainer(SFTTrainer):
         """
         with lm.products(self.args):
             outputs = model(input_ids=inputs["input_ids"], labels=inputs["labels"], fused_lm_head=True)
-        suppressed = inputs["suppressed"]
+        suppressed, scored = inputs["suppressed"], outputs.label_mask
+        if self._arm.ul_tokens is not None:
+            pushed = losses.surest(outputs.entropy, scored, self._arm.ul_tokens)
+            scored = torch.where(suppressed[:, None], pushed, scored)
         share = losses.mix(
             outputs.log_probs,
-            outputs.label_mask,
+            scored,
             suppressed,
             self._totals,
             ul_weight=self._arm.ul_weight,
             normalization=self._shared.normalization,
+            ce_loss=self._arm.ce_loss,
         )
-        with torch.no_grad():  # what is not scored is 0 in both
-            entropy = outputs.entropy.sum(1, dtype=torch.float64)
-            probability = (outputs.log_probs.exp() * outputs.label_mask).sum(1, dtype=torch.float64)
+        with torch.no_grad():
+            entropy = (outputs.entropy * scored).sum(1, dtype=torch.float64)
+            probability = (outputs.log_probs.exp() * scored).sum(1, dtype=torch.float64)
             self._sums += torch.stack(
                 Sums(
                     ce_loss=share.ce_loss.double(),

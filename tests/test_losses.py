@@ -62,6 +62,35 @@ def test_float32_keeps_its_digits_on_both_branches() -> None:
     torch.testing.assert_close(losses.unlikelihood(points.float()).double(), exact, rtol=1e-6, atol=0)
 
 
+@given(st.lists(st.floats(-60, 0), min_size=1, max_size=9))
+def test_dynamic_fine_tuning_weighs_by_the_probability_and_has_it_for_a_gradient(drawn: list[float]) -> None:
+    points = torch.tensor(drawn, dtype=torch.float64, requires_grad=True)
+    values = losses.dynamic(points)
+    values.sum().backward()
+    assert values.tolist() == pytest.approx([-math.exp(x) * x for x in drawn])
+    assert points.grad is not None
+    assert points.grad.tolist() == pytest.approx([-math.exp(x) for x in drawn]), (
+        "that of the probability, negative"
+    )
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.5, 2.0]), st.booleans()), min_size=5, max_size=5),
+        min_size=1,
+    ),
+    st.integers(1, 6),
+)
+def test_the_surest_tokens_are_the_scored_ones_of_lowest_entropy_first_ones_first(
+    drawn: list[list[tuple[float, bool]]], count: int
+) -> None:
+    entropy = torch.tensor([[value for value, _ in row] for row in drawn])
+    scored = torch.tensor([[is_scored for _, is_scored in row] for row in drawn])
+    for row, kept in zip(drawn, losses.surest(entropy, scored, count), strict=True):
+        wanted = sorted((value, place) for place, (value, is_scored) in enumerate(row) if is_scored)[:count]
+        assert kept.nonzero()[:, 0].tolist() == sorted(place for _, place in wanted)
+
+
 def plain(rows: list[list[float]], suppressed: list[bool], weight: float, normalization: str) -> float:
     """L written out as in METHOD §4, over rows of response log-probabilities."""
     terms = []
@@ -145,6 +174,21 @@ def test_ce_rows_of_a_micro_batch_with_a_ul_row_keep_their_loss() -> None:
     assert mixed.loss.item() == 2.0
     assert mixed.ce_loss.item() == 2.0
     assert mixed.ul_loss.item() == pytest.approx(-math.log(1 - math.exp(-0.5)))
+
+
+def test_the_ce_loss_is_a_choice_of_the_ce_rows_alone() -> None:
+    values, scored = padded([[-1.0, -3.0], [-0.5, -0.5]])
+    found = losses.mix(
+        values,
+        scored,
+        torch.tensor([False, True]),
+        losses.Totals(1, 1, 2, 2),
+        ul_weight=1.0,
+        normalization="sequence",
+        ce_loss="dft",
+    )
+    assert found.ce_loss.item() == pytest.approx((math.exp(-1) + 3 * math.exp(-3)) / 2)
+    assert found.ul_loss.item() == pytest.approx(-math.log(1 - math.exp(-0.5)))
 
 
 def test_sequence_normalization_ignores_length_and_token_normalization_does_not() -> None:

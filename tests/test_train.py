@@ -102,7 +102,7 @@ def unbroken(checkpoint: Path, tables: dict[str, Path], tmp_path_factory: pytest
     return fit(checkpoint, tables["full"], tmp_path_factory.mktemp("unbroken"))
 
 
-def reference(model: Path, *, by_token_statistics: bool) -> dict[str, float]:
+def reference(model: Path, *, by_token_statistics: bool, ul_tokens: int | None = None) -> dict[str, float]:
     """What the first step over all rows should log, from the plain logits in float32 or from lm.token_statistics."""
     network, tokenizer = lm.load(model)
     rows = []
@@ -120,9 +120,11 @@ def reference(model: Path, *, by_token_statistics: bool) -> dict[str, float]:
             entropy = -(everywhere.exp() * everywhere).sum(-1)
         rows.append((item["objective"], log_p.double(), entropy.double()))
     of = {name: [(p, h) for objective, p, h in rows if objective == name] for name in ("ce", "ul")}
+    of["ul"] = [(p[kept], h[kept]) for p, h in of["ul"] for kept in [h.argsort()[:ul_tokens]]]
     every_ul = torch.cat([p for p, _ in of["ul"]])
     return {
         "ce_loss": sum(-p.mean().item() for p, _ in of["ce"]) / 12,
+        "dft_loss": sum(-(p.exp() * p).mean().item() for p, _ in of["ce"]) / 12,
         "ul_loss": sum(-torch.log1p(-p.exp()).mean().item() for p, _ in of["ul"]) / 8,
         "ce_entropy": torch.cat([h for _, h in of["ce"]]).mean().item(),
         "ul_entropy": torch.cat([h for _, h in of["ul"]]).mean().item(),
@@ -138,6 +140,7 @@ def test_the_first_steps_metrics_equal_a_plain_reference(  # METHOD §6.2, §6.3
     done = fit(checkpoint, tables["full"], tmp_path, arm=arm, num_ce=12, micro_batch_size=5, epochs=1.0)
     (first,) = done.log.rows
     expected = reference(checkpoint, by_token_statistics=by_token_statistics)
+    expected.pop("dft_loss")
     assert {name: first[name] for name in expected} == pytest.approx(expected, rel=2e-6)
     assert first["loss"] == pytest.approx(first["ce_loss"] + 0.5 * first["ul_loss"], rel=1e-12)
     assert first["ce_entropy"] > 0.1
@@ -145,12 +148,24 @@ def test_the_first_steps_metrics_equal_a_plain_reference(  # METHOD §6.2, §6.3
     assert first["epoch"] == 1.0
 
 
+def test_an_arm_may_push_the_surest_tokens_alone_and_weigh_ce_by_probability(
+    checkpoint: Path, tables: dict[str, Path], tmp_path: Path
+) -> None:
+    arm = {"num_ul": 8, "ul_weight": 0.5, "ul_tokens": 3, "ce_loss": "dft"}
+    done = fit(checkpoint, tables["full"], tmp_path, arm=arm, num_ce=12, micro_batch_size=5, epochs=1.0)
+    (first,) = done.log.rows
+    expected = reference(checkpoint, by_token_statistics=False, ul_tokens=3)
+    expected["ce_loss"] = expected.pop("dft_loss")
+    assert {name: first[name] for name in expected} == pytest.approx(expected, rel=2e-6)
+
+
+@pytest.mark.parametrize("own", [{}, {"ul_tokens": 3, "ce_loss": "dft"}])
 @pytest.mark.parametrize("normalization", ["sequence", "token"])
 def test_micro_batches_do_not_change_the_training(
-    checkpoint: Path, tables: dict[str, Path], tmp_path: Path, normalization: str
+    checkpoint: Path, tables: dict[str, Path], tmp_path: Path, normalization: str, own: dict[str, Any]
 ) -> None:
     shape = {
-        "arm": {"num_ul": 8, "ul_weight": 0.5},
+        "arm": {"num_ul": 8, "ul_weight": 0.5} | own,
         "num_ce": 8,
         "epochs": 4.0,
         "normalization": normalization,

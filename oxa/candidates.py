@@ -52,6 +52,7 @@ class Candidates(NamedTuple):
 
     row: Ints  # in the responses table
     score_row: Ints  # in the scores table
+    verdict_row: Ints  # in the verdicts table
     problem: Ints  # row in the problems table
     ppl: Floats
     num_tokens: Ints
@@ -96,9 +97,9 @@ def read(
     _refuse_twice(key[order], files.responses)
     judged: Columns = {"response_id": _hash, "verdict": partial(_is_one_of, list(verdicts))}
     verdict = _arrays(files.verdicts, records.VERDICTS, judged)
-    rows = _same_rows(key, order, verdict["response_id"], files.responses, files.verdicts)
-    allowed = np.append(verdict["verdict"], False)[rows]  # row -1, none, is the one appended
-    del verdict, rows
+    verdict_row = _same_rows(key, order, verdict["response_id"], files.responses, files.verdicts)
+    allowed = np.append(verdict["verdict"], False)[verdict_row]  # row -1, none, is the one appended
+    del verdict
 
     numbers: Columns = dict.fromkeys(("ppl", "num_tokens", "truncated"), _numbers)
     score = _arrays(files.scores, records.SCORES, {"response_id": _hash, **numbers})
@@ -119,6 +120,7 @@ def read(
     return Candidates(
         row=row,
         score_row=score_row,
+        verdict_row=verdict_row[row],
         problem=problem[row],
         ppl=score["ppl"][score_row],
         num_tokens=score["num_tokens"][score_row],

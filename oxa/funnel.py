@@ -17,6 +17,7 @@ CONDITIONS = {  # of the selection, in its order: (what is left, what is lost)
     "train": ("of training problems", "of other problems"),
     "whole": ("not cut by a limit", "cut by the sampler's or the scorer's limit"),
     "floor": ("ppl at the floor or above", "ppl below the floor"),
+    "consensus": ("wrong by a second check", "not wrong by a second check"),
 }
 
 

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from oxa import candidates, prompts, records
+from oxa import agreement, candidates, prompts, records
 from oxa.candidates import Candidates, Files, Floats, Ints
 from oxa.config import Prompt, SelectionArm, SelectionShared, UnlikelihoodSet, quantile_of
 from oxa.errors import DataError
@@ -101,10 +101,23 @@ def _ul_set(ul: UnlikelihoodSet, seed: int, files: Files) -> tuple[Candidates, d
     found, funnel = candidates.read(files, ul.verdicts, seed, whole=not ul.allow_length)
     found = found.only(found.ppl >= ul.min_ppl)
     funnel["floor"] = len(found.row)
+    if ul.consensus:
+        found = found.only(_surely_wrong(found, files))
+        funnel["consensus"] = len(found.row)
     chosen = lowest(found, ul.num, ul.per_problem)
     if len(chosen) < ul.num:
         raise DataError(_too_few("UL", ul.num, len(chosen), ul.per_problem, found, funnel, files.responses))
     return found.only(chosen), _describe(found, chosen, ul.num, list(ul.verdicts), funnel)
+
+
+def _surely_wrong(found: Candidates, files: Files) -> list[bool]:
+    """Which of them the second check calls wrong, too."""
+    predicted = candidates.take(files.verdicts, records.VERDICTS, ["predicted"], found.verdict_row)
+    golds = candidates.take(files.problems, records.PROBLEMS, ["answers"], found.problem)
+    return [
+        agreement.surely_wrong(gold, answer)
+        for gold, answer in zip(golds["answers"].to_pylist(), predicted["predicted"].to_pylist(), strict=True)
+    ]
 
 
 # The rules: candidates in, positions of the chosen out.

@@ -34,6 +34,7 @@ class Row(NamedTuple):
     verdict: str | None = "correct"
     finish: str = "stop"
     truncated: bool = False
+    predicted: str | None = "1"
 
 
 def mix(x: int) -> int:
@@ -104,6 +105,7 @@ def as_candidates(rows: Sequence[Row], seed: int) -> Candidates:
     return Candidates(
         row=np.arange(len(rows)),
         score_row=np.arange(len(rows)),
+        verdict_row=np.arange(len(rows)),
         problem=np.array([names.index(row.problem) for row in rows], np.int64),
         ppl=np.array([row.ppl for row in rows], np.float64),
         num_tokens=np.array([row.num_tokens for row in rows], np.int64),
@@ -275,7 +277,7 @@ def write_tables(
         records.write(
             paths[f"{prefix}_verdicts"],
             [
-                {"response_id": r.id, "verdict": r.verdict, "predicted": "1"}
+                {"response_id": r.id, "verdict": r.verdict, "predicted": r.predicted}
                 for r in reversed(rows)
                 if r.verdict
             ],
@@ -393,6 +395,20 @@ def test_oxa_full_has_the_ce_set_of_oxa_mle_and_wrong_responses_beside_it(tmp_pa
     assert [row["response_id"] for row in full[len(mle) :]] == sorted(expected)
     assert metrics["ul"]["chosen"] == 12
     assert metrics["ul"]["eligible"] == len(wrong)
+
+
+def test_with_consensus_a_second_check_must_call_it_wrong_too(tmp_path: Path, log: Any) -> None:
+    answers = {"other": "2", "same": "1", "text": "x + 1", "none": None, "rounded": "1.004"}
+    own = [
+        Row(name, f"p{place}", 1.5, verdict="incorrect", predicted=answer)
+        for place, (name, answer) in enumerate(answers.items())
+    ]
+    paths = write_tables(tmp_path, spread(20), own)
+    for consensus, wanted in ((True, {"other"}), (False, set(answers))):
+        ul = UnlikelihoodSet(num=len(wanted), consensus=consensus)
+        rows, metrics = run(tmp_path, paths, small(num_ce=5), log, ce="random", ul=ul)
+        assert {row["response_id"] for row in rows if row["objective"] == "ul"} == wanted
+        assert metrics["ul"]["funnel"].get("consensus", 5) == len(wanted)
 
 
 def test_ul_takes_only_what_proves_a_wrong_pattern(tmp_path: Path, log: Any) -> None:

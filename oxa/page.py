@@ -168,11 +168,12 @@ def _gates(found: Mapping[str, Any]) -> tables.Table | None:
     if not found["applies"]:
         return None
     lines = [
-        tables.Line(gate, [Markup("{}").format(text) for text in row])
-        for gate, *row in findings.gate_rows(found)
+        tables.Line(f"{gate}: {what}", [Markup("{}").format(text) for text in rest])
+        for gate, what, *rest in findings.gate_rows(found)
     ]
     asked = f"{found['num_problems']:,} held-out problems, {found['num_samples']} samples each"
-    return tables.Table(f"Gates of the small world: {asked}", findings.GATE_TITLES, lines)
+    header = ["gate", *findings.GATE_TITLES[2:]]
+    return tables.Table(f"Gates of the small world: {asked}", header, lines)
 
 
 def _sizes(summary: Mapping[str, Any], arms: Sequence[str]) -> list[tuple[Markup, list[str]]]:

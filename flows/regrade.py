@@ -29,7 +29,12 @@ MORE = {"oxa/prompts.py", "oxa/evaluate.py", "oxa/config.py", "oxa/records.py"}
 VERIFIER = GRADING | MORE | {"verify"}
 
 # stages of dvc.yaml, beside the evaluations, that use the verifier, and what it decides there
-GRADERS = {"ingest": "which problems are sound", "verify": "training sets", "rlvr": "rewards of RL"}
+GRADERS = {
+    "gates": "what the base can do",
+    "ingest": "which problems are sound",
+    "verify": "training sets",
+    "rlvr": "rewards of RL",
+}
 
 Summarize = Callable[[pa.Table], dict[str, Any]]
 

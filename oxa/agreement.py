@@ -2,7 +2,8 @@
 
 A verifier's "incorrect" is too often a right answer that it could not read (Xu et al. 2025, arXiv 2505.14625), and
 unlikelihood on that pushes a right pattern away. This check says that an answer is wrong only where answer and gold are
-plain numbers and differ: integers, decimals, fractions, with signs and separators. Of everything else it says nothing.
+plain numbers of one reading each, and differ by more than rounding. Of everything else it says nothing: not of commas,
+which separate thousands, decimals or two answers, nor of a point that may separate thousands.
 Answers are text from a model: they are matched by patterns, never evaluated.
 """
 
@@ -11,15 +12,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import NamedTuple
 
 MAX_CHARS = 100
 CLOSE = Fraction(1, 100)
-"""Where a number has a fractional part, a relative difference below this may be rounding: no opinion."""
+"""Where a number has a fractional part, a relative difference up to this may be rounding, too."""
 
-_INTEGER = r"\d+|\d{1,3}(?:,\d{3})+"
-_PLAIN = re.compile(rf"([-+]?)(?:({_INTEGER})?(?:\.(\d+))?|({_INTEGER})/({_INTEGER}))", re.ASCII)
-_FRACTION = re.compile(rf"([-+]?)\\[dt]?frac\{{({_INTEGER})\}}\{{({_INTEGER})\}}", re.ASCII)
-_SEPARATOR = re.compile(r"(?<=\d)(?:\{,\}|\\[,!])(?=\d{3}(?!\d))", re.ASCII)
+_PLAIN = re.compile(r"([-+]?)(?:(\d*)\.(\d+)|(\d+)\.?|(\d+)/(\d+)|\\[dt]?frac\{(\d+)\}\{(\d+)\})", re.ASCII)
+_SEPARATOR = re.compile(r"(?<=\d)(?:\{,\}|\\[,!])(?=\d{3}(?!\d))", re.ASCII)  # LaTeX's, of thousands only
+_THOUSANDS = re.compile(r"[1-9]\d{0,2}\.\d{3}", re.ASCII)  # or a decimal: 1.234
+
+
+class Number(NamedTuple):
+    value: Fraction
+    places: int | None
+    """Digits behind the point; None of a fraction, which is no rounding of anything."""
 
 
 def surely_wrong(golds: Sequence[str], predicted: str | None) -> bool:
@@ -30,38 +37,31 @@ def surely_wrong(golds: Sequence[str], predicted: str | None) -> bool:
     return all((gold := number(text)) is not None and _differ(gold, answer) for text in golds)
 
 
-def number(text: str) -> Fraction | None:
+def number(text: str) -> Number | None:
     """What a text says that is one plain number, exactly; None of any other."""
     if len(text) > MAX_CHARS:
         return None
-    text = _SEPARATOR.sub(",", text.strip().strip("$").strip()).removesuffix(".")
-    if found := _FRACTION.fullmatch(text):
-        sign, above, below = found.groups()
-        return _ratio(sign, above, below)
+    text = _SEPARATOR.sub("", text.strip().strip("$").strip())
     found = _PLAIN.fullmatch(text)
-    if found is None:
+    if found is None or _THOUSANDS.fullmatch(text.lstrip("+-")):
         return None
-    sign, whole, decimals, above, below = found.groups()
-    if above is not None:
-        return _ratio(sign, above, below)
-    if whole is None and decimals is None:
-        return None
-    size = Fraction(f"{_digits(whole or '0')}.{decimals or '0'}")
-    return -size if sign == "-" else size
+    sign, whole, decimals, integer, *ratio = found.groups()
+    if decimals is not None:
+        size, places = Fraction(f"{whole or 0}.{decimals}"), len(decimals)
+    elif integer is not None:
+        size, places = Fraction(integer), 0
+    else:
+        above, below = (int(part) for part in ratio if part is not None)
+        if not below:
+            return None
+        size, places = Fraction(above, below), None
+    return Number(-size if sign == "-" else size, places)
 
 
-def _ratio(sign: str, above: str, below: str) -> Fraction | None:
-    if not int(_digits(below)):
-        return None
-    size = Fraction(int(_digits(above)), int(_digits(below)))
-    return -size if sign == "-" else size
-
-
-def _digits(text: str) -> str:
-    return text.replace(",", "")
-
-
-def _differ(gold: Fraction, answer: Fraction) -> bool:
-    if gold.denominator == answer.denominator == 1:
-        return gold != answer
-    return abs(gold - answer) > CLOSE * max(abs(gold), abs(answer))
+def _differ(gold: Number, answer: Number) -> bool:
+    gap = abs(gold.value - answer.value)
+    if gold.value.denominator == answer.value.denominator == 1:
+        return gap > 0
+    coarsest = min((number.places for number in (gold, answer) if number.places is not None), default=None)
+    rounding = Fraction(0) if coarsest is None else Fraction(1, 2 * 10**coarsest)
+    return gap > max(rounding, CLOSE * max(abs(gold.value), abs(answer.value)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -270,22 +271,25 @@ def _world_check(arguments: argparse.Namespace) -> int:
         )
     if not arguments.model.is_dir():
         raise DataError(f"{arguments.model}: no such folder; `oxa run base` makes the student")
-    scratch = guard.WORK / "world-check"
-    found = gates.run(
-        params.gates,
-        params.base,
-        params.world,
-        params.generate,
-        params.prompt,
-        params.verify,
-        model=arguments.model,
-        output=scratch / "gates.parquet",
-        scratch=scratch,
-        log=lambda step, **values: None,
-    )
+    _check_student(arguments.model, params)
+    folder = guard.WORK / "world-check"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        found = gates.run(
+            params.gates,
+            params.base,
+            params.world,
+            params.generate,
+            params.prompt,
+            params.verify,
+            model=arguments.model,
+            output=folder / "gates.parquet",
+            scratch=Path(scratch),
+            log=lambda step, **values: None,
+        )
     print("\n".join(findings.aligned(findings.GATE_TITLES, findings.gate_rows(found))))
     print(
-        f"{found['num_problems']:,} held-out problems, temperature {found['temperature']:g}; the responses: {scratch}"
+        f"{found['num_problems']:,} held-out problems, temperature {found['temperature']:g}; the responses: {folder}"
     )
     warning = findings.gates(found)
     print(warning or "All gates passed.")
@@ -373,7 +377,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     print("libraries " + ", ".join(f"{name} {version(name)}" for name in names))
     told = spool.shown(spool.uri()) if params.tracking.enabled else "nobody: tracking.enabled is false"
     print(f"tracking  {told}")
-    from oxa import base, lm
+    from oxa import lm
 
     print(f"device    {lm.default_device()}")
     model = arguments.model or _default_model(params)
@@ -385,13 +389,20 @@ def _doctor(arguments: argparse.Namespace) -> int:
         if isinstance(params.base, config.Checkpoint) and model == params.base.model
         else None
     )
+    _check_student(model, params, revision)
+    print(f"student   {model}: fine")
+    return 0
+
+
+def _check_student(model: str | Path, params: config.Params, revision: str | None = None) -> None:
+    """Prints what is wrong with a checkpoint, and raises DataError where something is."""
+    from oxa import base
+
     faults = base.check_checkpoint(model, params.prompt, revision)
     for fault in faults:
         print(f"student   {model}: {fault}")
     if faults:
         raise DataError(f"{model}: not usable as a student for the reason{'s' * (len(faults) > 1)} above")
-    print(f"student   {model}: fine")
-    return 0
 
 
 def _add_plan(commands: Any) -> None:

@@ -260,7 +260,7 @@ class Vllm(Section):
 
 
 class Generate(Section):
-    """How text is generated, by the `sample` and `evaluate` stages alike."""
+    """How text is generated, by the stages `gates`, `sample` and `evaluate` alike."""
 
     engine: Literal["torch", "vllm"] = "torch"
     """`torch`: this process, on the CPU or one GPU. `vllm`: a vLLM server that the stage starts, or those of `url`."""
@@ -441,8 +441,8 @@ class TrainArm(Section):
     ul_weight: Annotated[float, Field(ge=0)] = 1e-4
     """λ: weight of the unlikelihood term."""
     ul_tokens: Count | None = None
-    """Tokens of a UL sequence that are pushed, those at which the student is surest (lowest entropy) while it trains;
-    none: all of them, as in the paper."""
+    """Tokens of a UL sequence that are pushed, those at which the student is surest (lowest entropy) while it trains,
+    each as hard as without this; none: all of them, as in the paper."""
     ce_loss: Literal["nll", "dft"] = "nll"
     """`dft` weighs a CE token by its own probability (dynamic fine-tuning, arXiv 2508.05629): a contrast, which learns
     least from what the student finds unlikely."""

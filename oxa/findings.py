@@ -167,10 +167,10 @@ def table(summary: Summary) -> str:
     """The comparison as Markdown, readable in a terminal too; percentages, entropies in nats a token."""
     baseline, level = summary["baseline"], f"{summary['confidence']:.0%}"
     lines = ["# Comparison of the arms", ""]
-    if "answer" in summary:
-        lines += [_wrapped(summary["answer"]["sentence"]), ""]
     if warning := gates(summary.get("gates", {})):
         lines += [_wrapped(warning), "", *aligned(GATE_TITLES, gate_rows(summary["gates"])), ""]
+    if "answer" in summary:
+        lines += [_wrapped(summary["answer"]["sentence"]), ""]
     for group in summary["groups"]:
         lines += [_heading(summary, group), ""]
         for columns in (_first_columns(summary, group), _more_columns(summary, group)):

@@ -5,21 +5,24 @@
     G3 headroom     there is something to learn, and something it gets right now and wrong then
     G4 no guessing  answers cannot be guessed, and nothing it is asked was in its corpus or will be trained on
 
-They are measured on the base alone, before and whatever the arms do; BOUNDS was written down before any arm was
-trained. Where a gate fails, arms differ for another reason than the one studied: a base that cannot carry out the rare
-strategies, for example, makes every arm a measure of execution and not of the choice of strategy.
+They are measured on the base alone, whatever the arms do, and the world's settings were chosen by them. Where a gate
+fails, arms differ for another reason than the one studied: a base that cannot carry out the rare strategies, for
+example, makes every arm a measure of execution and not of the choice of strategy.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from oxa import answers, config, generate, lm, prompts, records, world
+from oxa.errors import ConfigError
 
 BOUNDS: dict[str, tuple[float, float | None]] = {
     "competence": (0.8, 1.0),
@@ -32,7 +35,8 @@ BOUNDS: dict[str, tuple[float, float | None]] = {
     "guessed": (0, 0.05),
     "overlap": (0, 0),
 }
-"""What each value must lie in, ends included."""
+"""What each value must lie in, ends included. Most were fixed before arms were first trained on a small world;
+rare_on_hard and guessed, and the half in mixed_hard, before they were trained on this one."""
 EASY, HARD = world.TIERS[0], world.TIERS[-1]
 
 
@@ -66,14 +70,12 @@ def run(
     is the trial) and returns what `judge` finds. `applies` is False, and there is nothing more, for a student that was
     not pretrained on the small world.
 
-    Problems are the benchmark's own and, continuing their enumeration, as many more as the section asks for.
+    Problems are the first `num_problems` of the benchmark's enumeration, which goes on behind the benchmark's own.
     """
     if not base.knows_world:
         records.write(output, [], records.GENERATIONS)
         return {"applies": False}
-    examples = list(
-        world.benchmark_examples(world_.model_copy(update={"num_benchmark": section.num_problems}))
-    )
+    examples = _problems(section, world_)
     asked, requests = _requests(section, prompt, examples, lm.load_tokenizer(model))
     found = generate.generate(model, requests, section, engine, scratch=scratch, description="gates")
     texts = [
@@ -111,15 +113,42 @@ def run(
         "num_problems": len(examples),
         "num_samples": section.num_samples,
         "temperature": section.temperature,
-        "gates": judge(trials, examples),
+        "gates": judge(trials, examples, overlap(world_, examples)),
     }
 
 
-def judge(trials: Sequence[Trial], examples: Sequence[world.Example]) -> dict[str, Any]:
+def _problems(section: config.Gates, world_: config.World) -> list[world.Example]:
+    try:
+        return list(
+            world.benchmark_examples(world_.model_copy(update={"num_benchmark": section.num_problems}))
+        )
+    except ConfigError as error:
+        raise ConfigError(f"gates.num_problems: {error}") from None
+
+
+def overlap(world_: config.World, examples: Sequence[world.Example]) -> int:
+    """Problems whose pair of numbers, in either order, stands in a corpus' document or a problem to train on.
+
+    Of the endless corpus, twice the documents of its first phase are read: more than a student sees.
+    """
+    documents = islice(world.corpus(world_), 2 * world_.strategy_documents)
+    questions = [document.user for document in documents if document.user is not None]
+    for trained in (world.train_examples(world_), world.rlvr_examples(world_)):
+        questions += [example.question for example in trained]
+    seen = {_pair(question) for question in questions}
+    return sum(_pair(example.question) in seen for example in examples)
+
+
+def _pair(question: str) -> tuple[str, ...]:
+    return tuple(sorted(re.findall(r"\d+", question)))
+
+
+def judge(trials: Sequence[Trial], examples: Sequence[world.Example], overlap: int) -> dict[str, Any]:
     """{gate: {"passed": …, "rows": {what: {"value", "margin", "low", "high", "passed"}}}}.
 
     A margin is 1.96 standard errors over problems, None where a value is a count; a value is None where there was
-    nothing to measure. A gate passes where every value lies within its bounds (`high` None: there is none).
+    nothing to measure. A gate passes where every value lies within its bounds (`high` None: there is none). `overlap`:
+    problems that were in the corpus or will be trained on.
     """
     free = [trial for trial in trials if not trial.forced]
     rare = [name for name in world.STRATEGIES if name != world.HABIT]
@@ -137,7 +166,6 @@ def judge(trials: Sequence[Trial], examples: Sequence[world.Example]) -> dict[st
     hard_habit = (trial for trial in free if trial.tier == HARD and trial.strategy == world.HABIT)
     best = max(rare, key=lambda name: forced(name, HARD).value or 0.0)
     most = {tier: Counter(e.answer for e in examples if e.tier == tier) for tier in world.TIERS}
-    outside = [example for example in examples if world.split_of(*example.operands) != "benchmark"]
     measured = {
         "G1": {f"{name}, forced: right": (forced(name), "competence") for name in rare}
         | {f"{world.HABIT}, forced: right on {EASY}": (forced(world.HABIT, EASY), "competence")},
@@ -162,7 +190,7 @@ def judge(trials: Sequence[Trial], examples: Sequence[world.Example]) -> dict[st
                 _share((i, e.answer == most[e.tier].most_common(1)[0][0]) for i, e in enumerate(examples)),
                 "guessed",
             ),
-            "problems of the corpus' or the training split": (Measured(len(outside)), "overlap"),
+            "problems of the corpus or the training data": (Measured(overlap), "overlap"),
         },
     }
     found = {}

@@ -11,6 +11,9 @@ and over one optimiser step of n_ce and n_ul sequences (METHOD §4)
     normalization sequence   L = 1/n_ce Σ_ce mean_t CE + λ · 1/n_ul Σ_ul mean_t UL
     normalization token      L = 1/T_ce Σ_ce Σ_t CE    + λ · 1/T_ul Σ_ul Σ_t UL,   T the tokens of all its sequences
 
+An arm may push only some tokens of a UL sequence, those of lowest entropy (`surest`): the others' UL is 0, and the
+means stay over all, so that λ says the same of every token that is pushed.
+
 Both are sums over sequences with weights that only depend on the whole step, so a step may be cut into micro-batches
 and spread over processes in any way: the parts add up to L.
 
@@ -77,7 +80,9 @@ class Mix(NamedTuple):
     """A part's share of the step; the shares of all parts add up to the step's values."""
 
     loss: Tensor  # [], L, with gradient
-    ce_loss: Tensor  # [], L's first term, without gradient
+    ce_loss: (
+        Tensor  # [], mean cross-entropy as in L's first term, whatever is minimised there, without gradient
+    )
     ul_loss: Tensor  # [], L's second term before λ, without gradient
 
 
@@ -90,23 +95,30 @@ def mix(
     ul_weight: float,
     normalization: Literal["sequence", "token"],
     ce_loss: Literal["nll", "dft"] = "nll",
+    pushed: Tensor | None = None,
 ) -> Mix:
     """The share of L that these rows carry.
 
     log_probs [B, T], scored [B, T] marks the response tokens (finite values are needed elsewhere, too), suppressed [B]
-    marks the unlikelihood rows. `ul_weight` is λ. A row without a scored token weighs nothing.
+    marks the unlikelihood rows, pushed [B, T] their tokens that UL is taken of (None: all). `ul_weight` is λ. A row
+    without a scored token weighs nothing.
     """
-    promoted = CE_LOSSES[ce_loss](log_probs)
-    per_token = torch.where(suppressed[:, None], unlikelihood(log_probs), promoted)  # [B, T]
-    per_row = (per_token * scored).sum(1)  # [B]
-    if normalization == "sequence":
-        per_row = per_row / scored.sum(1).clamp(min=1)
-        num_ce, num_ul = totals.ce_sequences, totals.ul_sequences
-    else:
-        num_ce, num_ul = totals.ce_tokens, totals.ul_tokens
-    ce = (per_row * ~suppressed).sum() / _at_least_one(num_ce)
-    ul = (per_row * suppressed).sum() / _at_least_one(num_ul)
-    return Mix(ce + ul_weight * ul, ce.detach(), ul.detach())
+    ul = unlikelihood(log_probs) if pushed is None else unlikelihood(log_probs) * pushed  # [B, T]
+    of_sequence = scored.sum(1).clamp(min=1) if normalization == "sequence" else 1
+    num_ce, num_ul = (
+        (totals.ce_sequences, totals.ul_sequences)
+        if normalization == "sequence"
+        else (totals.ce_tokens, totals.ul_tokens)
+    )
+
+    def mean(per_token: Tensor, rows: Tensor, count: Tensor | int) -> Tensor:
+        per_row = torch.where(rows[:, None], per_token * scored, 0).sum(1) / of_sequence  # [B]
+        return per_row.sum() / _at_least_one(count)
+
+    promoted = mean(CE_LOSSES[ce_loss](log_probs), ~suppressed, num_ce)
+    pushed_away = mean(ul, suppressed, num_ul)
+    nll = promoted if ce_loss == "nll" else mean(cross_entropy(log_probs), ~suppressed, num_ce)
+    return Mix(promoted + ul_weight * pushed_away, nll.detach(), pushed_away.detach())
 
 
 def _at_least_one(count: Tensor | int) -> Tensor | int:

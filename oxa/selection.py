@@ -17,7 +17,8 @@ scorer's (whose ppl would be of the beginning alone), at most `per_problem` of o
               goes first, ties by ppl. What a bin cannot give is its shortage, reported and filled by nothing.
 
 UL rule, over the student's own responses whose verdict proves a wrong pattern: the `num` of lowest ppl that are not
-below `min_ppl` (degenerate loops), at most `per_problem` of one problem; none that a length limit cut unless allowed.
+below `min_ppl` (degenerate loops), at most `per_problem` of one problem; none that a length limit cut unless allowed;
+with `consensus`, none that a second check does not call wrong, too (oxa/agreement.py).
 
 Arrays are [N], one entry a candidate. No rule sees the order of rows: what chance decides, a 64-bit hash of (seed,
 response_id) decides. Ids are joined by hash as well, and compared letter by letter for the rows chosen.
@@ -333,6 +334,8 @@ def _too_few(
 ) -> str:
     steps = ", ".join(f"{step} {count}" for step, count in funnel.items())
     keys = "ul.num or ul.min_ppl, raise ul.per_problem" if name == "UL" else "num_ce, raise per_problem"
+    if "consensus" in funnel:
+        keys += ", switch ul.consensus off"
     return (
         f"{source}: selection asks for {asked} {name} sequences and {got} can be had: {len(found.row)} eligible "
         f"responses of {_num_problems(found.problem)} problems, at most {per_problem} of one problem, with ppl "

@@ -4,6 +4,8 @@ One optimizer step over exactly n_ce cross-entropy and n_ul unlikelihood sequenc
 
     L = 1/n_ce Σ_ce mean_t( -ln p_t ) + λ · 1/n_ul Σ_ul mean_t( -ln(1 - p_t) )
 
+or what an arm minimises in place of these (`ce_loss`, `ul_tokens`; losses.py).
+
 Every micro-batch of every process adds its share of L, and no share is divided by the number of micro-batches.
 
 Log-probabilities and entropies come from TRL's fused LM head: no [tokens, vocabulary] tensor larger than a tile.
@@ -108,14 +110,12 @@ class OXATrainer(SFTTrainer):
         for batch in micro_batches:
             suppressed = batch["suppressed"]
             num_tokens = (batch["labels"][:, 1:] != -100).sum(1)
-            limit = self._arm.ul_tokens
-            num_pushed = num_tokens if limit is None else num_tokens.clamp(max=limit)
             counts += torch.stack(
                 [
                     (~suppressed).sum(),
                     suppressed.sum(),
                     (num_tokens * ~suppressed).sum(),
-                    (num_pushed * suppressed).sum(),
+                    (num_tokens * suppressed).sum(),
                 ]
             )
         totals = self.accelerator.reduce(counts, "sum")
@@ -132,10 +132,7 @@ class OXATrainer(SFTTrainer):
         """
         with lm.products(self.args):
             outputs = model(input_ids=inputs["input_ids"], labels=inputs["labels"], fused_lm_head=True)
-        suppressed, scored = inputs["suppressed"], outputs.label_mask
-        if self._arm.ul_tokens is not None:
-            pushed = losses.surest(outputs.entropy, scored, self._arm.ul_tokens)
-            scored = torch.where(suppressed[:, None], pushed, scored)
+        suppressed, scored, limit = inputs["suppressed"], outputs.label_mask, self._arm.ul_tokens
         share = losses.mix(
             outputs.log_probs,
             scored,
@@ -144,12 +141,14 @@ class OXATrainer(SFTTrainer):
             ul_weight=self._arm.ul_weight,
             normalization=self._shared.normalization,
             ce_loss=self._arm.ce_loss,
+            pushed=None if limit is None else losses.surest(outputs.entropy, scored, limit),
         )
-        with torch.no_grad():
-            entropy = (outputs.entropy * scored).sum(1, dtype=torch.float64)
+        with torch.no_grad():  # what is not scored is 0 in both
+            entropy = outputs.entropy.sum(1, dtype=torch.float64)
             probability = (outputs.log_probs.exp() * scored).sum(1, dtype=torch.float64)
             self._sums += torch.stack(
                 Sums(
+                    loss=share.loss.double(),
                     ce_loss=share.ce_loss.double(),
                     ul_loss=share.ul_loss.double(),
                     ce_entropy=(entropy * ~suppressed).sum(),
@@ -174,14 +173,13 @@ class OXATrainer(SFTTrainer):
         sums = Sums(*self.accelerator.reduce(self._sums, "sum").tolist())
         self._sums.zero_()
         num_ce, num_ul = int(self._totals.ce_tokens), int(self._totals.ul_tokens)
-        loss = sums.ce_loss + self._arm.ul_weight * sums.ul_loss
-        if not math.isfinite(loss):
+        if not math.isfinite(sums.loss):
             raise ConfigError(
-                f"train.shared.learning_rate: the loss is {loss} at step {self.state.global_step}; "
+                f"train.shared.learning_rate: the loss is {sums.loss} at step {self.state.global_step}; "
                 f"take a lower one than {self._shared.learning_rate}"
             )
         metrics = {
-            "loss": loss,
+            "loss": sums.loss,
             "ce_loss": sums.ce_loss,
             "ce_entropy": sums.ce_entropy / num_ce,
             "tokens": sums.tokens,
@@ -217,7 +215,8 @@ class OXATrainer(SFTTrainer):
 class Sums(NamedTuple):
     """What a step's micro-batches add up, [] float64 each."""
 
-    ce_loss: Any  # L's first term, nats
+    loss: Any  # L, nats
+    ce_loss: Any  # mean cross-entropy of the CE sequences, nats
     ul_loss: Any  # L's second term before λ, nats
     ce_entropy: Any  # nats, over scored CE tokens
     ul_entropy: Any  # nats, over scored UL tokens

@@ -108,7 +108,6 @@ class Example:
     answer: str
     tier: str
     responses: tuple[str, ...]
-    operands: tuple[int, int]
 
 
 class Document(NamedTuple):
@@ -214,7 +213,7 @@ def _examples(world: config.World, split: Split, num: int) -> Iterator[Example]:
         seen.add((a, b))
         question = rng.choice(QUESTIONS).format(a=a, b=b)
         responses = _teach(rng, a, b, world.num_teacher) if split == "train" and not for_rlvr else ()
-        yield Example(question, str(a + b), tier, responses, (a, b))
+        yield Example(question, str(a + b), tier, responses)
 
 
 def _teach(rng: random.Random, a: int, b: int, num: int) -> tuple[str, ...]:

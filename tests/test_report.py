@@ -313,7 +313,9 @@ def test_a_failed_gate_warns_in_the_table_and_on_the_page(
     assert "Beware: the base fails G1 (competence) of the small world's gates" in table
     assert "54.1% ± 2.8" in table
     html = (inputs["output"] / "index.html").read_text()
-    assert html.index("Beware: the base fails G1") < html.index("1,200 held-out problems, 4 samples each")
+    assert html.index("Beware: the base fails G1") < html.index('<p class="answer">')
+    assert table.index("Beware") < table.index("Problems solved at the first try")
+    assert "1,200 held-out problems, 4 samples each" in html
     assert "<b>columns" not in html
     records.write_json(inputs["metrics"] / "gates.json", gates | {"gates": {"G3": gates["gates"]["G3"]}})
     run(inputs, log)

@@ -398,7 +398,7 @@ def test_oxa_full_has_the_ce_set_of_oxa_mle_and_wrong_responses_beside_it(tmp_pa
 
 
 def test_with_consensus_a_second_check_must_call_it_wrong_too(tmp_path: Path, log: Any) -> None:
-    answers = {"other": "2", "same": "1", "text": "x + 1", "none": None, "rounded": "1.004"}
+    answers = {"other": "2", "same": "1", "text": "x + 1", "none": None, "rounded": "1.04"}
     own = [
         Row(name, f"p{place}", 1.5, verdict="incorrect", predicted=answer)
         for place, (name, answer) in enumerate(answers.items())

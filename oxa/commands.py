@@ -22,6 +22,7 @@ def add(commands: Any) -> None:
     _add_doctor(commands)
     _add_plan(commands)
     _add_world(commands)
+    _add_study(commands)
     _add_use(commands)
     summary = commands.add_parser(
         "summary",
@@ -294,6 +295,43 @@ def _world_check(arguments: argparse.Namespace) -> int:
     warning = findings.gates(found)
     print(warning or "All gates passed.")
     return 1 if warning else 0
+
+
+def _add_study(commands: Any) -> None:
+    study = commands.add_parser(
+        "study",
+        help="run a study's experiments as DVC experiments and write its page's tables",
+        description="Runs what the study's file asks for, in every world, each as `dvc exp run --temp`, and writes the "
+        "tables into the page. What is done is not run again; a kill costs the stages that were at work.",
+    )
+    study.add_argument("--study", type=Path, default=Path("docs/study.yaml"), help="default: docs/study.yaml")
+    study.add_argument("--page", type=Path, default=Path("docs/study.md"), help="default: docs/study.md")
+    study.add_argument("--only", nargs="+", default=[], metavar="NAME", help="run these experiments alone")
+    study.add_argument(
+        "--jobs", type=int, metavar="N", help="worlds side by side; default: all of them, at most one a core"
+    )
+    what = study.add_mutually_exclusive_group()
+    what.add_argument(
+        "--tables", action="store_true", help="write the tables from what is there, run nothing"
+    )
+    what.add_argument(
+        "--list", action="store_true", help="print every experiment's command, and whether it is done"
+    )
+    study.set_defaults(command=_study)
+
+
+def _study(arguments: argparse.Namespace) -> int:
+    from flows import study
+
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise ConfigError(f"--jobs {arguments.jobs}: expected 1 or more")
+    if arguments.list:
+        for line in study.show(arguments.study):
+            print(line)
+        return 0
+    return study.run(
+        arguments.study, arguments.page, only=arguments.only, jobs=arguments.jobs, tables=arguments.tables
+    )
 
 
 def _add_use(commands: Any) -> None:

@@ -71,11 +71,11 @@ def summarize(
     arms: dict[str, Any] = {arm: {} for arm in results}
     for arm, runs in results.items():
         for name, members in groups.items():
-            arms[arm][name] = _numbers(section, runs, members, _phase(results, arm))
+            arms[arm][name] = numbers_of(section, runs, members, _phase(results, arm))
             tiers = sorted({tier for tier in first.tier[members].tolist() if tier})
             if tiers and name != POOLED:
                 arms[arm][name]["tiers"] = {
-                    tier: _numbers(section, runs, members & (first.tier == tier), _phase(results, arm))
+                    tier: numbers_of(section, runs, members & (first.tier == tier), _phase(results, arm))
                     for tier in tiers
                 }
     pairs = list(_pairs(section.baseline, list(results)))
@@ -112,7 +112,10 @@ def summarize(
         "steps": {
             arm: {
                 group: [
-                    {"step": step, **_numbers(section, at[arm], members, at.values(), family(first, members))}
+                    {
+                        "step": step,
+                        **numbers_of(section, at[arm], members, at.values(), family(first, members)),
+                    }
                     for step, at in _by_step(results, along or {}).items()
                 ]
                 for group, members in groups.items()
@@ -183,7 +186,7 @@ def _phase(results: Mapping[str, Sequence[Outcomes]], name: str) -> list[Sequenc
     ]
 
 
-def _numbers(
+def numbers_of(
     section: Report,
     runs: Sequence[Outcomes],
     members: Members,

@@ -27,18 +27,52 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _QUANTILE = re.compile(r"quantile\((0?\.\d+)\)")
+_TOKENS = re.compile(r"tokens\(([1-9]\d*)\)")
+_ENTROPY = re.compile(r"entropy\((\d*\.?\d+)\)")
+
+
+def _argument(pattern: re.Pattern[str], value: Any) -> str | None:
+    match = pattern.fullmatch(value) if isinstance(value, str) else None
+    return match[1] if match else None
 
 
 def quantile_of(mean: float | str) -> float | None:
     """q of `quantile(q)`; None of a number."""
-    match = _QUANTILE.fullmatch(mean) if isinstance(mean, str) else None
-    return float(match[1]) if match else None
+    q = _argument(_QUANTILE, mean)
+    return None if q is None else float(q)
+
+
+def tokens_of(num_ce: int | str) -> int | None:
+    """N of `tokens(N)`; None of a number of sequences."""
+    budget = _argument(_TOKENS, num_ce)
+    return None if budget is None else int(budget)
+
+
+def entropy_of(temperature: float | str) -> float | None:
+    """x of `entropy(x)`, nats a token; None of a number."""
+    x = _argument(_ENTROPY, temperature)
+    return None if x is None else float(x)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _mean(value: Any) -> Any:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-    if not is_number and quantile_of(value) is None:
+    if not _is_number(value) and quantile_of(value) is None:
         raise ValueError("expected a number above 0, or `quantile(q)` with q between 0 and 1")
+    return value
+
+
+def _number_or_tokens(value: Any) -> Any:
+    if not (_is_number(value) and isinstance(value, int)) and tokens_of(value) is None:
+        raise ValueError("expected a number of sequences, or `tokens(N)` with N above 0")
+    return value
+
+
+def _temperature(value: Any) -> Any:
+    if not _is_number(value) and not entropy_of(value):
+        raise ValueError("expected a number above 0, or `entropy(x)` with x nats a token above 0")
     return value
 
 
@@ -338,8 +372,9 @@ class Score(Section):
 class SelectionShared(Section):
     """What all arms select by (METHOD §3)."""
 
-    num_ce: Count
-    """CE sequences of every arm (the paper: 50,000)."""
+    num_ce: Annotated[int | str, BeforeValidator(_number_or_tokens)]
+    """CE sequences of every arm (the paper: 50,000); `tokens(30000)`: as many as have so many tokens together, so that
+    arms have equal shares of tokens, and not of sequences."""
     per_problem: Count = 1
     """CE sequences from one problem, at most."""
     mean: Annotated[float | str, BeforeValidator(_mean)] = 2.5
@@ -439,13 +474,27 @@ class TrainArm(Section):
     num_ul: Annotated[int, Field(ge=0)] = 0
     """UL sequences an optimiser step, beside the num_ce."""
     ul_weight: Annotated[float, Field(ge=0)] = 1e-4
-    """λ: weight of the unlikelihood term."""
+    """λ: weight of the unlikelihood term; of `kto`, that of the undesirable completions (1 for desirable ones)."""
     ul_tokens: Count | None = None
     """Tokens of a UL sequence that are pushed, those at which the student is surest (lowest entropy) while it trains,
     each as hard as without this; none: all of them, as in the paper."""
     ce_loss: Literal["nll", "dft"] = "nll"
     """`dft` weighs a CE token by its own probability (dynamic fine-tuning, arXiv 2508.05629): a contrast, which learns
     least from what the student finds unlikely."""
+    objective: Literal["oxa", "kto"] = "oxa"
+    """`kto`: TRL's KTO (arXiv 2402.01306) in place of cross-entropy and unlikelihood, a contrast: CE rows are its
+    desirable completions, UL rows the undesirable ones. train.shared.normalization has no effect on it."""
+    kto_beta: Positive = 0.1
+    """β of `kto`: larger holds the arm closer to the base."""
+
+    @model_validator(mode="after")
+    def _objectives_agree(self) -> TrainArm:
+        if self.objective == "kto":
+            if not self.num_ul:
+                raise ValueError("objective kto needs undesirable completions: num_ul must be above 0")
+            if self.ul_tokens is not None or self.ce_loss != "nll":
+                raise ValueError("objective kto takes neither ul_tokens nor ce_loss: they are parts of oxa's")
+        return self
 
 
 class Train(Section):
@@ -481,8 +530,9 @@ class Rlvr(Section):
     """Problems a step."""
     num_generations: Annotated[int, Field(ge=2)] = 8
     """Rollouts a problem: the group over which advantages are taken."""
-    temperature: Positive = 0.85
-    """Of the rollouts."""
+    temperature: Annotated[float | str, BeforeValidator(_temperature)] = 0.85
+    """Of the rollouts; `entropy(0.3)`: the one at which this checkpoint's first rollouts have that mean entropy, nats a
+    token, so that arms begin to explore alike (arXiv 2506.13284; oxa/temperature.py)."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus of the rollouts; 1 keeps all."""
     max_prompt_tokens: Count = 1536
@@ -760,10 +810,10 @@ def check(raw: dict[str, Any], where: str) -> Params:
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentence(where, fault) for fault in error.errors())) from None
+        raise ConfigError("\n".join(sentence(where, fault) for fault in error.errors())) from None
 
 
-def _sentence(where: str, fault: Any) -> str:
+def sentence(where: str, fault: Any) -> str:
     # pydantic puts the union's tag into the location; a person looks for the key in the file
     path = [
         str(p)

@@ -9,6 +9,7 @@ its sign.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from textwrap import fill
 from typing import Any, NamedTuple
 
@@ -211,12 +212,8 @@ def _first_columns(summary: Summary, group: str) -> Columns:
     n = summary["arms"][BASE][group]["num_samples"]
     columns: Columns = {
         "seeds": lambda numbers: str(numbers["num_seeds"]),
-        "pass@1, %": lambda numbers: _with_interval(numbers, "pass_at_1"),
     }
-    if n > 1:
-        columns[f"pass@{n}, %"] = lambda numbers: _with_interval(numbers, f"pass_at_{n}")
-    columns["entropy, nats"] = lambda numbers: _with_interval(numbers, "mean_entropy", 1, ".3f")
-    return columns
+    return columns | {column(metric): partial(cell, metric=metric) for metric in asked(n)}
 
 
 def _more_columns(summary: Summary, group: str) -> Columns:
@@ -255,11 +252,26 @@ def _differences(summary: Summary, group: str) -> list[str]:
     gains = summary["gains"]
     compared |= {f"{arm}{RL} − {arm}": gains[arm][group] for arm in summary["order"] if arm in gains}
     rows = [
-        [name, *(_difference(found.get(metric), metric) for metric in metrics)]
+        [name, *(difference(found.get(metric), metric) for metric in metrics)]
         for name, found in compared.items()
     ]
-    titles = [f"Δ {_title(metric)}, {'nats' if metric == 'mean_entropy' else 'points'}" for metric in metrics]
-    return aligned(["difference", *titles], rows) if rows else []
+    return aligned(["difference", *map(delta, metrics)], rows) if rows else []
+
+
+def column(metric: str) -> str:
+    """Title of a column of numbers."""
+    return "entropy, nats" if metric == "mean_entropy" else f"{_title(metric)}, %"
+
+
+def cell(numbers: Mapping[str, Any], metric: str) -> str:
+    """A number of such a column, with its interval."""
+    scale, form = (1, ".3f") if metric == "mean_entropy" else (100, ".1f")
+    return _with_interval(numbers, metric, scale, form)
+
+
+def delta(metric: str) -> str:
+    """Title of a column of differences."""
+    return f"Δ {_title(metric)}, {'nats' if metric == 'mean_entropy' else 'points'}"
 
 
 def _with_interval(numbers: Mapping[str, Any], name: str, scale: float = 100, form: str = ".1f") -> str:
@@ -273,7 +285,7 @@ def _ends(numbers: Mapping[str, Any], name: str, scale: float, form: str) -> str
     return f"[{low}, {high}]"
 
 
-def _difference(found: Mapping[str, Any] | None, metric: str) -> str:
+def difference(found: Mapping[str, Any] | None, metric: str) -> str:
     if found is None:
         return "–"
     scale, form = (1, "+.3f") if metric == "mean_entropy" else (100, "+.1f")

@@ -135,9 +135,14 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @torch.no_grad()
 def token_statistics(
-    model: Any, input_ids: Tensor, attention_mask: Tensor, scored: Tensor, chunk: int
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    scored: Tensor,
+    chunk: int,
+    temperature: float = 1.0,
 ) -> TokenStatistics:
-    """ln p(token | what stands before it) and entropies at the positions that `scored` marks.
+    """ln p(token | what stands before it) and entropies at the positions that `scored` marks, p at the temperature.
 
     input_ids, attention_mask, scored: [B, T], right-padded; scored[:, 0] must be false (nothing stands before it).
     The backbone runs once, without the mask: what is causal never sees the padding behind it, and attention without a
@@ -156,8 +161,11 @@ def token_statistics(
     del hidden
     tokens = input_ids[scored]  # [N]
     head = model.get_output_embeddings()
+    bias = head.bias
+    if temperature != 1:
+        before, bias = before / temperature, None if bias is None else bias / temperature
     parts = [
-        _tiled_statistics(before[i : i + chunk], tokens[i : i + chunk], head.weight, head.bias)
+        _tiled_statistics(before[i : i + chunk], tokens[i : i + chunk], head.weight, bias)
         for i in range(0, len(tokens), chunk)
     ]
     if not parts:
@@ -196,7 +204,11 @@ def _tiled_statistics(before: Tensor, tokens: Tensor, weight: Tensor, bias: Tens
 
 
 def batch_statistics(
-    model: Any, sequences: Sequence[np.ndarray], starts: Sequence[int], chunk: int
+    model: Any,
+    sequences: Sequence[np.ndarray],
+    starts: Sequence[int],
+    chunk: int,
+    temperature: float = 1.0,
 ) -> tuple[TokenStatistics, np.ndarray]:
     """Statistics of B sequences of ids, each from its start on, row by row; and the int64 [B] numbers of positions."""
     width = max(map(len, sequences))
@@ -209,7 +221,7 @@ def batch_statistics(
         scored[row, start : len(ids)] = True
     device = model.device
     statistics = token_statistics(
-        model, input_ids.to(device), attention_mask.to(device), scored.to(device), chunk
+        model, input_ids.to(device), attention_mask.to(device), scored.to(device), chunk, temperature
     )
     return statistics, scored.sum(1).numpy()
 

@@ -33,13 +33,14 @@ from typing import Any, NamedTuple
 
 import pyarrow.compute as pc
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig
 
-from oxa import answers, batches, checkpoints, lm, prompts, records, sampler
-from oxa.config import Prompt, Rlvr, Verify
+from oxa import answers, batches, checkpoints, lm, prompts, records, sampler, temperature
+from oxa.config import Prompt, Rlvr, Verify, entropy_of
 from oxa.errors import ConfigError, DataError
 from oxa.grpo import RLVRTrainer
 from oxa.rollouts import Problem, Rollouts
@@ -68,8 +69,8 @@ def run(
     Logs, each step: reward (mean), entropy and kl (k3 to `model`; only where it has a weight), nats a token at the
     sampling temperature, mean_tokens and truncated (share) of the rollouts, all_right and all_wrong (shares of the
     groups, which teach nothing), unparsable and timeout (shares of the rollouts, worth 0 like wrong ones), grad_norm,
-    loss, learning_rate and tokens_per_second (generated tokens over the whole step). Returns counts and the means over
-    the last tenth of the steps.
+    loss, learning_rate and tokens_per_second (generated tokens over the whole step). Returns counts, the temperature
+    and the means over the last tenth of the steps.
 
     Under torchrun or accelerate every process calls this; the first alone logs and writes.
     """
@@ -91,12 +92,14 @@ def run(
     # private, hence the pin of transformers: a process with several GPUs would give each a whole micro-batch
     settings._n_gpu = 1
     with answers.Grader(_share_of(verify)) as grader:
+        rollouts = Rollouts(section, chosen.problems, tokenizer, ends, context, grader, seed)
+        explored = _set_temperature(section, settings, rollouts, network, order[0])
         trainer = RLVRTrainer(
             network,
             tokenizer,
             _dataset(section, chosen.problems, order),
             settings,
-            rollouts=Rollouts(section, chosen.problems, tokenizer, ends, context, grader, seed),
+            rollouts=rollouts,
             keep=partial(_keep, section, model, kept),
             log=log,
         )
@@ -116,6 +119,7 @@ def run(
         "split": chosen.split,
         "problems": len(chosen.problems),
         "dropped": chosen.dropped,
+        **explored,
         **trainer.summary(),
     }
 
@@ -127,6 +131,22 @@ def _share_of(verify: Verify) -> Verify:
         return verify
     workers = (verify.workers or os.cpu_count() or 1) // neighbours
     return verify.model_copy(update={"workers": max(1, workers)})
+
+
+def _set_temperature(
+    section: Rlvr, settings: GRPOConfig, rollouts: Rollouts, network: Any, problem_ids: Sequence[str]
+) -> dict[str, float]:
+    """The rollouts' temperature; of `entropy(x)` found here, by the first process, from rollouts on these problems."""
+    wanted = entropy_of(section.temperature)
+    if wanted is None:
+        return {"temperature": rollouts.temperature}
+    found: list[Any] = [None]
+    if settings.process_index == 0:
+        network.to(settings.device)
+        found = [temperature.matching(wanted, partial(rollouts.entropy_at, network, tuple(problem_ids)))]
+    ((rollouts.temperature, entropy),) = broadcast_object_list(found)
+    settings.temperature = rollouts.temperature
+    return {"temperature": rollouts.temperature, "entropy_before": entropy}
 
 
 class Chosen(NamedTuple):
@@ -212,7 +232,9 @@ def _settings(
         num_generations=section.num_generations,
         max_completion_length=section.max_tokens,
         shuffle_dataset=False,
-        temperature=section.temperature,
+        temperature=section.temperature
+        if entropy_of(section.temperature) is None
+        else 1.0,  # or not known yet
         top_p=section.top_p,
         loss_type=section.loss,
         scale_rewards=section.scale_rewards,

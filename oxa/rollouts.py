@@ -6,13 +6,14 @@ place in the group: they are the same for every arm, however the step is cut int
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from oxa import answers, records, sampler
+from oxa import answers, records, sampler, temperature
 from oxa.config import Rlvr, Sampling
 from oxa.errors import ConfigError
 from oxa.generate import Request
@@ -34,7 +35,10 @@ class Judged(NamedTuple):
 
 
 class Rollouts:
-    """Draws and grades the rollouts of one training; `problems` by id, `ends` the tokens that end a response."""
+    """Draws and grades the rollouts of one training; `problems` by id, `ends` the tokens that end a response.
+
+    `temperature` is theirs; where the section names an entropy, it has to be set first (`entropy_at` helps to find it).
+    """
 
     def __init__(
         self,
@@ -49,6 +53,7 @@ class Rollouts:
         self.section = section
         self._problems, self._tokenizer, self._ends = problems, tokenizer, ends
         self._context, self._grader, self._seed = context, grader, seed
+        self.temperature = math.nan if isinstance(section.temperature, str) else section.temperature
 
     def draw(self, problem_ids: Sequence[str], trainer: Any) -> dict[str, Any]:
         """This process's rollouts of the next step, for TRL's `rollout_func`; one for every entry of `problem_ids`.
@@ -56,16 +61,15 @@ class Rollouts:
         TRL lays a step's rollouts out problem by problem and hands every process one part of them, in its turn.
         """
         first, step = trainer.accelerator.process_index * len(problem_ids), trainer.state.global_step
-        requests = []
-        for place, problem_id in enumerate(problem_ids, first):
-            key = f"{self._seed}/{step}/{place % self.section.num_generations}"
-            response_id = records.response_id(problem_id, "rollout", "", key)
-            requests.append(Request(response_id, self._problems[problem_id].prompt))
+        requests = [
+            self._request(problem_id, f"{step}/{place % self.section.num_generations}")
+            for place, problem_id in enumerate(problem_ids, first)
+        ]
         model = trainer.model
         model.eval()  # in training mode, gradient checkpointing would take the cache away
         try:
             with trainer.accelerator.autocast():
-                completions = self._complete(model, requests, step)
+                completions = self._complete(model, requests, step, self.temperature)
         finally:
             model.train()
         return {
@@ -74,10 +78,26 @@ class Rollouts:
             "logprobs": None,  # of the policy itself, hence nothing to correct
         }
 
-    def _complete(self, model: Any, requests: list[Request], step: int) -> list[list[int]]:
+    def entropy_at(self, model: Any, problem_ids: Sequence[str], of_rollouts: float) -> float:
+        """Mean entropy, nats a token, of a group of rollouts to each of these problems, at that temperature.
+
+        They are others than those of the training, and drawn with the same random numbers at every temperature.
+        """
+        places = range(self.section.num_generations)
+        requests = [self._request(name, f"temperature/{place}") for name in problem_ids for place in places]
+        completions = self._complete(model, requests, 0, of_rollouts)
+        return temperature.entropy(model, [one.prompt for one in requests], completions, of_rollouts)
+
+    def _request(self, problem_id: str, key: str) -> Request:
+        response_id = records.response_id(problem_id, "rollout", "", f"{self._seed}/{key}")
+        return Request(response_id, self._problems[problem_id].prompt)
+
+    def _complete(
+        self, model: Any, requests: list[Request], step: int, of_rollouts: float
+    ) -> list[list[int]]:
         section = self.section
         sampling = Sampling(
-            temperature=section.temperature,
+            temperature=of_rollouts,
             top_p=section.top_p,
             max_tokens=section.max_tokens,
             seed=self._seed,

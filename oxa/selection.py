@@ -16,6 +16,9 @@ scorer's (whose ppl would be of the beginning alone), at most `per_problem` of o
               has one cap over all bins, so bins compete: the bin that can give the fewest for each that it is asked for
               goes first, ties by ppl. What a bin cannot give is its shortage, reported and filled by nothing.
 
+With `num_ce: tokens(B)` a rule chooses as many as have B tokens together, the last one where at least half of it is
+within B; of the Gaussian, the largest N that stays within B.
+
 UL rule, over the student's own responses whose verdict proves a wrong pattern: the `num` of lowest ppl that are not
 below `min_ppl` (degenerate loops), at most `per_problem` of one problem; none that a length limit cut unless allowed;
 with `consensus`, none that a second check does not call wrong, too (oxa/agreement.py).
@@ -36,7 +39,7 @@ import pyarrow as pa
 
 from oxa import agreement, candidates, prompts, records
 from oxa.candidates import Candidates, Files, Floats, Ints
-from oxa.config import Prompt, SelectionArm, SelectionShared, UnlikelihoodSet, quantile_of
+from oxa.config import Prompt, SelectionArm, SelectionShared, UnlikelihoodSet, quantile_of, tokens_of
 from oxa.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -83,18 +86,22 @@ def _ce_set(
     metrics: dict[str, Any] = {}
     if rule == "gaussian":
         shared = with_mean(shared, found)
+    num_ce = number(shared, rule, found)
+    if num_ce is None:
+        raise DataError(_too_few_tokens(shared, found, funnel, files.responses))
+    shared = shared.model_copy(update={"num_ce": num_ce})
+    if rule == "gaussian":
         metrics["mean"] = shared.mean
         chosen, metrics["bins"] = gaussian(found, shared)
         metrics["within_bin"] = shared.within_bin
         _report_bins(found, shared, metrics["bins"], log)
     else:
-        choose = random if rule == "random" else lowest
-        chosen = choose(found, shared.num_ce, shared.per_problem)
-        if len(chosen) < shared.num_ce:
+        chosen = RULES[rule](found, num_ce, shared.per_problem)
+        if len(chosen) < num_ce:
             got, cap = len(chosen), shared.per_problem
-            raise DataError(_too_few("CE", shared.num_ce, got, cap, found, funnel, files.responses))
-    metrics["ce"] = _describe(found, chosen, shared.num_ce, ["correct"], funnel)
-    metrics["shortage"] = shared.num_ce - len(chosen)
+            raise DataError(_too_few("CE", num_ce, got, cap, found, funnel, files.responses))
+    metrics["ce"] = _describe(found, chosen, num_ce, ["correct"], funnel)
+    metrics["shortage"] = num_ce - len(chosen)
     return found.only(chosen), metrics
 
 
@@ -136,6 +143,38 @@ def lowest(found: Candidates, num: int, per_problem: int) -> Ints:
     """At most `num` positions of lowest ppl, ties by hash."""
     order = np.lexsort((found.order, found.ppl))
     return order[_turn(found.problem[order]) < per_problem][:num]
+
+
+RULES = {"random": random, "lowest": lowest}
+
+
+def number(shared: SelectionShared, rule: str, found: Candidates) -> int | None:
+    """CE sequences to choose; of `tokens(B)` as many as hold B tokens, None where all that can be chosen hold fewer."""
+    budget = tokens_of(shared.num_ce)
+    if budget is None:
+        assert isinstance(shared.num_ce, int)
+        return shared.num_ce
+    if rule != "gaussian":
+        order = RULES[rule](found, len(found.row), shared.per_problem)
+        middle = np.cumsum(found.num_tokens[order], dtype=np.int64) - found.num_tokens[order] / 2
+        inside = int(np.searchsorted(middle, budget, side="right"))
+        return inside if inside < len(order) or _num_tokens(found, order) >= budget else None
+
+    def within(num_ce: int) -> bool:
+        chosen, _ = gaussian(found, shared.model_copy(update={"num_ce": num_ce}))
+        return _num_tokens(found, chosen) <= budget
+
+    low, high = 1, len(found.row) + 1  # the first is within, the second is more than there are
+    if within(high):
+        return None
+    while high - low > 1:
+        half = (low + high) // 2
+        low, high = (half, high) if within(half) else (low, half)
+    return low
+
+
+def _num_tokens(found: Candidates, chosen: Ints) -> int:
+    return int(found.num_tokens[chosen].sum(dtype=np.int64))
 
 
 def with_mean(shared: SelectionShared, found: Candidates) -> SelectionShared:
@@ -209,6 +248,7 @@ def gaussian_targets(shared: SelectionShared) -> tuple[Floats, Ints]:
     widths = np.append(np.full(num_bins - 1, shared.bin_width), edges[-1] - edges[-2])
     centers = (edges[:-1] + edges[1:]) / 2
     assert not isinstance(shared.mean, str), "with_mean comes first"
+    assert isinstance(shared.num_ce, int), "number comes first"
     log_pdf = -0.5 * ((centers - shared.mean) / shared.std) ** 2
     share = widths * np.exp(log_pdf - log_pdf.max())  # never all zero, however far the mean lies outside
     quota = shared.num_ce * share / share.sum()
@@ -282,6 +322,7 @@ def _describe(
         "ppl_quantiles": _quantiles(ppl),
         "eligible_ppl_quantiles": _quantiles(found.ppl),
         "mean_tokens": float(found.num_tokens[chosen].mean()) if len(ppl) else None,
+        "tokens": _num_tokens(found, chosen),
         "verdicts": verdicts,
         "funnel": funnel,
     }
@@ -319,6 +360,7 @@ def _report_bins(
                     row["available"],
                 )
     num_chosen = sum(row["chosen"] for row in bins)
+    assert isinstance(shared.num_ce, int)
     if shared.num_ce - num_chosen > shared.max_shortage * shared.num_ce:
         raise DataError(
             f"the Gaussian over ppl (mean {shared.mean:g}, std {shared.std:g}, cut to {shared.ppl_min:g}-"
@@ -340,6 +382,16 @@ def _too_few(
         f"{source}: selection asks for {asked} {name} sequences and {got} can be had: {len(found.row)} eligible "
         f"responses of {_num_problems(found.problem)} problems, at most {per_problem} of one problem, with ppl "
         f"{_spread(found.ppl)} (left after each condition: {steps}); lower {keys} or bring more responses"
+    )
+
+
+def _too_few_tokens(shared: SelectionShared, found: Candidates, funnel: dict[str, int], source: Path) -> str:
+    steps = ", ".join(f"{step} {count}" for step, count in funnel.items())
+    return (
+        f"{source}: selection asks for CE sequences of {tokens_of(shared.num_ce)} tokens together, and what can be "
+        f"chosen, at most {shared.per_problem} of one problem, holds fewer: {len(found.row)} eligible responses of "
+        f"{_num_tokens(found, np.arange(len(found.row)))} tokens (left after each condition: {steps}); lower num_ce, "
+        "raise per_problem or bring more responses"
     )
 
 

@@ -218,7 +218,10 @@ class Volumes:
         mean, origin = self.teacher.mean, self.teacher.origin
         if chosen.ce == "gaussian" and shared.within_bin == "longest" and self._params.plan.longest_tokens:
             mean, origin = self._params.plan.longest_tokens, "assumed"
-        rows = {"ce": estimated(shared.num_ce, min(mean, longest), longest, worst(["from params", origin]))}
+        mean = min(mean, longest)
+        budget = config.tokens_of(shared.num_ce)
+        num = int(shared.num_ce) if budget is None else round(budget / mean)
+        rows = {"ce": estimated(num, mean, longest, worst(["from params", origin]))}
         if chosen.ul:
             wrong = self.self_samples()
             rows["ul"] = estimated(

@@ -1,0 +1,132 @@
+"""A study: which experiments it takes, in which worlds, and which of their arms its tables put side by side.
+
+An experiment is params.yaml with some keys changed, run in every one of the study's worlds; a world is a seed of the
+small world and of the student that is pretrained in it. flows/study.py runs them, study_page.py tells what came out.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from oxa import config, outcomes
+from oxa.errors import ConfigError
+
+UNSEEN = ("tracking", "flow", "registry", "plan")
+"""Sections of params.yaml that no result depends on."""
+
+
+class Experiment(config.Section):
+    """params.yaml with some keys changed, and how much of the graph is run."""
+
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Key's path in params.yaml, to its value."""
+    stages: list[str] = Field(default_factory=lambda: ["evaluate_base", "evaluate"])
+    """Stages that are brought up to date, with all that they need."""
+
+
+class Table(config.Section):
+    rows: dict[str, Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+/[A-Za-z0-9][A-Za-z0-9_.]*$")]]
+    """Row's name, to `EXPERIMENT/ARM`."""
+    baseline: str
+    """Row that the others are compared with."""
+    after_rl: bool = False
+    """Tell the rows after RL, too."""
+    beside: list[Literal["tiers", "strategies"]] = Field(default_factory=list)
+    """Further tables: pass@1 by tier; which strategies the arm was taught and takes."""
+
+    @model_validator(mode="after")
+    def _has_baseline(self) -> Table:
+        if self.baseline not in self.rows:
+            raise ValueError(f"source {self.baseline!r}: the baseline must be one of the rows")
+        if any(name.endswith(outcomes.RL) for name in self.rows):
+            raise ValueError(f"a row's name must not end in {outcomes.RL}: after_rl adds those")
+        return self
+
+
+class Study(config.Section):
+    worlds: list[config.Seed] = Field(min_length=1)
+    """Seeds of worlds and their students."""
+    seeds: list[config.Seed] = Field(min_length=1)
+    """Fine-tuning seeds of every arm."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """What holds for every experiment, over params.yaml."""
+    experiments: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], Experiment] = Field(min_length=1)
+    """In the order in which they run."""
+    tables: dict[str, Table] = Field(default_factory=dict)
+    """By name, which is also their place in the page."""
+
+    @model_validator(mode="after")
+    def _knows_its_experiments(self) -> Study:
+        for name, table in self.tables.items():
+            for row, place in table.rows.items():
+                if place.partition("/")[0] not in self.experiments:
+                    raise ValueError(f"source {place!r} of tables.{name}.rows.{row} is no experiment")
+        return self
+
+
+class Run(NamedTuple):
+    """One experiment in one world."""
+
+    experiment: str
+    world: int
+    changes: dict[str, Any]
+    """All that is set over params.yaml."""
+    stages: list[str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.experiment}-{self.world}"
+
+
+def load(path: Path) -> Study:
+    """Reads a study's file; ConfigError, with the key's path, where it is not one."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    try:
+        return Study.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(config.sentence(str(path), fault) for fault in error.errors())) from None
+
+
+def runs(study: Study) -> list[Run]:
+    """Every experiment in every world, a world after the other."""
+    return [
+        Run(
+            name,
+            seed,
+            {"world.seed": seed, "base.seed": seed, "seeds": study.seeds} | study.set | experiment.set,
+            experiment.stages,
+        )
+        for seed in study.worlds
+        for name, experiment in study.experiments.items()
+    ]
+
+
+def changed(raw: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """params.yaml's content with the changes; ConfigError where the result is no params.yaml."""
+    result = copy.deepcopy(dict(raw))
+    for path, value in changes.items():
+        *folders, key = path.split(".")
+        section = result
+        for folder in folders:
+            section = section.setdefault(folder, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"{where}: {path}: {folder} holds no keys in params.yaml")
+        section[key] = copy.deepcopy(value)
+    config.check(result, where)
+    return result
+
+
+def same_results(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether two contents of params.yaml ask for the same results."""
+    return all(ours.get(key) == theirs.get(key) for key in {*ours, *theirs} - {*UNSEEN})

@@ -26,11 +26,11 @@ import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
-from trl import SFTConfig
+from trl import KTOConfig, SFTConfig
 
-from oxa import batches, checkpoints, lm, progress, prompts, records
+from oxa import batches, checkpoints, kto, lm, progress, prompts, records
 from oxa.config import TrainArm, TrainShared
-from oxa.errors import DataError
+from oxa.errors import ConfigError, DataError
 from oxa.trainer import OXATrainer
 
 OBJECTIVES = ("ce", "ul")
@@ -52,7 +52,8 @@ def run(
 
     Logs loss, ce_loss, ul_loss (nats), ce_entropy, ul_entropy (nats a token), ul_probability (mean p of the tokens
     that are suppressed), grad_norm, learning_rate, tokens_per_second and epoch (passes over the CE set); the ul_ values
-    only where the arm has a UL set. Returns counts and the means over the last tenth of the steps.
+    only where the arm has a UL set. Of objective `kto`: loss, kl, ce_reward, ul_reward (β r, nats), entropy (nats a
+    token) in place of the first six. Returns counts and the means over the last tenth of the steps.
 
     Under torchrun or accelerate every process calls this; the first alone logs and writes.
     """
@@ -65,32 +66,44 @@ def run(
     configs = copy.deepcopy(
         (network.config, network.generation_config)
     )  # the Trainer edits its special tokens
-    rows = _tokenize(data, tokenizer, min(shared.max_length, network.config.max_position_embeddings))
+    longest = min(shared.max_length, network.config.max_position_embeddings)
+    rows = _tokenize(data, tokenizer, longest)
     _check(data, shared, arm, rows)
     order = batches.step_order(rows.num["ce"], rows.num["ul"], shared.num_ce, arm.num_ul, shared.epochs, seed)
     num_micro_batches = size // micro_batch_size  # of a step, over all processes
-    plan = [
-        step[cut].tolist()
-        for step in order
-        for cut in batches.micro_batches(rows.lengths[step], num_micro_batches)
-    ]
     kept = checkpoints.folder(scratch)
     accumulation = num_micro_batches // num_processes
-    settings = _settings(shared, len(order), micro_batch_size, accumulation, kept, seed)
+    common = _settings(shared, len(order), micro_batch_size, accumulation, kept, seed)
+    told: dict[str, Any] = {"log": log, "epochs_a_step": shared.num_ce / rows.num["ce"]}
+    trainer: OXATrainer | kto.UnpairedTrainer
+    if arm.objective == "kto":
+        if micro_batch_size == 1:
+            raise ConfigError(
+                "train.shared.micro_batch_size: kto compares the rows of a micro-batch, and they would hold 1 each; "
+                f"take 2 or more, such that {size // num_processes} sequences are cut evenly"
+            )
+        plan = [cut for step in order.tolist() for cut in kto.micro_batches(step, num_micro_batches)]
+        settings = _on_one_device(
+            KTOConfig(
+                **common,
+                beta=arm.kto_beta,
+                undesirable_weight=arm.ul_weight,
+                logging_nan_inf_filter=False,  # it would show the mean of earlier losses for one that is no number
+            )
+        )
+        reference, _ = lm.load(model, dtype=torch.float32, device=torch.device("cpu"))
+        trainer = kto.UnpairedTrainer(
+            network, reference, tokenizer, rows.dataset, plan, shared, settings, longest=longest, **told
+        )
+    else:
+        plan = [
+            step[cut].tolist()
+            for step in order
+            for cut in batches.micro_batches(rows.lengths[step], num_micro_batches)
+        ]
+        settings = _on_one_device(SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True}))
+        trainer = OXATrainer(network, tokenizer, rows.dataset, plan, shared, arm, settings, **told)
     assert settings.world_size == num_processes
-    # private, hence the pin of transformers: a process with several GPUs would give each a whole micro-batch
-    settings._n_gpu = 1
-    trainer = OXATrainer(
-        network,
-        tokenizer,
-        rows.dataset,
-        plan,
-        shared,
-        arm,
-        settings,
-        log=log,
-        epochs_a_step=shared.num_ce / rows.num["ce"],
-    )
     checkpoints.refuse_parts(getattr(trainer.accelerator.state, "fsdp_plugin", None))
     trainer.train(resume_from_checkpoint=checkpoints.last_whole(kept, trainer.is_world_process_zero()))
     network.config, network.generation_config = configs
@@ -178,37 +191,43 @@ def _settings(
     accumulation: int,
     checkpoints: Path,
     seed: int,
-) -> SFTConfig:
-    return SFTConfig(
-        output_dir=str(checkpoints),
-        per_device_train_batch_size=micro_batch_size,
-        gradient_accumulation_steps=accumulation,
-        num_train_epochs=1,  # the sampler lays all passes out flat, so that a resume only skips
-        learning_rate=shared.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(shared.warmup_ratio * num_steps),
-        adam_beta1=shared.adam_beta1,
-        adam_beta2=shared.adam_beta2,
-        weight_decay=shared.weight_decay,
-        max_grad_norm=shared.max_grad_norm,
-        bf16=shared.dtype == "bfloat16",
-        gradient_checkpointing=shared.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        seed=seed % 2**32,  # NumPy takes no more
-        logging_steps=1,
-        save_strategy="steps",
-        save_steps=shared.checkpoint_every,
-        save_total_limit=2,  # the last may be half-written when the process dies
-        dataset_kwargs={"skip_prepare_dataset": True},
-        max_length=None,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        use_cpu=not torch.cuda.is_available(),  # without it several processes on CPUs would each train alone
-        ddp_find_unused_parameters=False,  # every micro-batch uses all; looking for others walks the graph once more
-        disable_tqdm=True,
-        report_to=[],
-        push_to_hub=False,
-    )
+) -> dict[str, Any]:
+    """What the configs of TRL's trainers have in common."""
+    return {
+        "output_dir": str(checkpoints),
+        "per_device_train_batch_size": micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "num_train_epochs": 1,  # the sampler lays all passes out flat, so that a resume only skips
+        "learning_rate": shared.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": math.ceil(shared.warmup_ratio * num_steps),
+        "adam_beta1": shared.adam_beta1,
+        "adam_beta2": shared.adam_beta2,
+        "weight_decay": shared.weight_decay,
+        "max_grad_norm": shared.max_grad_norm,
+        "bf16": shared.dtype == "bfloat16",
+        "gradient_checkpointing": shared.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "seed": seed % 2**32,  # NumPy takes no more
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": shared.checkpoint_every,
+        "save_total_limit": 2,  # the last may be half-written when the process dies
+        "max_length": None,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": not torch.cuda.is_available(),  # without it several processes on CPUs would each train alone
+        "ddp_find_unused_parameters": False,  # every micro-batch uses all; looking for others walks the graph once more
+        "disable_tqdm": True,
+        "report_to": [],
+        "push_to_hub": False,
+    }
+
+
+def _on_one_device(settings: Any) -> Any:
+    # private, hence the pin of transformers: a process with several GPUs would give each a whole micro-batch
+    settings._n_gpu = 1
+    return settings
 
 
 def _num_tokens(rows: Rows, order: np.ndarray) -> dict[str, int]:
@@ -223,7 +242,7 @@ def _num_tokens(rows: Rows, order: np.ndarray) -> dict[str, int]:
     }
 
 
-def _save(trainer: OXATrainer, base: Path, output: Path) -> None:
+def _save(trainer: OXATrainer | kto.UnpairedTrainer, base: Path, output: Path) -> None:
     """Weights in the base's own type, tokenizer, chat template, generation settings."""
     dtype = AutoConfig.from_pretrained(base).dtype or torch.float32
     spread = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled

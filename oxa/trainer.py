@@ -174,10 +174,7 @@ class OXATrainer(SFTTrainer):
         self._sums.zero_()
         num_ce, num_ul = int(self._totals.ce_tokens), int(self._totals.ul_tokens)
         if not math.isfinite(sums.loss):
-            raise ConfigError(
-                f"train.shared.learning_rate: the loss is {sums.loss} at step {self.state.global_step}; "
-                f"take a lower one than {self._shared.learning_rate}"
-            )
+            raise not_finite(self._shared.learning_rate, sums.loss, self.state.global_step)
         metrics = {
             "loss": sums.loss,
             "ce_loss": sums.ce_loss,
@@ -246,3 +243,9 @@ class Bar(TrainerCallback):
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:
     names = ("loss", "ce_loss", "ul_loss", "ce_entropy", "ul_entropy", "ul_probability", "grad_norm")
     return {name: math.fsum(row[name] for row in rows) / len(rows) for name in names if name in rows[0]}
+
+
+def not_finite(learning_rate: float, loss: float, step: int) -> ConfigError:
+    return ConfigError(
+        f"train.shared.learning_rate: the loss is {loss} at step {step}; take a lower one than {learning_rate}"
+    )

@@ -17,7 +17,7 @@ scorer's (whose ppl would be of the beginning alone), at most `per_problem` of o
               goes first, ties by ppl. What a bin cannot give is its shortage, reported and filled by nothing.
 
 With `num_ce: tokens(B)` a rule chooses as many as have B tokens together, the last one where at least half of it is
-within B; of the Gaussian, the largest N that stays within B.
+within B; of the Gaussian, an N that stays within B where N + 1 would not.
 
 UL rule, over the student's own responses whose verdict proves a wrong pattern: the `num` of lowest ppl that are not
 below `min_ppl` (degenerate loops), at most `per_problem` of one problem; none that a length limit cut unless allowed;

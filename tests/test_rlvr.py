@@ -242,6 +242,25 @@ class Reference:
         }
 
 
+def test_an_entropy_in_place_of_a_temperature_only_chooses_the_number(
+    speller: Path, problems: Path, tmp_path: Path
+) -> None:
+    matched = fit(speller, problems, tmp_path / "matched", temperature="entropy(1.5)")
+    number = matched.metrics["temperature"]
+    assert matched.metrics["entropy_before"] == pytest.approx(1.5, abs=0.03)
+    assert matched.log.rows[0]["entropy"] == pytest.approx(1.5, abs=0.2)  # of other rollouts
+    given = fit(speller, problems, tmp_path / "given", temperature=number)
+    assert given.metrics["temperature"] == number
+    assert matched.log.curve() == given.log.curve()
+    for name, value in given.weights(4).items():
+        assert torch.equal(matched.weights(4)[name], value)
+
+
+def test_an_entropy_out_of_reach_is_refused(speller: Path, problems: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rlvr\.temperature: entropy\(9\) is out of reach"):
+        fit(speller, problems, tmp_path, temperature="entropy(9)")
+
+
 @pytest.mark.parametrize(
     ("loss", "scale_rewards"), [("grpo", "group"), ("dapo", "batch"), ("dr_grpo", "none")]
 )

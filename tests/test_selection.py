@@ -227,6 +227,43 @@ def test_the_scarcest_bin_takes_first_so_that_a_full_one_cannot_starve_it() -> N
     assert {rows[i].id for i in chosen} == {"scarce0", "scarce1", "full2", "full3"}
 
 
+BUDGETS = st.integers(1, 120)
+
+
+@given(tables(), st.sampled_from(["random", "lowest"]), st.integers(1, 3), BUDGETS)
+def test_a_budget_of_tokens_takes_the_start_of_the_order_whose_total_is_nearest(
+    rows: list[Row], rule: str, cap: int, budget: int
+) -> None:
+    found = as_candidates(rows, 0)
+    order = selection.RULES[rule](found, len(rows), cap)
+    totals = [0, *np.cumsum([rows[i].num_tokens for i in order]).tolist()]
+    num = selection.number(small(num_ce=f"tokens({budget})", per_problem=cap), rule, found)
+    if num is None:
+        assert totals[-1] < budget
+    else:
+        distance = [abs(total - budget) for total in totals]
+        assert distance[num] == min(distance)
+
+
+@given(tables(), st.sampled_from(["longest", "random"]), st.integers(1, 3), BUDGETS)
+def test_a_budget_of_tokens_fills_the_gaussian_until_one_more_would_exceed_it(
+    rows: list[Row], within: Any, cap: int, budget: int
+) -> None:
+    found = as_candidates(rows, 0)
+
+    def total(num_ce: int) -> int:
+        chosen, _ = selection.gaussian(found, small(num_ce=num_ce, per_problem=cap, within_bin=within))
+        return sum(rows[i].num_tokens for i in chosen)
+
+    shared = small(num_ce=f"tokens({budget})", per_problem=cap, within_bin=within)
+    num = selection.number(shared, "gaussian", found)
+    if num is None:
+        assert total(len(rows) + 1) <= budget
+    else:
+        assert num == 1 or total(num) <= budget
+        assert total(num + 1) > budget
+
+
 # Whole runs, over files.
 
 

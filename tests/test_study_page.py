@@ -1,0 +1,179 @@
+"""A study's tables, from generations of which it is known what they must say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oxa import records, study_page, world
+from oxa.config import Report
+from oxa.errors import DataError
+from oxa.study import Experiment, Run, Study, Table
+
+SECTION = Report(resamples=200)
+WORLDS, SEEDS = [4, 5], [0, 1]
+STUDY = Study(
+    worlds=WORLDS,
+    seeds=SEEDS,
+    experiments={
+        "first": Experiment(stages=["gates", "evaluate"]),
+        "second": Experiment(set={"arms": ["b"]}),
+    },
+    tables={
+        "one": Table(
+            rows={"plain": "first/a", "new": "second/b"}, baseline="plain", beside=["tiers", "strategies"]
+        ),
+        "rl": Table(rows={"plain": "first/a", "new": "first/b"}, baseline="plain", after_rl=True),
+    },
+)
+RATES = {"base": 1, "first/a": 2, "first/b": 3, "second/b": 4}
+"""Of the four samples of a problem, how many are right."""
+
+
+def generations(seed: int, num_right: int, strategy: str) -> list[dict[str, Any]]:
+    """12 problems of a world, half of them easy; on hard ones one sample less is right."""
+    rows = []
+    for problem in range(12):
+        tier = "easy" if problem % 2 else "hard"
+        for sample in range(4):
+            right = sample < num_right - (tier == "hard")
+            rows.append(
+                {
+                    "benchmark": "world",
+                    "problem_id": f"w{seed}-{problem}",
+                    "tier": tier,
+                    "step": 0,
+                    "sample_index": sample,
+                    "text": world.respond(111, 222, strategy),
+                    "num_tokens": 10 + sample,
+                    "finish_reason": "stop",
+                    "verdict": "correct" if right else "incorrect",
+                    "predicted": "333",
+                    "mean_entropy": 0.1 * num_right,
+                }
+            )
+    return rows
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for every experiment and world, with what a table reads."""
+    root = tmp_path_factory.mktemp("experiments")
+    for experiment, arms in (("first", "ab"), ("second", "b")):
+        for seed in WORLDS:
+            folder = root / f"{experiment}-{seed}"
+            records.write(
+                folder / "data/generations/base.parquet", generations(seed, 1, "digits"), records.GENERATIONS
+            )
+            for arm in arms:
+                made = generations(seed, RATES[f"{experiment}/{arm}"], "columns")
+                train = {
+                    "response_id": "r",
+                    "problem_id": "p",
+                    "prompt": "q",
+                    "completion": world.respond(111, 222, "places"),
+                    "objective": "ce",
+                    "ppl": 1.0,
+                    "num_tokens": 9,
+                }
+                records.write(folder / f"data/train/{arm}.parquet", [train], records.TRAIN)
+                chosen = {"ce": {"chosen": 160, "tokens": 7000 + seed}}
+                records.write_json(folder / f"metrics/selection/{arm}.json", chosen)
+                for number in SEEDS:
+                    name = f"{arm}-{number}"
+                    records.write(folder / f"data/generations/{name}.parquet", made, records.GENERATIONS)
+                    after = [
+                        row | {"step": step} for row in generations(seed, 4, "columns") for step in (8, 16)
+                    ]
+                    records.write(folder / f"data/generations/{name}-rl.parquet", after, records.GENERATIONS)
+                    final = {"ul_probability": 0.25} if arm == "b" else {}
+                    records.write_json(folder / f"metrics/train/{name}.json", {"final": final})
+                    records.write_json(folder / f"metrics/rlvr/{name}.json", {"temperature": 1.2})
+    return root
+
+
+@pytest.fixture
+def read(workspace: Path) -> Callable[[Run, str], Path]:
+    return lambda run, path: workspace / run.name / path
+
+
+def runs(*experiments: str) -> dict[str, Run]:
+    there = [Run(name, seed, {}, []) for name in experiments for seed in WORLDS]
+    return {run.name: run for run in there}
+
+
+def cells(text: str, first: str) -> list[str]:
+    """The row of a Markdown table that begins so."""
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {first} ")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def row(text: str, name: str, title: str) -> dict[str, str]:
+    """The cells of the row `name` under the header that begins with `title`, by column."""
+    (table,) = [part for part in text.split("\n\n") if part.startswith(f"| {title} ")]
+    return dict(zip(cells(table, title), cells(table, name), strict=True))
+
+
+def test_numbers_are_those_of_all_worlds_problems_together(read: Any) -> None:
+    told = study_page.parts(STUDY, SECTION, runs("first", "second"), read)["one"]
+    assert told.startswith(
+        "24 problems of 2 worlds, 4 samples a problem, 2 fine-tuning seeds a world; p by Holm's"
+    )
+    plain, new = row(told, "plain", "row"), row(told, "new", "row")
+    # plain: 2 of 4 on easy problems, 1 of 4 on hard ones; new: 4 and 3
+    assert plain["pass@1, %"].startswith("37.5 [")
+    assert new["pass@1, %"].startswith("87.5 [")
+    assert plain["pass@1 in world 4 / 5"] == "37.5 / 37.5"
+    assert new["entropy, nats"].startswith("0.400")
+    assert (new["CE sequences"], new["CE tokens"], new["p of UL tokens"]) == ("160", "7004", "0.25")
+    assert plain["p of UL tokens"] == "–"
+    assert row(told, "base", "row")["pass@1, %"].startswith("12.5 [")
+
+
+def test_differences_are_those_to_the_baseline_and_shown_as_such(read: Any) -> None:
+    told = study_page.parts(STUDY, SECTION, runs("first", "second"), read)["one"]
+    found = row(told, "new − plain", "difference")
+    assert found["Δ pass@1, points"].startswith("+50.0 [")
+    assert "n.s." not in found["Δ pass@1, points"]
+    assert found["Δ entropy, nats"].startswith("+0.200")
+
+
+def test_tiers_and_strategies_are_told_beside(read: Any) -> None:
+    told = study_page.parts(STUDY, SECTION, runs("first", "second"), read)["one"]
+    tiers = row(told, "new", "pass@1, %")
+    assert tiers["easy"].startswith("100.0 [")
+    assert tiers["hard"].startswith("75.0 [")
+    strategies = row(told, "new", "digits / columns / places, %")
+    assert (strategies["CE set"], strategies["answers"]) == ("0 / 0 / 100", "0 / 100 / 0")
+
+
+def test_after_rl_the_last_step_counts_and_is_compared_with_the_baseline_after_rl(read: Any) -> None:
+    told = study_page.parts(STUDY, SECTION, runs("first", "second"), read)["rl"]
+    assert row(told, "new-rl", "row")["pass@1, %"].startswith("87.5 [")
+    assert row(told, "new-rl", "row")["T of RL"] == "1.20"
+    assert row(told, "new-rl − plain-rl", "difference")["Δ pass@1, points"].startswith("+0.0 [")
+    assert row(told, "new − plain", "difference")["Δ pass@1, points"].startswith("+25.0 [")
+
+
+def test_what_has_not_run_is_named_and_what_has_is_told(read: Any) -> None:
+    told = study_page.parts(STUDY, SECTION, runs("first"), read)
+    assert told["one"].strip() == "Not run yet: new."
+    assert "new-rl" in told["rl"]
+    assert "`second-4` (not run)" in told["experiments"]
+    assert study_page.parts(STUDY, SECTION, {}, read)["gates"] == "Not run yet."
+
+
+def test_only_what_stands_between_the_marks_is_written_anew() -> None:
+    text = "Words.\n\n<!-- study: a -->\nold\n<!-- end -->\n\nMore.\n\n<!-- study: b -->\n<!-- end -->\n"
+    once = study_page.page(text, {"a": "new | table", "b": "other\n", "c": "unused"})
+    assert "old" not in once
+    assert once.startswith("Words.\n\n<!-- study: a -->\n\nnew | table\n\n<!-- end -->\n\nMore.")
+    assert study_page.page(once, {"a": "new | table", "b": "other"}) == once
+
+
+def test_a_mark_without_a_part_is_refused() -> None:
+    with pytest.raises(DataError, match="asks for 'x', which is no part of the study; known here: a"):
+        study_page.page("<!-- study: x --><!-- end -->", {"a": ""})

@@ -1,0 +1,116 @@
+"""`oxa study` in a real repository: experiments run once, a killed study goes on, tables are written."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from pipelines import change, environment, make_repository, run, until, wait_until_gone
+
+STUDY = {
+    "worlds": [4, 5],
+    "seeds": [0],
+    "set": {"arms": ["sft"], "tracking.enabled": False, "train.shared.epochs": 2.0},
+    "experiments": {
+        "arms": {"stages": ["gates", "evaluate_base", "evaluate"]},
+        "spread": {
+            "set": {"selection.shared.mean": "quantile(0.5)", "selection.arms.sft": {"ce": "gaussian"}}
+        },
+    },
+    "tables": {"ce": {"rows": {"random": "arms/sft", "gaussian": "spread/sft"}, "baseline": "random"}},
+}
+PAGE = "Words.\n\n<!-- study: ce -->\n<!-- end -->\n\n<!-- study: gates -->\n<!-- end -->\n"
+
+
+def git(folder: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-c", "user.name=t", "-c", "user.email=t@t", *words],
+        cwd=folder,
+        env=environment(),
+        text=True,
+        check=True,
+        stdout=subprocess.PIPE,
+    )
+    return done.stdout
+
+
+def experiments(folder: Path) -> set[str]:
+    refs = git(folder, "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    return {ref.rpartition("/")[2] for ref in refs if ref.count("/") == 4}
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_repository(tmp_path_factory.mktemp("study") / "repository")
+    (folder / "docs").mkdir()
+    (folder / "docs" / "study.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    (folder / "docs" / "study.md").write_text(PAGE)
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "begin")
+    return folder
+
+
+def test_a_killed_study_goes_on_and_a_finished_one_runs_nothing(repository: Path) -> None:
+    before = {path: path.read_bytes() for path in (repository / "params.yaml", repository / "dvc.yaml")}
+    killed = subprocess.Popen(["oxa", "study"], cwd=repository, env=environment(), stdout=subprocess.DEVNULL)
+    until(lambda: "Running stage 'sample'" in logged(repository, "arms-4"), "sampling begins", killed)
+    below = psutil.Process(killed.pid).children(recursive=True)
+    killed.kill()
+    killed.wait()
+    wait_until_gone(below)
+
+    said = run(repository, "oxa", "study")
+    assert "Stage 'base' is cached" in logged(repository, "arms-4")
+    assert experiments(repository) == {"arms-4", "spread-4", "arms-5", "spread-5"}
+    assert "docs/study.md: tables of 4 experiments" in said
+    page = (repository / "docs" / "study.md").read_text()
+    assert page.startswith(
+        "Words.\n\n<!-- study: ce -->\n\n32 problems of 2 worlds, 2 samples a problem, 1 fine-tuning"
+    )
+    assert "| gaussian − random |" in page
+    assert "world 4" in page
+    assert {path: path.read_bytes() for path in before} == before
+    assert not (repository / "data").exists()  # the workspace is left alone
+
+    again = run(repository, "oxa", "study")
+    assert "experiments to run" not in again
+    assert (repository / "docs" / "study.md").read_text() == page
+    listed = run(repository, "oxa", "study", "--list").splitlines()
+    assert [line.split()[0] for line in listed] == ["done"] * 4
+    assert "dvc exp run --temp --name spread-5" in listed[3]
+
+    # another evaluation makes all of them stale, which --list tells, and --tables leaves as they are
+    change(repository, "evaluate.seed", 1)
+    assert all(line.startswith("to do") for line in run(repository, "oxa", "study", "--list").splitlines())
+    assert "4 are not run yet" in run(repository, "oxa", "study", "--tables")
+    assert "Not run yet" in (repository / "docs" / "study.md").read_text()
+
+
+def logged(folder: Path, name: str) -> str:
+    path = folder / ".work" / "study" / f"{name}.log"
+    return path.read_text() if path.exists() else ""
+
+
+def test_mistakes_are_told_in_a_sentence_before_anything_runs(repository: Path) -> None:
+    assert "no experiment is called 'x'; known here: arms, spread" in run(
+        repository, "oxa", "study", "--only", "x", code=2
+    )
+    wrong = repository / "wrong.yaml"
+    wrong.write_text(yaml.safe_dump(STUDY | {"set": {"arms": ["sft", "more"]}}))
+    assert "arm 'more' has no entry" in run(repository, "oxa", "study", "--study", str(wrong), code=2)
+    assert "nothing.md: No such file" in run(
+        repository, "oxa", "study", "--tables", "--page", "nothing.md", code=2
+    )
+
+
+def test_an_experiment_that_fails_is_named_with_its_last_lines(repository: Path) -> None:
+    asked = {"arms": {"set": {"selection.shared.num_ce": 100_000}}}
+    failing = STUDY | {"worlds": [4], "experiments": asked, "tables": {}}
+    (repository / "failing.yaml").write_text(yaml.safe_dump(failing))
+    (repository / "empty.md").write_text("")
+    said = run(repository, "oxa", "study", "--study", "failing.yaml", "--page", "empty.md", code=1)
+    assert "arms-4: FAILED" in said
+    assert "selection asks for 100000 CE sequences" in said

@@ -156,7 +156,7 @@ class World(Section):
     """Problems of the benchmark `world`, over all tiers."""
     num_teacher: Count = 4
     """Teacher responses a training problem."""
-    strategy_documents: Count = 34_500
+    strategy_documents: Count = 45_000
     """Documents of the corpus in which the rare strategies are learnt; after them the habit sets in."""
 
 
@@ -185,7 +185,7 @@ class FromScratch(Section):
     """Upper bound of the BPE vocabulary; `words` takes what the corpus holds."""
     corpus: list[Source]
     """What the student is pretrained on."""
-    steps: Count = 2300
+    steps: Count = 3000
     """Optimiser steps."""
     batch_tokens: Count = 1280
     """Tokens a step."""

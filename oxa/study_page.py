@@ -60,7 +60,7 @@ def parts(study: Study, section: config.Report, made: Mapping[str, Run], read: R
             if all(f"{place.partition('/')[0]}-{seed}" in made for seed in study.worlds)
         }
         missing = [row for row in table.rows if row not in there]
-        told = f"Not run yet: {findings.listed(missing)}." if missing else ""
+        told = f"Not run yet: {'; '.join(missing)}." if missing else ""
         if table.baseline in there and len(there) > 1:
             told = f"{_table(study, section, table, there, made, read)}\n\n{told}"
         found[name] = told

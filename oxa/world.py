@@ -80,7 +80,7 @@ WEIGHTS = (
     0.14,
     0.06,
 )  # of openings and closings in the corpus; the teacher takes each equally often
-HABIT_SHARE = (0.2, 0.78)  # of the corpus' chats, in the first phase and after it
+HABIT_SHARE = (0.3, 0.78)  # of the corpus' chats, in the first phase and after it
 DRILL_SHARE = (0.12, 0.06)  # of the corpus' documents, likewise
 TABLE_SHARE = 0.8  # of the drills
 PROSE_SHARE = 0.02

@@ -33,7 +33,7 @@ import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, PrinterCallback
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from oxa import lm, train
 from oxa.config import TrainArm, TrainShared
@@ -145,8 +145,8 @@ def fit(shape: str, length: int, way: str, device: torch.device) -> Cell:
     ids = sequences(model.config.vocab_size, length, 2 * STEPS)
     with tempfile.TemporaryDirectory() as folder:
         # what train itself sets, for TRL as well
-        settings = train._settings(shared, STEPS, 1, 2, Path(folder), seed=0)
-        settings._n_gpu = 1
+        common = train._settings(shared, STEPS, 1, 2, Path(folder), seed=0)
+        settings = train._on_one_device(SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True}))
         if way in ("ce", "ce+ul"):
             suppressed = [i % 2 == 1 and num_ul == 1 for i in range(len(ids))]
             rows = {"input_ids": ids, "num_prompt": [PROMPT] * len(ids), "suppressed": suppressed}

@@ -136,15 +136,16 @@ def _share_of(verify: Verify) -> Verify:
 def _set_temperature(
     section: Rlvr, settings: GRPOConfig, rollouts: Rollouts, network: Any, problem_ids: Sequence[str]
 ) -> dict[str, float]:
-    """The rollouts' temperature; of `entropy(x)` found here, by the first process, from rollouts on these problems."""
+    """The rollouts' temperature; of `entropy(x)` found here, from rollouts on these problems.
+
+    Every process finds it, and the first one's counts: waiting for it could take longer than processes wait.
+    """
     wanted = entropy_of(section.temperature)
     if wanted is None:
         return {"temperature": rollouts.temperature}
-    found: list[Any] = [None]
-    if settings.process_index == 0:
-        network.to(settings.device)
-        found = [temperature.matching(wanted, partial(rollouts.entropy_at, network, tuple(problem_ids)))]
-    ((rollouts.temperature, entropy),) = broadcast_object_list(found)
+    network.to(settings.device)
+    found = temperature.matching(wanted, partial(rollouts.entropy_at, network, tuple(problem_ids)))
+    ((rollouts.temperature, entropy),) = broadcast_object_list([found])
     settings.temperature = rollouts.temperature
     return {"temperature": rollouts.temperature, "entropy_before": entropy}
 

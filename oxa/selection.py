@@ -16,8 +16,9 @@ scorer's (whose ppl would be of the beginning alone), at most `per_problem` of o
               has one cap over all bins, so bins compete: the bin that can give the fewest for each that it is asked for
               goes first, ties by ppl. What a bin cannot give is its shortage, reported and filled by nothing.
 
-With `num_ce: tokens(B)` a rule chooses as many as have B tokens together, the last one where at least half of it is
-within B; of the Gaussian, an N that stays within B where N + 1 would not.
+With `num_ce: tokens(B)` each rule takes the N at which its choice comes up to B tokens, or N - 1 where that is nearer;
+one sequence at least. A Gaussian of N + 1 can hold fewer tokens than one of N (a bin's rounded target may fall, and
+bins compete), so that there can be several such N: bisection picks one.
 
 UL rule, over the student's own responses whose verdict proves a wrong pattern: the `num` of lowest ppl that are not
 below `min_ppl` (degenerate loops), at most `per_problem` of one problem; none that a length limit cut unless allowed;
@@ -29,6 +30,7 @@ response_id) decides. Ids are joined by hash as well, and compared letter by let
 
 from __future__ import annotations
 
+import bisect
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,7 +90,7 @@ def _ce_set(
         shared = with_mean(shared, found)
     num_ce = number(shared, rule, found)
     if num_ce is None:
-        raise DataError(_too_few_tokens(shared, found, funnel, files.responses))
+        raise DataError(_too_few_tokens(shared, rule, found, funnel, files.responses))
     shared = shared.model_copy(update={"num_ce": num_ce})
     if rule == "gaussian":
         metrics["mean"] = shared.mean
@@ -149,28 +151,26 @@ RULES = {"random": random, "lowest": lowest}
 
 
 def number(shared: SelectionShared, rule: str, found: Candidates) -> int | None:
-    """CE sequences to choose; of `tokens(B)` as many as hold B tokens, None where all that can be chosen hold fewer."""
+    """CE sequences to ask for; None where even as many as are eligible do not come up to the B of `tokens(B)`."""
     budget = tokens_of(shared.num_ce)
     if budget is None:
         assert isinstance(shared.num_ce, int)
         return shared.num_ce
-    if rule != "gaussian":
+    if rule == "gaussian":
+
+        def total(num: int) -> int:
+            chosen, _ = gaussian(found, shared.model_copy(update={"num_ce": num}))
+            return _num_tokens(found, chosen)
+    else:
         order = RULES[rule](found, len(found.row), shared.per_problem)
-        middle = np.cumsum(found.num_tokens[order], dtype=np.int64) - found.num_tokens[order] / 2
-        inside = int(np.searchsorted(middle, budget, side="right"))
-        return inside if inside < len(order) or _num_tokens(found, order) >= budget else None
 
-    def within(num_ce: int) -> bool:
-        chosen, _ = gaussian(found, shared.model_copy(update={"num_ce": num_ce}))
-        return _num_tokens(found, chosen) <= budget
+        def total(num: int) -> int:
+            return _num_tokens(found, order[:num])
 
-    low, high = 1, len(found.row) + 1  # the first is within, the second is more than there are
-    if within(high):
+    num = 1 + bisect.bisect_left(range(1, len(found.row) + 1), budget, key=total)
+    if num > len(found.row):
         return None
-    while high - low > 1:
-        half = (low + high) // 2
-        low, high = (half, high) if within(half) else (low, half)
-    return low
+    return num - 1 if num > 1 and budget - total(num - 1) < total(num) - budget else num
 
 
 def _num_tokens(found: Candidates, chosen: Ints) -> int:
@@ -385,13 +385,17 @@ def _too_few(
     )
 
 
-def _too_few_tokens(shared: SelectionShared, found: Candidates, funnel: dict[str, int], source: Path) -> str:
+def _too_few_tokens(
+    shared: SelectionShared, rule: str, found: Candidates, funnel: dict[str, int], source: Path
+) -> str:
     steps = ", ".join(f"{step} {count}" for step, count in funnel.items())
+    shape = "move selection.shared.mean towards these ppl, widen std, " if rule == "gaussian" else ""
     return (
-        f"{source}: selection asks for CE sequences of {tokens_of(shared.num_ce)} tokens together, and what can be "
-        f"chosen, at most {shared.per_problem} of one problem, holds fewer: {len(found.row)} eligible responses of "
-        f"{_num_tokens(found, np.arange(len(found.row)))} tokens (left after each condition: {steps}); lower num_ce, "
-        "raise per_problem or bring more responses"
+        f"{source}: selection asks for CE sequences of {tokens_of(shared.num_ce)} tokens together, and what the rule "
+        f"{rule} can choose, at most {shared.per_problem} of one problem, holds fewer: {len(found.row)} eligible "
+        f"responses of {_num_problems(found.problem)} problems, with {int(found.num_tokens.sum(dtype=np.int64))} "
+        f"tokens and ppl {_spread(found.ppl)} (left after each condition: {steps}); lower num_ce, {shape}raise "
+        "per_problem or bring more responses"
     )
 
 

@@ -6,8 +6,10 @@ same mean entropy takes this out (Liu et al. 2025, arXiv 2506.13284, who name 0.
 
     H(T) = mean over the tokens t of rollouts y ~ π_T of  -Σ_v π_T(v | x, y_<t) ln π_T(v | x, y_<t),   π_T ∝ π^(1/T)
 
-T is found by bisection of ln T, with the same problems and random numbers at every T. H is that of the checkpoint
-before RL; it moves on from there with training. Entropies are in nats a token.
+T is found by bisection of ln T, with the same problems and random numbers at every T; this takes as long as generating
+the rollouts of 12 steps, with the engine `torch` whatever RL's own. With top_p < 1 rollouts are drawn from the nucleus,
+while H stays that of the whole π_T, as in RL's log. H is that of the checkpoint before RL; it moves on from there with
+training. Entropies are in nats a token.
 """
 
 from __future__ import annotations

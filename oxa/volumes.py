@@ -220,7 +220,7 @@ class Volumes:
             mean, origin = self._params.plan.longest_tokens, "assumed"
         mean = min(mean, longest)
         budget = config.tokens_of(shared.num_ce)
-        num = int(shared.num_ce) if budget is None else round(budget / mean)
+        num = int(shared.num_ce) if budget is None else max(1, round(budget / mean))
         rows = {"ce": estimated(num, mean, longest, worst(["from params", origin]))}
         if chosen.ul:
             wrong = self.self_samples()

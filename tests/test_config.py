@@ -43,19 +43,33 @@ def put(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("train.shared.learning_rate", -1, "p.yaml: train.shared.learning_rate: .*greater than 0, found -1"),
         ("sample.top_p", 1.5, "p.yaml: sample.top_p: .*less than or equal to 1, found 1.5"),
         ("evaluate.num_samples", 0, "p.yaml: evaluate.num_samples: .*greater than or equal to 1, found 0"),
-        (
-            "selection.shared.num_ce",
-            "tokens(0)",
-            "num_ce: expected a number of sequences, or `tokens.*found 'tokens",
+        *(
+            (
+                "selection.shared.num_ce",
+                value,
+                rf"p.yaml: selection.shared.num_ce: .*`tokens\(N\)`.*, found {shown}",
+            )
+            for value, shown in [
+                ("tokens(0)", r"'tokens\(0\)'"),
+                ("tokens(x)", r"'tokens\(x\)'"),
+                (0, "0"),
+                (-3, "-3"),
+                (1.5, "1.5"),
+                (True, "True"),
+            ]
         ),
-        ("selection.shared.num_ce", 1.5, "num_ce: expected a number of sequences, .*, found 1.5"),
-        ("selection.shared.num_ce", True, "num_ce: expected a number of sequences, .*, found True"),
-        (
-            "rlvr.temperature",
-            "entropy(0)",
-            "temperature: expected a number above 0, or `entropy.*found 'entropy",
+        *(
+            ("rlvr.temperature", value, rf"p.yaml: rlvr.temperature: .*`entropy\(x\)`.*, found {shown}")
+            for value, shown in [
+                ("entropy(0)", r"'entropy\(0\)'"),
+                ("entropy()", r"'entropy\(\)'"),
+                ("hot", "'hot'"),
+                (0, "0"),
+                (-1, "-1"),
+                (float("nan"), "nan"),
+                (True, "True"),
+            ]
         ),
-        ("rlvr.temperature", -1, "temperature: expected a number above 0, .*, found -1"),
         ("base.kind", "borrowed", "p.yaml: base: .*'from_scratch', 'checkpoint'"),
         ("arms", ["sft", "new"], "p.yaml: the file: arm 'new' has no entry in selection.arms"),
         ("arms", ["sft", "base"], "p.yaml: the file: arm 'base' would be confused"),

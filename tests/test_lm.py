@@ -33,6 +33,27 @@ def test_statistics_equal_a_plain_forward_for_any_chunk_and_padding(checkpoint: 
         torch.testing.assert_close(found.entropies, entropies, rtol=1e-5, atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("temperature", [0.1, 0.7, 3.0])
+def test_statistics_at_a_temperature_equal_a_plain_forward(
+    checkpoint: Path, temperature: float, biased: bool
+):
+    model, _ = lm.load(checkpoint)
+    generator = torch.Generator().manual_seed(0)
+    if biased:
+        head = model.get_output_embeddings()
+        head.bias = torch.nn.Parameter(3 * torch.randn(len(head.weight), generator=generator))
+    ids = torch.randint(5, 200, (1, 30), generator=generator)
+    scored = torch.ones_like(ids).bool()
+    scored[:, 0] = False
+    found = lm.token_statistics(model, ids, torch.ones_like(ids), scored, 7, temperature)
+    log_p = (model(ids).logits[0, :-1].double() / temperature).log_softmax(-1)
+    log_probs = log_p.gather(-1, ids[0, 1:, None])[:, 0]
+    torch.testing.assert_close(found.log_probs.double(), log_probs, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(found.entropies.double(), -(log_p.exp() * log_p).sum(-1), rtol=1e-4, atol=1e-5)
+
+
 def exact(
     hidden: torch.Tensor, weight: torch.Tensor, tokens: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

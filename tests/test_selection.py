@@ -230,6 +230,11 @@ def test_the_scarcest_bin_takes_first_so_that_a_full_one_cannot_starve_it() -> N
 BUDGETS = st.integers(1, 120)
 
 
+def nearest(totals: Sequence[int], budget: int, numbers: Sequence[int]) -> int:
+    """The one of the numbers, 0 left out, whose total is nearest to the budget; the larger of two."""
+    return min((num for num in numbers if num), key=lambda num: (abs(totals[num] - budget), -num))
+
+
 @given(tables(), st.sampled_from(["random", "lowest"]), st.integers(1, 3), BUDGETS)
 def test_a_budget_of_tokens_takes_the_start_of_the_order_whose_total_is_nearest(
     rows: list[Row], rule: str, cap: int, budget: int
@@ -238,30 +243,40 @@ def test_a_budget_of_tokens_takes_the_start_of_the_order_whose_total_is_nearest(
     order = selection.RULES[rule](found, len(rows), cap)
     totals = [0, *np.cumsum([rows[i].num_tokens for i in order]).tolist()]
     num = selection.number(small(num_ce=f"tokens({budget})", per_problem=cap), rule, found)
-    if num is None:
-        assert totals[-1] < budget
-    else:
-        distance = [abs(total - budget) for total in totals]
-        assert distance[num] == min(distance)
+    assert num == (None if totals[-1] < budget else nearest(totals, budget, range(len(totals))))
+
+
+def gaussian_totals(rows: Sequence[Row], **changes: Any) -> list[int]:
+    """Tokens of a Gaussian of 0, 1, 2, ... as many as there are rows."""
+    chosen = [
+        selection.gaussian(as_candidates(rows, 0), small(num_ce=num_ce, **changes))[0]
+        for num_ce in range(1, len(rows) + 1)
+    ]
+    return [0, *(sum(rows[i].num_tokens for i in each) for each in chosen)]
 
 
 @given(tables(), st.sampled_from(["longest", "random"]), st.integers(1, 3), BUDGETS)
-def test_a_budget_of_tokens_fills_the_gaussian_until_one_more_would_exceed_it(
+def test_a_budget_of_tokens_takes_a_gaussian_where_its_tokens_come_up_to_it(
     rows: list[Row], within: Any, cap: int, budget: int
 ) -> None:
-    found = as_candidates(rows, 0)
-
-    def total(num_ce: int) -> int:
-        chosen, _ = selection.gaussian(found, small(num_ce=num_ce, per_problem=cap, within_bin=within))
-        return sum(rows[i].num_tokens for i in chosen)
-
+    totals = gaussian_totals(rows, per_problem=cap, within_bin=within)
     shared = small(num_ce=f"tokens({budget})", per_problem=cap, within_bin=within)
-    num = selection.number(shared, "gaussian", found)
+    num = selection.number(shared, "gaussian", as_candidates(rows, 0))
     if num is None:
-        assert total(len(rows) + 1) <= budget
+        assert totals[-1] < budget
     else:
-        assert num == 1 or total(num) <= budget
-        assert total(num + 1) > budget
+        come_up = [i for i in range(1, len(totals)) if totals[i - 1] < budget <= totals[i]]
+        assert num in [nearest(totals, budget, (i - 1, i)) for i in come_up]
+
+
+def test_a_budget_of_tokens_is_met_by_one_of_several_gaussians_that_come_up_to_it() -> None:
+    rows = [Row(f"r{i}", f"p{i}", 1.1 + 0.5 * (i % 4), num_tokens=5 + i % 3) for i in range(24)]
+    totals = gaussian_totals(rows)
+    budget = next(before for before, after in pairwise(totals) if after < before)
+    assert sum(before < budget <= after for before, after in pairwise(totals)) == 2
+    num = selection.number(small(num_ce=f"tokens({budget})"), "gaussian", as_candidates(rows, 0))
+    assert num is not None
+    assert totals[num] == budget
 
 
 # Whole runs, over files.
@@ -566,6 +581,35 @@ def test_an_arm_that_needs_more_than_exists_is_refused(tmp_path: Path, log: Any,
     assert len(run(tmp_path, paths, small(num_ce=20, per_problem=2), log, ce=rule)[0]) == 20
 
 
+@pytest.mark.parametrize("rule", ["random", "lowest", "gaussian"])
+def test_a_run_with_a_budget_of_tokens_tells_what_it_chose(tmp_path: Path, log: Any, rule: str) -> None:
+    paths = write_tables(tmp_path, spread(120), [])
+    written, metrics = run(tmp_path, paths, small(num_ce="tokens(200)"), log, ce=rule)
+    assert metrics["ce"]["tokens"] == sum(row["num_tokens"] for row in written)
+    assert abs(metrics["ce"]["tokens"] - 200) <= 13 / 2  # half of the longest
+    assert metrics["ce"]["asked"] == metrics["ce"]["chosen"] == len(written)
+    again, _ = run(tmp_path, paths, small(num_ce=len(written)), log, ce=rule)
+    assert written == again
+
+
+@pytest.mark.parametrize("rule", ["random", "lowest", "gaussian"])
+def test_a_budget_above_the_tokens_that_exist_is_refused_in_a_sentence(
+    tmp_path: Path, log: Any, rule: str
+) -> None:
+    paths = write_tables(tmp_path, spread(20), [])
+    shared = small(num_ce="tokens(200)", per_problem=2, std=50.0, max_shortage=1.0)
+    with pytest.raises(DataError) as caught:
+        run(tmp_path, paths, shared, log, ce=rule)
+    assert "CE sequences of 200 tokens together" in str(caught.value)
+    assert f"what the rule {rule} can choose, at most 2 of one problem, holds fewer" in str(caught.value)
+    assert "20 eligible responses of 10 problems, with 173 tokens and ppl quantiles" in str(caught.value)
+    assert ("move selection.shared.mean" in str(caught.value)) == (rule == "gaussian")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out.parquet").exists()
+    _, metrics = run(tmp_path, paths, shared.model_copy(update={"num_ce": "tokens(173)"}), log, ce=rule)
+    assert metrics["ce"]["tokens"] == 173
+
+
 def test_tables_that_do_not_belong_together_are_refused(tmp_path: Path, log: Any) -> None:
     paths = write_tables(tmp_path, spread(20), [])
     other = write_tables(tmp_path / "other", spread(24), [])
@@ -606,8 +650,9 @@ def test_an_unusable_table_is_named(tmp_path: Path, log: Any) -> None:
 def test_nothing_at_all_is_refused_in_a_sentence(tmp_path: Path, log: Any) -> None:
     paths = write_tables(tmp_path, [], [])
     for rule in ("random", "lowest", "gaussian"):
-        with pytest.raises(DataError, match="0 eligible responses of 0 problems"):
-            run(tmp_path, paths, small(num_ce=2), log, ce=rule)
+        for num_ce in (2, "tokens(2)"):
+            with pytest.raises(DataError, match="0 eligible responses of 0 problems"):
+                run(tmp_path, paths, small(num_ce=num_ce), log, ce=rule)
 
 
 @given(st.lists(st.text(max_size=20), max_size=30), st.integers(0, 5))

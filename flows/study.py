@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,9 @@ from oxa.lifeline import Child
 
 LOGS = Path(".work/study")
 LAST_LINES = 5
+TAKEN = "Reproducing experiment '"
 RUNNING = "Running stage '"
+DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]
 
 
 def run(path: Path, page: Path, *, only: Sequence[str], jobs: int | None, tables: bool) -> int:
@@ -144,7 +146,7 @@ def _run_all(missing: Sequence[study.Run], jobs: int) -> list[str]:
     """Runs them, worlds side by side; returns the names of those that failed. The rest of a failed world goes on."""
     worlds = list(dict.fromkeys(one.world for one in missing))
     failed: list[str] = []
-    ended = threading.Event()
+    ended, starting = threading.Event(), threading.Lock()
     count = iter(range(1, len(missing) + 1))
 
     def work(world: int) -> None:
@@ -152,7 +154,7 @@ def _run_all(missing: Sequence[study.Run], jobs: int) -> list[str]:
             if ended.is_set():
                 return
             begun = time.monotonic()
-            if said := _run(one, jobs, ended):
+            if said := _run(one, jobs, ended, starting):
                 failed.append(one.name)
                 tell(f"{one.name}: FAILED\n{said}")
             else:
@@ -171,45 +173,48 @@ def _run_all(missing: Sequence[study.Run], jobs: int) -> list[str]:
     return failed
 
 
-def _run(one: study.Run, jobs: int, ended: threading.Event) -> str:
-    """Runs one experiment to its end; "" where all is well, else its last lines."""
+def _run(one: study.Run, jobs: int, ended: threading.Event, starting: threading.Lock) -> str:
+    """Runs one experiment to its end; "" where all is well, else its last lines.
+
+    One starts at a time: DVC puts an experiment into the repository and then takes it from there, and two that do so at
+    once could take each other's.
+    """
     LOGS.mkdir(parents=True, exist_ok=True)
-    if any(name == one.name for _, name in _experiments()):  # an older one, which DVC would not write over
-        subprocess.run(
-            [sys.executable, "-m", "dvc", "exp", "remove", one.name], check=False, capture_output=True
-        )
     environment = dict(os.environ)
     environment["PATH"] = os.pathsep.join(
         [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
     )
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     lines: list[str] = []
-    with (
-        (LOGS / f"{one.name}.log").open("w", encoding="utf-8") as log,
-        Child(
-            [sys.executable, "-m", *command(one)],
+    with ExitStack() as start, (LOGS / f"{one.name}.log").open("w", encoding="utf-8") as log:
+        start.enter_context(starting)
+        if one.name in (name for _, name in _experiments()):  # an older one, which DVC would not write over
+            subprocess.run([*DVC, "exp", "remove", one.name], check=False, capture_output=True)
+        with Child(
+            [*DVC, *command(one)[1:]],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-        ) as child,
-    ):
-        assert child.stdout is not None
-        for line in child.stdout:
-            if ended.is_set():
-                break
-            log.write(line)
-            log.flush()
-            if line.strip():
-                lines.append(line.strip())
-            if line.startswith(RUNNING):
-                stage, _, _ = line.removeprefix(RUNNING).partition("'")
-                tell(f"{one.name}: {stage}")
-        else:
-            if child.wait() == 0:
-                return ""
+        ) as child:
+            assert child.stdout is not None
+            for line in child.stdout:
+                if ended.is_set():
+                    break
+                log.write(line)
+                log.flush()
+                if line.strip():
+                    lines.append(line.strip())
+                if line.startswith(TAKEN):
+                    start.close()
+                if line.startswith(RUNNING):
+                    stage, _, _ = line.removeprefix(RUNNING).partition("'")
+                    tell(f"{one.name}: {stage}")
+            else:
+                if child.wait() == 0:
+                    return ""
     return "\n".join(lines[-LAST_LINES:])
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 from pipelines import change, environment, make_repository, run, until, wait_until_gone
+from zc.lockfile import LockFile
 
 STUDY = {
     "worlds": [4, 5],
@@ -62,7 +64,12 @@ def test_a_killed_study_goes_on_and_a_finished_one_runs_nothing(repository: Path
     killed.wait()
     wait_until_gone(below)
 
+    # another DVC holds the repository for longer than DVC waits by itself
+    busy = LockFile(str(repository / ".dvc" / "tmp" / "lock"))
+    freed = threading.Timer(8, busy.close)
+    freed.start()
     said = run(repository, "oxa", "study")
+    freed.join()
     assert "Stage 'base' is cached" in logged(repository, "arms-4")
     assert experiments(repository) == {"arms-4", "spread-4", "arms-5", "spread-5"}
     assert "docs/study.md: tables of 4 experiments" in said

@@ -35,7 +35,7 @@ $(VLLM)/.installed: constraints.txt constraints-vllm.txt
 demo: install  ## run the whole pipeline on params.yaml and print the comparison of the arms
 	oxa run
 	@oxa summary
-	@echo "The report: reports/table.md and the plots beside it; numbers in metrics/summary.json"
+	@echo "The report: reports/index.html; the tables: reports/table.md; numbers: metrics/summary.json"
 
 study: install  ## run the study of docs/study.yaml (under three hours on 2 cores) and write docs/study.md's tables
 	oxa study

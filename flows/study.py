@@ -1,9 +1,11 @@
 """`oxa study`: every experiment of a study as a DVC experiment, and the page that their tables are written into.
 
-An experiment in a world is `dvc exp run --temp --name EXPERIMENT-WORLD --set-param …`: DVC runs it in a copy of the
-workspace, which stays as it is, and keeps its parameters, dvc.lock and metrics as a commit under refs/exps; what the
-stages made lies in DVC's cache. So `dvc exp show` lists them, `dvc exp apply NAME` brings one back, and stages that
-experiments share run once. Worlds run side by side, the experiments of one after each other.
+An experiment in a world is `dvc exp run --name EXPERIMENT-WORLD --set-param …`, run in a clone of the repository that
+the world has for itself under .work/study: DVC writes an experiment's parameters into the folder it runs in, so that a
+kill would leave them in yours, and two at once could take each other's. What stages make lies in the repository's own
+DVC cache, and the experiment's commit (parameters, dvc.lock, metrics) is brought home under refs/exps: `dvc exp show`
+lists it, `dvc exp apply NAME` brings it back, and stages that experiments share run once. Worlds run side by side, the
+experiments of one after each other; a killed stage goes on where it was.
 
 An experiment is done where there is a commit of its name that asks for the same results: equal parameters, and the
 same dvc.yaml and files that its stages depend on as the workspace has. Nothing of it is run again then.
@@ -14,29 +16,30 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import yaml
 from dvc.api import DVCFileSystem
 
+from flows import warm
 from oxa import config, study, study_page
 from oxa.errors import DataError, UserError, tell
 from oxa.lifeline import Child
 
-LOGS = Path(".work/study")
+WORK = Path(".work/study")
+"""Of every experiment what it printed, and of every world its clone."""
 LAST_LINES = 5
-TAKEN = "Reproducing experiment '"
 RUNNING = "Running stage '"
-DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]
 
 
 def run(path: Path, page: Path, *, only: Sequence[str], jobs: int | None, tables: bool) -> int:
@@ -47,7 +50,8 @@ def run(path: Path, page: Path, *, only: Sequence[str], jobs: int | None, tables
     missing = [one for one in planned if one.name not in done and (not only or one.experiment in only)]
     failed: list[str] = []
     if missing and not tables:
-        tell(f"{len(missing)} experiments to run, {len(done)} done; what they print: {LOGS}")
+        _refuse_uncommitted()
+        tell(f"{len(missing)} experiments to run, {len(done)} done; what they print: {WORK}")
         failed = _run_all(missing, jobs or min(len({one.world for one in missing}), os.cpu_count() or 1))
         done = {one.name: commit for one in planned if (commit := find(one))}
     text = _text(page)
@@ -82,7 +86,7 @@ def command(one: study.Run) -> list[str]:
     """What runs it alone."""
     changes = [f"++{key}={_hydra(value)}" for key, value in one.changes.items()]
     flags = [word for change in changes for word in ("--set-param", change)]
-    return ["dvc", "exp", "run", "--temp", "--name", one.name, *flags, *one.stages]
+    return ["dvc", "exp", "run", "--name", one.name, *flags, *one.stages]
 
 
 def _hydra(value: Any) -> str:
@@ -98,41 +102,49 @@ def find(one: study.Run) -> str | None:
     """The commit of the experiment as it would come out now; None where there is none."""
     raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     wanted = study.changed(raw, one.changes, one.name)
-    for commit, name in _experiments():
-        if name == one.name and _is_current(commit, wanted):
+    for commit, ref in _experiments():
+        if ref.rpartition("/")[2] == one.name and _is_current(commit, wanted):
             return commit
     return None
 
 
-def _experiments() -> Iterator[tuple[str, str]]:
-    """Commit and name of every DVC experiment, the newest first."""
-    lines = _git("for-each-ref", "--sort=-committerdate", "--format=%(objectname) %(refname)", "refs/exps")
-    for line in lines.splitlines():
+def _experiments(folder: Path | None = None) -> Iterator[tuple[str, str]]:
+    """Commit and ref, refs/exps/ab/cdef…/NAME, of every DVC experiment, the newest first."""
+    order = ["--sort=-committerdate", "--format=%(objectname) %(refname)"]
+    for line in _git("for-each-ref", *order, "refs/exps", folder=folder).splitlines():
         commit, _, ref = line.partition(" ")
-        if len(parts := ref.split("/")) == 5:  # refs/exps/ab/cdef…/NAME
-            yield commit, parts[-1]
+        if ref.count("/") == 4:
+            yield commit, ref
 
 
 def _is_current(commit: str, wanted: Mapping[str, Any]) -> bool:
     had = yaml.load(_git("show", f"{commit}:params.yaml"), yaml.CSafeLoader)
-    return study.same_results(had, wanted) and _unchanged(commit)
+    return study.same_results(had, wanted) and not _changed_since(commit, "dvc.yaml", *_code())
 
 
-def _unchanged(commit: str) -> bool:
-    """Whether dvc.yaml and the code that stages depend on are those of the commit."""
+def _code() -> list[str]:
+    """The files of ours that stages depend on."""
     stages = yaml.load(Path("dvc.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)["stages"]
-    code = sorted({path for stage in stages.values() for path in stage["deps"] if path.startswith("oxa/")})
-    return (
-        subprocess.run(["git", "diff", "--quiet", commit, "--", "dvc.yaml", *code], check=False).returncode
-        == 0
-    )
+    return sorted({path for stage in stages.values() for path in stage["deps"] if path.startswith("oxa/")})
 
 
-def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], check=False, capture_output=True, text=True)
+def _changed_since(commit: str, *paths: str) -> list[str]:
+    return _git("diff", "--name-only", commit, "--", *paths).splitlines()
+
+
+def _git(*words: str, folder: Path | None = None) -> str:
+    done = subprocess.run(["git", *words], check=False, capture_output=True, text=True, cwd=folder)
     if done.returncode:
         raise UserError(f"git {words[0]}: {done.stderr.strip()}; a study needs the project's git repository")
     return done.stdout
+
+
+def _refuse_uncommitted() -> None:
+    if changed := _changed_since("HEAD", "params.yaml", "dvc.yaml", *_code()):
+        raise UserError(
+            f"{', '.join(changed)}: changed since the last commit, which an experiment is kept with; "
+            "`git commit` it, then run the study"
+        )
 
 
 def _refuse_unknown(path: Path, planned: Sequence[study.Run], only: Sequence[str]) -> None:
@@ -144,78 +156,117 @@ def _refuse_unknown(path: Path, planned: Sequence[study.Run], only: Sequence[str
 
 def _run_all(missing: Sequence[study.Run], jobs: int) -> list[str]:
     """Runs them, worlds side by side; returns the names of those that failed. The rest of a failed world goes on."""
-    worlds = list(dict.fromkeys(one.world for one in missing))
-    failed: list[str] = []
-    ended, starting = threading.Event(), threading.Lock()
-    count = iter(range(1, len(missing) + 1))
-
-    def work(world: int) -> None:
-        for one in (one for one in missing if one.world == world):
-            if ended.is_set():
-                return
-            begun = time.monotonic()
-            if said := _run(one, jobs, ended, starting):
-                failed.append(one.name)
-                tell(f"{one.name}: FAILED\n{said}")
-            else:
-                tell(
-                    f"{one.name}: done in {time.monotonic() - begun:.0f} s ({next(count)} of {len(missing)})"
-                )
-
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(work, world) for world in worlds]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            ended.set()
-            raise
-    return failed
-
-
-def _run(one: study.Run, jobs: int, ended: threading.Event, starting: threading.Lock) -> str:
-    """Runs one experiment to its end; "" where all is well, else its last lines.
-
-    One starts at a time: DVC puts an experiment into the repository and then takes it from there, and two that do so at
-    once could take each other's.
-    """
-    LOGS.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ)
     environment["PATH"] = os.pathsep.join(
         [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
     )
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    failed: list[str] = []
+    ended = threading.Event()
+    at_work: set[Child] = set()
+    count = iter(range(1, len(missing) + 1))
+
+    def work(world: int) -> None:
+        folder = _clone(world)
+        own = environment | {"PYTHONPATH": str(folder)}  # the clone's code, not the installed one
+        with warm.stages(own, folder) if warm.possible() else nullcontext(own) as told:
+            for one in (one for one in missing if one.world == world):
+                begun = time.monotonic()
+                said = _run(one, folder, told, at_work)
+                if ended.is_set():
+                    return
+                if said:
+                    failed.append(one.name)
+                    tell(f"{one.name}: FAILED\n{said}")
+                else:
+                    seconds = time.monotonic() - begun
+                    tell(f"{one.name}: done in {seconds:.0f} s ({next(count)} of {len(missing)})")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(work, world) for world in dict.fromkeys(one.world for one in missing)]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            ended.set()
+            for future in futures:
+                future.cancel()
+            for child in list(at_work):
+                child.end()
+            raise
+    return failed
+
+
+def _clone(world: int) -> Path:
+    """A clone of the repository for the world's experiments, at the last commit, with our DVC cache."""
+    folder = (WORK / f"world-{world}").resolve()
+    if not (folder / ".git").is_dir():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _git("clone", "-q", "--no-checkout", ".", str(folder))
+    cache = subprocess.run(
+        [sys.executable, "-m", "dvc", "cache", "dir"], check=False, capture_output=True, text=True
+    )
+    if cache.returncode:
+        raise UserError(f"dvc cache dir: {cache.stderr.strip()}")
+    (folder / ".dvc").mkdir(exist_ok=True)
+    (folder / ".dvc" / "config.local").write_text(
+        f"[cache]\n    dir = {Path(cache.stdout.strip()).resolve()}\n"
+    )
+    return folder
+
+
+def _reset(folder: Path) -> None:
+    """The clone as at our last commit, whatever an experiment that was killed has left; what DVC made stays."""
+    _git("fetch", "-q", "origin", "HEAD", folder=folder)
+    for ref in _git("for-each-ref", "--format=%(refname)", "refs/exps", folder=folder).split():
+        _git("update-ref", "-d", ref, folder=folder)
+    _git("checkout", "-q", "--force", "--detach", "FETCH_HEAD", folder=folder)
+    shutil.rmtree(folder / ".dvc" / "tmp" / "exps", ignore_errors=True)
+
+
+def _run(one: study.Run, folder: Path, environment: dict[str, str], at_work: set[Child]) -> str:
+    """Runs one experiment in that clone to its end and brings it home; "" where all is well, else its last lines."""
+    _reset(folder)
     lines: list[str] = []
-    with ExitStack() as start, (LOGS / f"{one.name}.log").open("w", encoding="utf-8") as log:
-        start.enter_context(starting)
-        if one.name in (name for _, name in _experiments()):  # an older one, which DVC would not write over
-            subprocess.run([*DVC, "exp", "remove", one.name], check=False, capture_output=True)
-        with Child(
-            [*DVC, *command(one)[1:]],
+    with (
+        (WORK / f"{one.name}.log").open("w", encoding="utf-8") as log,
+        Child(
+            [sys.executable, "-m", *command(one)],
+            cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-        ) as child:
-            assert child.stdout is not None
-            for line in child.stdout:
-                if ended.is_set():
-                    break
-                log.write(line)
-                log.flush()
-                if line.strip():
-                    lines.append(line.strip())
-                if line.startswith(TAKEN):
-                    start.close()
-                if line.startswith(RUNNING):
-                    stage, _, _ = line.removeprefix(RUNNING).partition("'")
-                    tell(f"{one.name}: {stage}")
-            else:
-                if child.wait() == 0:
-                    return ""
-    return "\n".join(lines[-LAST_LINES:])
+        ) as child,
+    ):
+        at_work.add(child)
+        assert child.stdout is not None
+        for line in child.stdout:
+            log.write(line)
+            log.flush()
+            if line.strip():
+                lines.append(line.strip())
+            if line.startswith(RUNNING):
+                stage, _, _ = line.removeprefix(RUNNING).partition("'")
+                tell(f"{one.name}: {stage}")
+        code = child.wait()
+        at_work.discard(child)
+    return "\n".join(lines[-LAST_LINES:]) if code else _bring_home(one, folder)
+
+
+def _bring_home(one: study.Run, folder: Path) -> str:
+    """Takes the experiment's commit over in place of older ones of its name; "" where there is one."""
+    made = [ref for _, ref in _experiments(folder) if ref.rpartition("/")[2] == one.name]
+    if not made:
+        return f"dvc made no experiment of the name {one.name}"
+    older = [ref for _, ref in _experiments() if ref.rpartition("/")[2] == one.name]
+    _git("fetch", "-q", "--no-write-fetch-head", str(folder), f"+{made[0]}:{made[0]}")
+    for ref in {*older} - {made[0]}:
+        _git("update-ref", "-d", ref)
+    return ""
 
 
 def _text(page: Path) -> str:

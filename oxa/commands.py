@@ -301,8 +301,8 @@ def _add_study(commands: Any) -> None:
     study = commands.add_parser(
         "study",
         help="run a study's experiments as DVC experiments and write its page's tables",
-        description="Runs what the study's file asks for, in every world, each as `dvc exp run --temp`, and writes the "
-        "tables into the page. What is done is not run again; a kill costs the stages that were at work.",
+        description="Runs what the study's file asks for, in every world, each as `dvc exp run` in a clone, and writes "
+        "the tables into the page. What is done is not run again; a stage that was killed goes on where it was.",
     )
     study.add_argument("--study", type=Path, default=Path("docs/study.yaml"), help="default: docs/study.yaml")
     study.add_argument("--page", type=Path, default=Path("docs/study.md"), help="default: docs/study.md")

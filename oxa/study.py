@@ -33,20 +33,36 @@ class Experiment(config.Section):
 class Table(config.Section):
     rows: dict[str, Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+/[A-Za-z0-9][A-Za-z0-9_.]*$")]]
     """Row's name, to `EXPERIMENT/ARM`."""
-    baseline: str
-    """Row that the others are compared with."""
+    baseline: str | None = None
+    """Row that all others are compared with."""
+    compare: dict[str, str] = Field(default_factory=dict)
+    """In place of a baseline: row, to the row that it is compared with."""
     after_rl: bool = False
     """Tell the rows after RL, too."""
     beside: list[Literal["tiers", "strategies"]] = Field(default_factory=list)
     """Further tables: pass@1 by tier; which strategies the arm was taught and takes."""
 
     @model_validator(mode="after")
-    def _has_baseline(self) -> Table:
-        if self.baseline not in self.rows:
-            raise ValueError(f"source {self.baseline!r}: the baseline must be one of the rows")
+    def _compares_its_rows(self) -> Table:
+        if (self.baseline is None) == (not self.compare):
+            raise ValueError("source rows: a table takes a baseline or compare, one of the two")
+        for name in (self.baseline, *self.compare, *self.compare.values()):
+            if name is not None and name not in self.rows:
+                raise ValueError(
+                    f"source {name!r}: the baseline, and what is compared, must be among the rows"
+                )
+        if any(name == other for name, other in self.compare.items()):
+            raise ValueError("source compare: a row is compared with itself")
         if any(name.endswith(outcomes.RL) for name in self.rows):
             raise ValueError(f"a row's name must not end in {outcomes.RL}: after_rl adds those")
         return self
+
+    @property
+    def pairs(self) -> dict[str, str]:
+        """Row, to the row that it is compared with."""
+        if self.baseline is None:
+            return self.compare
+        return {name: self.baseline for name in self.rows if name != self.baseline}
 
 
 class Study(config.Section):

@@ -5,7 +5,7 @@ together: a world's problems are its own, and seed s of a row stands for its fin
 interval holds for other problems and other fine-tuning seeds of these worlds; how worlds differ is seen from their
 numbers side by side, since two or three of them are too few to estimate it.
 
-A table's comparisons, to its baseline before and after RL, in pass@1, pass@N and entropy, are one family of Holm's.
+A table's comparisons, before and after RL, in pass@1, pass@N and entropy, are one family of Holm's.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def parts(study: Study, section: config.Report, made: Mapping[str, Run], read: R
         }
         missing = [row for row in table.rows if row not in there]
         told = f"Not run yet: {'; '.join(missing)}." if missing else ""
-        if table.baseline in there and len(there) > 1:
+        if any(there.keys() >= {*pair} for pair in table.pairs.items()):
             told = f"{_table(study, section, table, there, made, read)}\n\n{told}"
         found[name] = told
     return found
@@ -139,18 +139,23 @@ def _table(
         name: comparison.numbers_of(section, found, everyone, peers(name), asked)
         for name, found in whole.items()
     }
-    others = [name for name in rows if name.removesuffix(outcomes.RL) != table.baseline]
+    pairs = {
+        name + ending: other + ending
+        for ending in endings
+        for name, other in table.pairs.items()
+        if name in places and other in places
+    }
     differences = {
         name: comparison.differences(
             section,
             whole[name],
-            whole[table.baseline + (outcomes.RL if name.endswith(outcomes.RL) else "")],
+            whole[other],
             everyone,
             metrics=asked,
             pool=partial(_pool, peers(name), everyone),
-            num_comparisons=len(others) * len(asked),
+            num_comparisons=len(pairs) * len(asked),
         )
-        for name in others
+        for name, other in pairs.items()
     }
     comparison.correct(section, [row[m] for row in differences.values() for m in asked if m in row])
     beside = sorted({column for row in rows.values() for column in row.beside})
@@ -159,7 +164,7 @@ def _table(
         "tokens": lambda found: f"{found['mean_tokens']:.0f}",
     }
     parts = [
-        _caption(study, numbers[outcomes.BASE], len(others) * len(asked)),
+        _caption(study, numbers[outcomes.BASE], len(pairs) * len(asked)),
         _lines(
             ["row", *columns, f"pass@1 in world {' / '.join(map(str, study.worlds))}", *beside],
             [
@@ -176,10 +181,10 @@ def _table(
             ["difference", *(findings.delta(metric) for metric in asked)],
             [
                 [
-                    f"{name} − {table.baseline}{outcomes.RL * name.endswith(outcomes.RL)}",
+                    f"{name} − {other}",
                     *(findings.difference(differences[name].get(metric), metric) for metric in asked),
                 ]
-                for name in others
+                for name, other in pairs.items()
             ],
         ),
     ]

@@ -87,7 +87,7 @@ def test_a_killed_study_goes_on_and_a_finished_one_runs_nothing(repository: Path
     assert (repository / "docs" / "study.md").read_text() == page
     listed = run(repository, "oxa", "study", "--list").splitlines()
     assert [line.split()[0] for line in listed] == ["done"] * 4
-    assert "dvc exp run --temp --name spread-5" in listed[3]
+    assert "dvc exp run --name spread-5" in listed[3]
 
     # another evaluation makes all of them stale, which --list tells, and --tables leaves as they are
     change(repository, "evaluate.seed", 1)

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -46,6 +46,8 @@ def run(path: Path, page: Path, *, only: Sequence[str], jobs: int | None, tables
     """Runs what is not done, then writes the page's tables; with `tables` nothing is run. Returns the exit code."""
     planned, params = plan(path)
     _refuse_unknown(path, planned, only)
+    asked = study.load(path)
+    study_page.page(_text(page), dict.fromkeys(study_page.names(asked), ""))  # told before hours of work
     done = {one.name: commit for one in planned if (commit := find(one))}
     missing = [one for one in planned if one.name not in done and (not only or one.experiment in only)]
     failed: list[str] = []
@@ -54,10 +56,10 @@ def run(path: Path, page: Path, *, only: Sequence[str], jobs: int | None, tables
         tell(f"{len(missing)} experiments to run, {len(done)} done; what they print: {WORK}")
         failed = _run_all(missing, jobs or min(len({one.world for one in missing}), os.cpu_count() or 1))
         done = {one.name: commit for one in planned if (commit := find(one))}
-    text = _text(page)
+    text = _text(page)  # its words may have changed meanwhile
     with _files(done) as read:
         there = {one.name: one for one in planned if one.name in done}
-        written = study_page.page(text, study_page.parts(study.load(path), params.report, there, read))
+        written = study_page.page(text, study_page.parts(asked, params.report, there, read))
     if written != text:
         page.write_text(written, encoding="utf-8")
     left = len(planned) - len(done)
@@ -76,9 +78,13 @@ def plan(path: Path) -> tuple[list[study.Run], config.Params]:
     """All runs of the study, every one's parameters checked, and params.yaml itself."""
     raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     params = config.check(raw, "params.yaml")
-    planned = study.runs(study.load(path))
-    for one in planned:
-        study.changed(raw, one.changes, f"{path}: experiment {one.experiment}")
+    asked = study.load(path)
+    planned = study.runs(asked)
+    arms = {
+        one.experiment: study.changed(raw, one.changes, f"{path}: experiment {one.experiment}")["arms"]
+        for one in planned
+    }
+    study.refuse_empty_rows(asked, arms, str(path))
     return planned, params
 
 
@@ -103,7 +109,7 @@ def find(one: study.Run) -> str | None:
     raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     wanted = study.changed(raw, one.changes, one.name)
     for commit, ref in _experiments():
-        if ref.rpartition("/")[2] == one.name and _is_current(commit, wanted):
+        if ref.rpartition("/")[2] == one.name and _is_current(commit, one, wanted):
             return commit
     return None
 
@@ -117,15 +123,23 @@ def _experiments(folder: Path | None = None) -> Iterator[tuple[str, str]]:
             yield commit, ref
 
 
-def _is_current(commit: str, wanted: Mapping[str, Any]) -> bool:
-    had = yaml.load(_git("show", f"{commit}:params.yaml"), yaml.CSafeLoader)
-    return study.same_results(had, wanted) and not _changed_since(commit, "dvc.yaml", *_code())
+def _is_current(commit: str, one: study.Run, wanted: Mapping[str, Any]) -> bool:
+    had, lock = (
+        yaml.load(_git("show", f"{commit}:{name}"), yaml.CSafeLoader) for name in ("params.yaml", "dvc.lock")
+    )
+    ran = {name.partition("@")[0] for name in lock["stages"]}
+    return (
+        {name.partition("@")[0] for name in one.stages} <= ran
+        and study.same_results(had, wanted)
+        and not _changed_since(commit, "dvc.yaml", *_code(ran))
+    )
 
 
-def _code() -> list[str]:
-    """The files of ours that stages depend on."""
+def _code(of: Collection[str] | None = None) -> list[str]:
+    """The files of ours that stages depend on, all or some."""
     stages = yaml.load(Path("dvc.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)["stages"]
-    return sorted({path for stage in stages.values() for path in stage["deps"] if path.startswith("oxa/")})
+    deps = (path for name, stage in stages.items() if of is None or name in of for path in stage["deps"])
+    return sorted({path for path in deps if path.startswith("oxa/")})
 
 
 def _changed_since(commit: str, *paths: str) -> list[str]:

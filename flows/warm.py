@@ -12,6 +12,7 @@ For Linux, and where there is no GPU: CUDA does not survive a fork. Stages run o
 from __future__ import annotations
 
 import array
+import importlib
 import json
 import os
 import select
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,9 @@ def possible() -> bool:
 
 
 @contextmanager
-def stages(environment: Mapping[str, str], folder: Path) -> Iterator[dict[str, str]]:
+def stages(
+    environment: Mapping[str, str], folder: Path, modules: Sequence[str] = MODULES
+) -> Iterator[dict[str, str]]:
     """That environment, but `oxa` is a stage of a process that was started with it in that folder."""
     with tempfile.TemporaryDirectory(prefix="oxa-") as own:  # a socket's path has at most 107 characters
         address = str(Path(own) / "socket")
@@ -55,7 +58,7 @@ def stages(environment: Mapping[str, str], folder: Path) -> Iterator[dict[str, s
         client.write_text(CLIENT.format(python=sys.executable, address=address))
         client.chmod(0o755)
         with Child(
-            [sys.executable, "-m", "flows.warm", address],
+            [sys.executable, "-m", "flows.warm", address, *modules],
             cwd=folder,
             env=dict(environment),
             stdin=subprocess.DEVNULL,
@@ -67,11 +70,9 @@ def stages(environment: Mapping[str, str], folder: Path) -> Iterator[dict[str, s
             yield {**environment, "PATH": os.pathsep.join([own, environment.get("PATH", os.defpath)])}
 
 
-def _serve(address: str) -> int:
+def _serve(address: str, modules: Sequence[str]) -> int:
     """Forks a stage for every client, one after the other; only a stage returns from here, with its exit code."""
-    import importlib
-
-    for name in MODULES:
+    for name in modules:
         importlib.import_module(name)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
@@ -136,4 +137,4 @@ def _main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_serve(sys.argv[1]))
+    sys.exit(_serve(sys.argv[1], sys.argv[2:]))

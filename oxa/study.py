@@ -17,8 +17,8 @@ from pydantic import Field, ValidationError, model_validator
 from oxa import config, outcomes
 from oxa.errors import ConfigError
 
-UNSEEN = ("tracking", "flow", "registry", "plan")
-"""Sections of params.yaml that no result depends on."""
+UNSEEN = ("tracking", "flow", "registry", "plan", "report", "traces")
+"""Sections of params.yaml that no experiment's results depend on; what the page tells does on `report`."""
 
 
 class Experiment(config.Section):
@@ -138,9 +138,32 @@ def changed(raw: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> d
             section = section.setdefault(folder, {})
             if not isinstance(section, dict):
                 raise ConfigError(f"{where}: {path}: {folder} holds no keys in params.yaml")
-        section[key] = copy.deepcopy(value)
+        section[key] = _merged(section.get(key), value)
     config.check(result, where)
     return result
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """As --set-param merges: keys of a dict that are not named stay."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old | {key: _merged(old.get(key), value) for key, value in new.items()}
+    return copy.deepcopy(new)
+
+
+def refuse_empty_rows(study: Study, arms: Mapping[str, list[str]], where: str) -> None:
+    """ConfigError where a table asks for what its experiment does not make; `arms` are those of each experiment."""
+    for name, table in study.tables.items():
+        for row, place in table.rows.items():
+            experiment, _, arm = place.partition("/")
+            if arm not in arms[experiment]:
+                known = ", ".join(arms[experiment])
+                raise ConfigError(
+                    f"{where}: tables.{name}.rows.{row}: {experiment} has no arm {arm!r}; known here: {known}"
+                )
+            if table.after_rl and "evaluate_rlvr" not in study.experiments[experiment].stages:
+                raise ConfigError(
+                    f"{where}: tables.{name}: after_rl needs evaluate_rlvr among the stages of {experiment}"
+                )
 
 
 def same_results(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:

@@ -37,7 +37,7 @@ class Row(NamedTuple):
 def page(text: str, parts: Mapping[str, str]) -> str:
     """The text with every part between its marks, `<!-- study: NAME -->` and `<!-- end -->`, written anew.
 
-    Raises DataError where a mark names no part.
+    Raises DataError where a mark names no part, or has no end.
     """
 
     def fill(found: re.Match[str]) -> str:
@@ -45,9 +45,17 @@ def page(text: str, parts: Mapping[str, str]) -> str:
         if name not in parts:
             known = ", ".join(sorted(parts))
             raise DataError(f"the page asks for {name!r}, which is no part of the study; known here: {known}")
+        if not found[2]:
+            raise DataError(f"the page's mark of {name!r} has no `<!-- end -->` before the next one")
         return f"<!-- study: {name} -->\n\n{parts[name].strip()}\n\n<!-- end -->"
 
-    return re.sub(r"<!-- study: (\S+) -->.*?<!-- end -->", fill, text, flags=re.DOTALL)
+    mark = r"<!-- study: (\S+) -->(?:(?!<!-- study: ).)*?(?:(<!-- end -->)|(?=<!-- study: )|\Z)"
+    return re.sub(mark, fill, text, flags=re.DOTALL)
+
+
+def names(study: Study) -> list[str]:
+    """Of all parts."""
+    return ["gates", "experiments", *study.tables]
 
 
 def parts(study: Study, section: config.Report, made: Mapping[str, Run], read: Read) -> dict[str, str]:

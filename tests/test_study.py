@@ -39,6 +39,8 @@ def written(folder: Path, **changes: Any) -> Path:
 def test_the_studys_own_file_asks_for_parameters_that_hold(raw: dict[str, Any]) -> None:
     runs = study.runs(study.load(ROOT / "docs" / "study.yaml"))
     assert len({run.name for run in runs}) == len(runs) >= 20
+    arms = {run.experiment: study.changed(raw, run.changes, run.name)["arms"] for run in runs}
+    study.refuse_empty_rows(study.load(ROOT / "docs" / "study.yaml"), arms, "docs/study.yaml")
     for run in runs:
         params = config.check(study.changed(raw, run.changes, run.name), run.name)
         assert params.world.seed == run.world == params.base.seed  # type: ignore[union-attr]
@@ -72,7 +74,23 @@ def test_every_experiment_runs_in_every_world_over_the_studys_settings(
         ),
         (
             {"tables": {"t": {"rows": {"a": "first/sft"}, "baseline": "b"}}},
-            "'b': the baseline must be one of",
+            "'b': the baseline, and what is compared, must be among the rows",
+        ),
+        (
+            {"tables": {"t": {"rows": {"a": "first/sft"}}}},
+            "a table takes a baseline or compare, one of the two",
+        ),
+        (
+            {"tables": {"t": {"rows": {"a": "first/sft"}, "baseline": "a", "compare": {"a": "a"}}}},
+            "a table takes a baseline or compare, one of the two",
+        ),
+        (
+            {"tables": {"t": {"rows": {"a": "first/sft"}, "compare": {"a": "a"}}}},
+            "a row is compared with itself",
+        ),
+        (
+            {"tables": {"t": {"rows": {"a": "first/sft"}, "compare": {"a": "c"}}}},
+            "'c': the baseline, and what is compared",
         ),
         ({"tables": {"t": {"rows": {"a-rl": "first/sft"}, "baseline": "a-rl"}}}, "must not end in -rl"),
         ({"tables": {"t": {"rows": {"a": "sft"}, "baseline": "a"}}}, "s.yaml: tables.t.rows.a: .*pattern"),
@@ -98,6 +116,26 @@ def test_changes_that_make_no_params_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=sentence):
         study.changed(raw, changes, "here")
+
+
+def test_a_dict_is_merged_into_what_is_there_as_dvc_does(raw: dict[str, Any]) -> None:
+    found = study.changed(raw, {"selection.arms.oxa_full": {"ul": {"num": 7}}}, "s")
+    assert found["selection"]["arms"]["oxa_full"] == raw["selection"]["arms"]["oxa_full"] | {
+        "ul": raw["selection"]["arms"]["oxa_full"]["ul"] | {"num": 7}
+    }
+
+
+def test_a_row_that_no_experiment_makes_is_refused(tmp_path: Path) -> None:
+    asked = study.load(written(tmp_path))
+    study.refuse_empty_rows(asked, {"first": ["sft"], "second": ["sft"]}, "s")
+    with pytest.raises(
+        ConfigError, match=r"s: tables\.one\.rows\.b: second has no arm 'sft'; known here: kto"
+    ):
+        study.refuse_empty_rows(asked, {"first": ["sft"], "second": ["kto"]}, "s")
+    table = {"rows": {"a": "second/sft", "b": "first/sft"}, "baseline": "a", "after_rl": True}
+    asked = study.load(written(tmp_path, tables={"one": table}))
+    with pytest.raises(ConfigError, match="after_rl needs evaluate_rlvr among the stages of first"):
+        study.refuse_empty_rows(asked, {"first": ["sft"], "second": ["sft"]}, "s")
 
 
 def test_results_do_not_depend_on_tracking_and_the_flow_and_do_on_all_else(raw: dict[str, Any]) -> None:

@@ -27,10 +27,14 @@ STUDY = Study(
             rows={"plain": "first/a", "new": "second/b"}, baseline="plain", beside=["tiers", "strategies"]
         ),
         "rl": Table(rows={"plain": "first/a", "new": "first/b"}, baseline="plain", after_rl=True),
+        "pairs": Table(
+            rows={"plain": "first/a", "new": "second/b", "old": "first/b"},
+            compare={"new": "old", "old": "plain"},
+        ),
     },
 )
 RATES = {"base": 1, "first/a": 2, "first/b": 3, "second/b": 4}
-"""Of the four samples of a problem, how many are right."""
+"""Of the four samples of an easy problem, how many are right in world 4; in world 5 one less for a row above 3."""
 
 
 def generations(seed: int, num_right: int, strategy: str) -> list[dict[str, Any]]:
@@ -69,7 +73,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 folder / "data/generations/base.parquet", generations(seed, 1, "digits"), records.GENERATIONS
             )
             for arm in arms:
-                made = generations(seed, RATES[f"{experiment}/{arm}"], "columns")
+                rate = RATES[f"{experiment}/{arm}"]
+                made = generations(seed, rate - (seed == 5 and rate > 3), "columns")
                 train = {
                     "response_id": "r",
                     "problem_id": "p",
@@ -86,7 +91,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     name = f"{arm}-{number}"
                     records.write(folder / f"data/generations/{name}.parquet", made, records.GENERATIONS)
                     after = [
-                        row | {"step": step} for row in generations(seed, 4, "columns") for step in (8, 16)
+                        row | {"step": step}
+                        for step, right in ((8, 2), (16, 4))
+                        for row in generations(seed, right, "columns")
                     ]
                     records.write(folder / f"data/generations/{name}-rl.parquet", after, records.GENERATIONS)
                     final = {"ul_probability": 0.25} if arm == "b" else {}
@@ -123,11 +130,12 @@ def test_numbers_are_those_of_all_worlds_problems_together(read: Any) -> None:
         "24 problems of 2 worlds, 4 samples a problem, 2 fine-tuning seeds a world; p by Holm's"
     )
     plain, new = row(told, "plain", "row"), row(told, "new", "row")
-    # plain: 2 of 4 on easy problems, 1 of 4 on hard ones; new: 4 and 3
+    # plain: 2 of 4 on easy problems, 1 of 4 on hard ones; new: 4 and 3 in world 4, 3 and 2 in world 5
     assert plain["pass@1, %"].startswith("37.5 [")
-    assert new["pass@1, %"].startswith("87.5 [")
+    assert new["pass@1, %"].startswith("75.0 [")
     assert plain["pass@1 in world 4 / 5"] == "37.5 / 37.5"
-    assert new["entropy, nats"].startswith("0.400")
+    assert new["pass@1 in world 4 / 5"] == "87.5 / 62.5"
+    assert new["entropy, nats"].startswith("0.350")
     assert (new["CE sequences"], new["CE tokens"], new["p of UL tokens"]) == ("160", "7004", "0.25")
     assert plain["p of UL tokens"] == "–"
     assert row(told, "base", "row")["pass@1, %"].startswith("12.5 [")
@@ -136,16 +144,28 @@ def test_numbers_are_those_of_all_worlds_problems_together(read: Any) -> None:
 def test_differences_are_those_to_the_baseline_and_shown_as_such(read: Any) -> None:
     told = study_page.parts(STUDY, SECTION, runs("first", "second"), read)["one"]
     found = row(told, "new − plain", "difference")
-    assert found["Δ pass@1, points"].startswith("+50.0 [")
+    assert found["Δ pass@1, points"].startswith("+37.5 [")
     assert "n.s." not in found["Δ pass@1, points"]
-    assert found["Δ entropy, nats"].startswith("+0.200")
+    assert found["Δ entropy, nats"].startswith("+0.150")
+
+
+def test_a_table_compares_the_pairs_it_names_and_counts_no_others(read: Any) -> None:
+    told = study_page.parts(STUDY, SECTION, runs("first", "second"), read)["pairs"]
+    assert "by Holm's method over 6 comparisons" in told
+    assert row(told, "new − old", "difference")["Δ pass@1, points"].startswith("+12.5 [")
+    assert row(told, "old − plain", "difference")["Δ pass@1, points"].startswith("+25.0 [")
+    assert "new − plain" not in told
+    part = study_page.parts(STUDY, SECTION, runs("first"), read)["pairs"]
+    assert "by Holm's method over 3 comparisons" in part
+    assert "old − plain" in part
+    assert "Not run yet: new." in part
 
 
 def test_tiers_and_strategies_are_told_beside(read: Any) -> None:
     told = study_page.parts(STUDY, SECTION, runs("first", "second"), read)["one"]
     tiers = row(told, "new", "pass@1, %")
-    assert tiers["easy"].startswith("100.0 [")
-    assert tiers["hard"].startswith("75.0 [")
+    assert tiers["easy"].startswith("87.5 [")
+    assert tiers["hard"].startswith("62.5 [")
     strategies = row(told, "new", "digits / columns / places, %")
     assert (strategies["CE set"], strategies["answers"]) == ("0 / 0 / 100", "0 / 100 / 0")
 
@@ -177,3 +197,9 @@ def test_only_what_stands_between_the_marks_is_written_anew() -> None:
 def test_a_mark_without_a_part_is_refused() -> None:
     with pytest.raises(DataError, match="asks for 'x', which is no part of the study; known here: a"):
         study_page.page("<!-- study: x --><!-- end -->", {"a": ""})
+
+
+@pytest.mark.parametrize("text", ["<!-- study: a -->\n", "<!-- study: a -->\n<!-- study: a --><!-- end -->"])
+def test_a_mark_without_an_end_is_refused_before_it_swallows_words(text: str) -> None:
+    with pytest.raises(DataError, match="mark of 'a' has no `<!-- end -->`"):
+        study_page.page(text, {"a": ""})

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import threading
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 from pipelines import change, environment, make_repository, run, until, wait_until_gone
-from zc.lockfile import LockFile
 
 STUDY = {
     "worlds": [4, 5],
@@ -64,12 +62,7 @@ def test_a_killed_study_goes_on_and_a_finished_one_runs_nothing(repository: Path
     killed.wait()
     wait_until_gone(below)
 
-    # another DVC holds the repository for longer than DVC waits by itself
-    busy = LockFile(str(repository / ".dvc" / "tmp" / "lock"))
-    freed = threading.Timer(8, busy.close)
-    freed.start()
     said = run(repository, "oxa", "study")
-    freed.join()
     assert "Stage 'base' is cached" in logged(repository, "arms-4")
     assert experiments(repository) == {"arms-4", "spread-4", "arms-5", "spread-5"}
     assert "docs/study.md: tables of 4 experiments" in said
@@ -94,6 +87,33 @@ def test_a_killed_study_goes_on_and_a_finished_one_runs_nothing(repository: Path
     assert all(line.startswith("to do") for line in run(repository, "oxa", "study", "--list").splitlines())
     assert "4 are not run yet" in run(repository, "oxa", "study", "--tables")
     assert "Not run yet" in (repository / "docs" / "study.md").read_text()
+    assert "params.yaml: changed since the last commit" in run(repository, "oxa", "study", code=2)
+    git(repository, "checkout", "params.yaml")
+
+    # so does other code of a stage that ran, but not that of one that did not
+    for name, state in (("page.css", "done"), ("score.py", "to do")):
+        with (repository / "oxa" / name).open("a") as file:
+            file.write("\n")
+        listed = run(repository, "oxa", "study", "--list").splitlines()
+        assert all(line.startswith(state) for line in listed), name
+    git(repository, "checkout", "oxa")
+
+
+def test_stages_run_the_code_of_the_last_commit_whatever_is_edited_meanwhile(repository: Path) -> None:
+    code = repository / "oxa" / "selection.py"
+    whole = code.read_text()
+    study = STUDY | {"worlds": [6], "experiments": {"only": {"stages": ["selection"]}}, "tables": {}}
+    (repository / "one.yaml").write_text(yaml.safe_dump(study))
+    (repository / "empty.md").write_text("")
+    command = ["oxa", "study", "--study", "one.yaml", "--page", "empty.md"]
+    working = subprocess.Popen(command, cwd=repository, env=environment())
+    until(lambda: "Running stage 'base'" in logged(repository, "only-6"), "pretraining begins", working)
+    code.write_text("raise SystemExit('edited')\n")
+    try:
+        assert working.wait(300) == 0
+    finally:
+        code.write_text(whole)
+    assert "only-6" in experiments(repository)
 
 
 def logged(folder: Path, name: str) -> str:

@@ -22,7 +22,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,7 +95,10 @@ def _serve(address: str, modules: Sequence[str]) -> int:
             os.chdir(folder)
             os.environ.clear()
             os.environ.update(environment)
-            return _main(argv)
+            from oxa import cli  # here, so that no more is imported before than was asked for
+
+            sys.argv = [shutil.which("oxa") or "oxa", *argv]
+            return cli.main(argv)
 
 
 def _asked(client: socket.socket) -> tuple[list[str], str, dict[str, str], list[int]]:
@@ -123,17 +125,6 @@ def _wait(pid: int, client: socket.socket) -> int | None:
     finally:
         os.close(stage)
     return None if gone else code if code >= 0 else 128 - code
-
-
-def _main(argv: list[str]) -> int:
-    from oxa import cli
-
-    sys.argv = [shutil.which("oxa") or "oxa", *argv]
-    try:
-        return cli.main(argv)
-    except Exception:
-        traceback.print_exc()
-        return 1
 
 
 if __name__ == "__main__":

@@ -114,14 +114,8 @@ SLOW = {
     "chain of inequalities": r"1 < x < 2 < y < 3 < z \le x^{x^{x}}",
     "trigonometric identity": r"\prod_{k=1}^{40} \cos(k x) - \prod_{k=1}^{40} \cos(k y)",
 }
-# What is read, or refused, at once.
-QUICK = {
-    "100 kB of digits": "7" * 100_000,
-    "knuth arrows": r"3 \uparrow\uparrow\uparrow 3",
-    "unbalanced box": r"\boxed{{\boxed{{7",
-    "nested boxes": r"\boxed{" * 100 + "3" + "}" * 100,
-    "several boxes": r"\boxed{7} \boxed{7} \boxed{3}",
-    "box behind a box": r"7} and \boxed{3",
+# What looks like code. The parser may try many readings of it, which takes a slow machine longer than the limit.
+CODE = {
     "python": r"__import__('os').system('touch owned')",
     "python as text": r"\text{__import__('os').system('touch owned')}",
     "eval": "eval(\"open('owned', 'w')\")",
@@ -141,6 +135,15 @@ QUICK = {
     "template": "{{ ''.__class__ }}{% include 'owned' %}",
     "sql": "1'; DROP TABLE verdicts; --",
     "html": "<script>alert(1)</script>",
+}
+# What is read, or refused, at once.
+QUICK = {
+    "100 kB of digits": "7" * 100_000,
+    "knuth arrows": r"3 \uparrow\uparrow\uparrow 3",
+    "unbalanced box": r"\boxed{{\boxed{{7",
+    "nested boxes": r"\boxed{" * 100 + "3" + "}" * 100,
+    "several boxes": r"\boxed{7} \boxed{7} \boxed{3}",
+    "box behind a box": r"7} and \boxed{3",
     "macro": r"\def\x{\x\x}\x",
     "endless macro": r"\def\x{\x}\x",
     "newcommand": r"\newcommand{\a}{\a\a}\a",
@@ -179,10 +182,10 @@ QUICK = {
 }
 ALLOWED = (
     {name: {"timeout"} for name in HANGS}
-    | {name: {"incorrect", "unparsable", "timeout"} for name in SLOW}
+    | {name: {"incorrect", "unparsable", "timeout"} for name in SLOW | CODE}
     | {name: {"incorrect", "unparsable"} for name in QUICK}
 )
-HOSTILE = HANGS | SLOW | QUICK
+HOSTILE = HANGS | SLOW | CODE | QUICK
 BENIGN = [
     ("1/2", r"50\%"),
     ("1234567", r"1{,}234{,}567"),
@@ -245,7 +248,7 @@ def test_a_hostile_answer_is_never_correct_and_gets_the_verdict_that_is_due(
 def test_hostile_answers_cost_the_pool_their_own_limit_and_nothing_more(outcome: Outcome) -> None:
     assert Counter(outcome.easy) == {"correct": 500, "incorrect": 500}
     num_given_up = list(outcome.verdicts.values()).count("timeout")
-    assert len(HANGS) <= num_given_up <= len(HANGS) + len(SLOW)
+    assert len(HANGS) <= num_given_up <= len(HANGS) + len(SLOW) + len(CODE)
     # each of them ends one message, whose rest makes another; the 200 are rests handed back for their time
     batches = 2 * answers.IN_FLIGHT * WORKERS + 1
     assert outcome.num_messages <= batches + num_given_up + 200
@@ -362,7 +365,9 @@ def test_nothing_is_parsed_outside_the_workers(tmp_path: Path) -> None:
         "    print(json.dumps([sorted(heavy), [one for one in started if 'owned' in one[1]]]))\n",
         encoding="utf-8",
     )
-    (tmp_path / "items.json").write_text(json.dumps([item([GOLD], answer) for answer in QUICK.values()]))
+    (tmp_path / "items.json").write_text(
+        json.dumps([item([GOLD], answer) for answer in (CODE | QUICK).values()])
+    )
     done = subprocess.run(
         [sys.executable, script, tmp_path / "items.json"],
         cwd=tmp_path,

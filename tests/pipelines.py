@@ -8,13 +8,16 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 import pytest
 import yaml
+
+from flows import warm
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUTS = ("data", "models", "metrics", "reports")
@@ -104,7 +107,7 @@ def make_repository(folder: Path) -> Path:
     return folder
 
 
-def reference(tmp_path_factory: pytest.TempPathFactory, command: Iterable[str]) -> Path:
+def reference(tmp_path_factory: pytest.TempPathFactory, command: tuple[str, ...]) -> Path:
     """A repository in which the whole pipeline has run without a break; tests work in copies.
 
     pytest's workers share it: the first that asks makes it, the others wait.
@@ -116,10 +119,21 @@ def reference(tmp_path_factory: pytest.TempPathFactory, command: Iterable[str]) 
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "reports").exists():
             make_repository(folder)
-            output = run(folder, *command)
+            with warmed(base) if command == REPRO else nullcontext({}) as variables:
+                output = run(folder, *command, **variables)
             assert (folder / "reports").exists(), output
             wait_until_left(folder)  # MLflow's database is at rest when it is copied
     return folder
+
+
+@contextmanager
+def warmed(folder: Path) -> Iterator[dict[str, str]]:
+    """Variables with which `dvc repro` forks its stages from a process that has imported their libraries.
+
+    `oxa run` starts them in the usual way, and the outputs of both are compared byte by byte.
+    """
+    with warm.stages(environment(), folder) as variables:
+        yield {"PATH": variables["PATH"]}
 
 
 def copied(reference: Path, folder: Path) -> Path:

@@ -11,7 +11,7 @@ import re
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ from pipelines import (
     until,
     wait_until_gone,
     wait_until_left,
+    warmed,
 )
 
 from oxa import journal
@@ -46,6 +47,8 @@ from oxa import journal
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+Repro = Callable[..., set[str]]
 
 LOCKED = 20.0  # seconds
 
@@ -72,9 +75,11 @@ def copy(done: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def repro(folder: Path, *targets: str) -> set[str]:
-    """Runs `dvc repro`; returns the stages that it ran."""
-    return stages_run(run(folder, *REPRO, *targets))
+@pytest.fixture(scope="module")
+def repro(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repro]:
+    """Runs `dvc repro` in a folder, on targets; returns the stages that it ran."""
+    with warmed(tmp_path_factory.mktemp("warm")) as variables:
+        yield lambda folder, *targets: stages_run(run(folder, *REPRO, *targets, **variables))
 
 
 def test_the_run_ends_with_a_table_of_all_checkpoints(done: Path):
@@ -102,11 +107,11 @@ def test_dvc_shows_the_plots_and_the_difference_to_the_last_commit(copy: Path):
     assert changed["arms.sft.world.pass_at_1"]["diff"] == pytest.approx(0.125)
 
 
-def test_a_second_run_finds_all_done(copy: Path):
+def test_a_second_run_finds_all_done(copy: Path, repro: Repro):
     assert repro(copy) == set()
 
 
-def test_lost_outputs_come_back_from_the_cache_without_running_a_stage(copy: Path):
+def test_lost_outputs_come_back_from_the_cache_without_running_a_stage(copy: Path, repro: Repro):
     before = contents(copy)
     for name in OUTPUTS:
         shutil.rmtree(copy / name)
@@ -114,14 +119,14 @@ def test_lost_outputs_come_back_from_the_cache_without_running_a_stage(copy: Pat
     assert contents(copy) == before
 
 
-def test_changing_one_arm_reruns_only_what_hangs_on_it(copy: Path):
+def test_changing_one_arm_reruns_only_what_hangs_on_it(copy: Path, repro: Repro):
     change(copy, "selection.arms.oxa_full.ul.num", 15)
     ran = repro(copy)  # a dry run cannot know which outputs will differ
     behind = {f"{stage}@oxa_full-0" for stage in ("train", "evaluate", "rlvr", "evaluate_rlvr")}
     assert ran == {"selection@oxa_full", "traces@oxa_full", "report"} | behind
 
 
-def test_a_new_seed_trains_and_evaluates_only_that_seed(copy: Path):
+def test_a_new_seed_trains_and_evaluates_only_that_seed(copy: Path, repro: Repro):
     change(copy, "seeds", [0, 1])
     kinds = ("train", "evaluate", "rlvr", "evaluate_rlvr")
     new = {f"{stage}@{arm}-1" for stage in kinds for arm in ("sft", "oxa_full")}
@@ -170,7 +175,7 @@ def test_two_processes_train_what_one_does(done: Path, copy: Path):
     wait_until_left(copy)
 
 
-def test_a_locked_tracking_database_delays_no_stage_and_loses_nothing(copy: Path):
+def test_a_locked_tracking_database_delays_no_stage_and_loses_nothing(copy: Path, repro: Repro):
     stage = "train@oxa_full-0"
     forget(copy, stage)
     with closing(sqlite3.connect(copy / "mlflow.db", isolation_level=None)) as other:

@@ -286,11 +286,19 @@ def _ends(numbers: Mapping[str, Any], name: str, scale: float, form: str) -> str
 
 
 def difference(found: Mapping[str, Any] | None, metric: str) -> str:
+    """Such a difference, with its interval and what Holm's method says of it."""
+    if found is None:
+        return "–"
+    return f"{change(found, metric)}, p {found['p_holm']:.3f}{'' if found['shown'] else ' n.s.'}"
+
+
+def change(found: Mapping[str, Any] | None, metric: str) -> str:
+    """Such a difference with its interval alone."""
     if found is None:
         return "–"
     scale, form = (1, "+.3f") if metric == "mean_entropy" else (100, "+.1f")
     mean, low, high = (f"{scale * found[name]:{form}}" for name in ("difference", "low", "high"))
-    return f"{mean} [{low}, {high}], p {found['p_holm']:.3f}{'' if found['shown'] else ' n.s.'}"
+    return f"{mean} [{low}, {high}]"
 
 
 def gates(found: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ small world and of the student that is pretrained in it. flows/study.py runs the
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -19,6 +19,11 @@ from oxa.errors import ConfigError
 
 UNSEEN = ("tracking", "flow", "registry", "plan", "report", "traces")
 """Sections of params.yaml that no experiment's results depend on; what the page tells does on `report`."""
+
+OWN = frozenset({"world", "base", "world.seed", "base.seed", "seeds"})
+"""Keys that a study's worlds and seeds set."""
+SHARED = ("world.", "base.", "evaluate.")
+"""What the rows of one table have in common: student, problems, and how they are asked."""
 
 
 class Experiment(config.Section):
@@ -55,6 +60,8 @@ class Table(config.Section):
             raise ValueError("source compare: a row is compared with itself")
         if any(name.endswith(outcomes.RL) for name in self.rows):
             raise ValueError(f"a row's name must not end in {outcomes.RL}: after_rl adds those")
+        if outcomes.BASE in self.rows:
+            raise ValueError(f"no row can be called {outcomes.BASE}: every table has a line of that name")
         return self
 
     @property
@@ -78,11 +85,37 @@ class Study(config.Section):
     """By name, which is also their place in the page."""
 
     @model_validator(mode="after")
-    def _knows_its_experiments(self) -> Study:
+    def _has_each_world_and_seed_once(self) -> Study:
+        for name, values in (("worlds", self.worlds), ("seeds", self.seeds)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"source {name}: one of them is named twice, and would count as two")
+        for where, changes in self._sets():
+            for key in sorted(OWN & {*changes}):
+                raise ValueError(f"source {where}: {key} is set by the study's worlds and seeds")
+        return self
+
+    def _sets(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        yield "set", self.set
+        for name, experiment in self.experiments.items():
+            yield f"experiments.{name}.set", experiment.set
+
+    @model_validator(mode="after")
+    def _compares_what_is_alike(self) -> Study:
         for name, table in self.tables.items():
+            asked: dict[str, dict[str, Any]] = {}
             for row, place in table.rows.items():
-                if place.partition("/")[0] not in self.experiments:
+                experiment = place.partition("/")[0]
+                if experiment not in self.experiments:
                     raise ValueError(f"source {place!r} of tables.{name}.rows.{row} is no experiment")
+                changes = self.experiments[experiment].set
+                asked[experiment] = {key: changes[key] for key in changes if key.startswith(SHARED)}
+            first, *others = asked
+            for other in others:
+                if asked[other] != asked[first]:
+                    raise ValueError(
+                        f"source tables.{name}: {first} and {other} do not have the same student, problems or "
+                        f"evaluation ({', '.join(SHARED)}), so their rows cannot be compared"
+                    )
         return self
 
 

@@ -2,10 +2,15 @@
 
 Of every row the same statistics are told as in the report (oxa/comparison.py), with the problems of all worlds
 together: a world's problems are its own, and seed s of a row stands for its fine-tuning seed s in every world. So an
-interval holds for other problems and other fine-tuning seeds of these worlds; how worlds differ is seen from their
-numbers side by side, since two or three of them are too few to estimate it.
+interval holds for other problems and other fine-tuning seeds of these worlds and their students. How worlds differ is
+seen from the differences in each, since two or three of them are too few to estimate it.
 
-A table's comparisons, before and after RL, in pass@1, pass@N and entropy, are one family of Holm's.
+How much seeds differ is estimated from a row alone, and for a difference from its two rows: rows of a study may be far
+from each other, or nearly the same. Two rows that learn from the same solutions do so in the same order under the same
+seed, and are paired by seed, too.
+
+A table's comparisons, before and after RL, in pass@1, pass@N and entropy, are one family of Holm's; one that is still
+to be run counts as well.
 """
 
 from __future__ import annotations
@@ -13,11 +18,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from oxa import comparison, config, findings, outcomes, records, world
 from oxa.errors import DataError
@@ -27,9 +33,15 @@ Read = Callable[[Run, str], Path]
 """The file at a path of an experiment's workspace."""
 
 
+Whole = Mapping[str, Sequence[outcomes.Outcomes]]
+"""Row's name, and the base's, to its outcomes, one a fine-tuning seed."""
+
+
 class Row(NamedTuple):
     outcomes: list[outcomes.Outcomes]
     """One a fine-tuning seed, of all worlds' problems together."""
+    solutions: list[list[str]]
+    """Of every world, the response ids that cross-entropy learns from."""
     beside: dict[str, str]
     """What else is told of it, by column."""
 
@@ -133,104 +145,99 @@ def _table(
         for one in found:
             if why := outcomes.unlike(one, first):
                 raise DataError(f"{name}: not evaluated like {outcomes.BASE}: {why}")
-    everyone = np.ones(len(first.problem_id), bool)
-    asked = comparison.family(first, everyone)
-
-    def peers(name: str) -> list[Sequence[outcomes.Outcomes]]:
-        return [
-            row.outcomes
-            for other, row in rows.items()
-            if other.endswith(outcomes.RL) == name.endswith(outcomes.RL)
-        ]
-
-    numbers = {
-        name: comparison.numbers_of(section, found, everyone, peers(name), asked)
-        for name, found in whole.items()
-    }
+    asked = comparison.family(first, _all(first))
+    num_comparisons = len(table.pairs) * len(endings) * len(asked)
     pairs = {
         name + ending: other + ending
         for ending in endings
         for name, other in table.pairs.items()
         if name in places and other in places
     }
-    differences = {
-        name: comparison.differences(
-            section,
-            whole[name],
-            whole[other],
-            everyone,
-            metrics=asked,
-            pool=partial(_pool, peers(name), everyone),
-            num_comparisons=len(pairs) * len(asked),
-        )
-        for name, other in pairs.items()
-    }
-    comparison.correct(section, [row[m] for row in differences.values() for m in asked if m in row])
-    beside = sorted({column for row in rows.values() for column in row.beside})
-    columns: findings.Columns = {
-        **{findings.column(metric): partial(findings.cell, metric=metric) for metric in asked},
-        "tokens": lambda found: f"{found['mean_tokens']:.0f}",
-    }
     parts = [
-        _caption(study, numbers[outcomes.BASE], len(pairs) * len(asked)),
-        _lines(
-            ["row", *columns, f"pass@1 in world {' / '.join(map(str, study.worlds))}", *beside],
-            [
-                [
-                    name,
-                    *(cell(numbers[name]) for cell in columns.values()),
-                    " / ".join(_by_world(found)),
-                    *((rows[name].beside.get(column, "–") if name in rows else "–") for column in beside),
-                ]
-                for name, found in whole.items()
-            ],
-        ),
-        _lines(
-            ["difference", *(findings.delta(metric) for metric in asked)],
-            [
-                [
-                    f"{name} − {other}",
-                    *(findings.difference(differences[name].get(metric), metric) for metric in asked),
-                ]
-                for name, other in pairs.items()
-            ],
-        ),
+        f"{len(first.problem_id)} problems of {len(study.worlds)} worlds, {first.num_samples.min()} samples a problem, "
+        f"{len(study.seeds)} fine-tuning seeds a world; p by Holm's method over {num_comparisons} comparisons.",
+        _numbers(study, section, whole, rows, asked),
+        _differences(study, section, rows, pairs, asked, num_comparisons),
     ]
     if "tiers" in table.beside:
-        parts.append(_tiers(section, whole, peers))
+        parts.append(_tiers(section, whole))
     if "strategies" in table.beside:
         parts.append(_strategies(study, places, endings, made, read))
     return "\n\n".join(parts)
 
 
-def _pool(
-    arms: Sequence[Sequence[outcomes.Outcomes]], members: comparison.Members, metric: str
-) -> list[comparison.Floats]:
-    return [comparison.observed(found, members, metric) for found in arms]
+def _all(found: outcomes.Outcomes) -> comparison.Members:
+    return np.ones(len(found.problem_id), bool)
 
 
-def _caption(study: Study, numbers: Mapping[str, Any], num_comparisons: int) -> str:
-    return (
-        f"{numbers['num_problems']} problems of {len(study.worlds)} worlds, {numbers['num_samples']} samples a "
-        f"problem, {len(study.seeds)} fine-tuning seeds a world; p by Holm's method over {num_comparisons} comparisons."
-    )
+def _of_world(found: outcomes.Outcomes, seed: int) -> comparison.Members:
+    return np.array([name.endswith(f" {seed}") for name in found.benchmark.tolist()])
+
+
+def _numbers(
+    study: Study, section: config.Report, whole: Whole, rows: Mapping[str, Row], asked: Sequence[str]
+) -> str:
+    """A line a row, the base's first: numbers over all worlds, pass@1 in each, and what the row was made from."""
+    beside = sorted({column for row in rows.values() for column in row.beside})
+    lines = []
+    for name, found in whole.items():
+        told = comparison.numbers_of(section, found, _all(found[0]), [found], asked)
+        solved = np.mean([one.num_correct / one.num_samples for one in found], axis=0)
+        by_world = (f"{100 * solved[_of_world(found[0], seed)].mean():.1f}" for seed in study.worlds)
+        lines.append(
+            [
+                name,
+                *(findings.cell(told, metric) for metric in asked),
+                f"{told['mean_tokens']:.0f}",
+                " / ".join(by_world),
+                *((rows[name].beside.get(column, "–") if name in rows else "–") for column in beside),
+            ]
+        )
+    in_worlds = f"pass@1 in world {' / '.join(map(str, study.worlds))}"
+    return _lines(["row", *map(findings.column, asked), "tokens", in_worlds, *beside], lines)
+
+
+def _differences(
+    study: Study,
+    section: config.Report,
+    rows: Mapping[str, Row],
+    pairs: Mapping[str, str],
+    asked: Sequence[str],
+    num_comparisons: int,
+) -> str:
+    """A line a pair, corrected by Holm's method, and one for each world, with intervals alone."""
+
+    def compare(name: str, members: comparison.Members, of_family: int) -> dict[str, Any]:
+        ours, theirs = rows[name], rows[pairs[name]]
+        return comparison.differences(
+            section,
+            ours.outcomes,
+            theirs.outcomes,
+            members,
+            metrics=asked,
+            same_seeds=ours.solutions == theirs.solutions,
+            num_comparisons=of_family,
+        )
+
+    pooled = {name: compare(name, _all(rows[name].outcomes[0]), num_comparisons) for name in pairs}
+    compared = [found[metric] for found in pooled.values() for metric in asked if metric in found]
+    to_be_run = [{"p_value": 1.0, "low": 0.0, "high": 0.0}] * (num_comparisons - len(compared))
+    comparison.correct(section, [*compared, *to_be_run])
+    lines = []
+    for name, other in pairs.items():
+        told = (findings.difference(pooled[name].get(metric), metric) for metric in asked)
+        lines.append([f"{name} − {other}", *told])
+        for seed in study.worlds if len(study.worlds) > 1 else []:
+            found = compare(name, _of_world(rows[name].outcomes[0], seed), 1)
+            lines.append([f"· in world {seed}", *(findings.change(found.get(m), m) for m in asked)])
+    return _lines(["difference", *map(findings.delta, asked)], lines)
 
 
 def _lines(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(findings.aligned(header, rows))
 
 
-def _by_world(found: Sequence[outcomes.Outcomes]) -> Iterator[str]:
-    solved = np.mean([one.num_correct / one.num_samples for one in found], axis=0)
-    for name in dict.fromkeys(found[0].benchmark.tolist()):
-        yield f"{100 * solved[found[0].benchmark == name].mean():.1f}"
-
-
-def _tiers(
-    section: config.Report,
-    whole: Mapping[str, Sequence[outcomes.Outcomes]],
-    peers: Callable[[str], list[Sequence[outcomes.Outcomes]]],
-) -> str:
+def _tiers(section: config.Report, whole: Whole) -> str:
     """pass@1 by tier, in the order of the small world where it is one."""
     tier = next(iter(whole.values()))[0].tier
     tiers = sorted(
@@ -240,7 +247,7 @@ def _tiers(
     for name, found in whole.items():
         cells = []
         for one in tiers:
-            told = comparison.numbers_of(section, found, tier == one, peers(name), ["pass_at_1"])
+            told = comparison.numbers_of(section, found, tier == one, [found], ["pass_at_1"])
             cells.append(findings.cell(told, "pass_at_1"))
         rows.append([name, *cells])
     return _lines(["pass@1, %", *tiers], rows)
@@ -257,15 +264,11 @@ def _strategies(
 
     rows = []
     for name, place in places.items():
-        experiment, _, arm = place.partition("/")
-        trained: list[str] = []
-        for seed in study.worlds:
-            table = records.read(
-                read(made[f"{experiment}-{seed}"], f"data/train/{arm}.parquet"),
-                records.TRAIN,
-                ["completion", "objective"],
-            ).to_pylist()
-            trained += [row["completion"] for row in table if row["objective"] == "ce"]
+        trained = [
+            text
+            for seed in study.worlds
+            for text in _solutions(place, seed, made, read)["completion"].to_pylist()
+        ]
         cells = [" / ".join(shares(trained))]
         for ending in endings:
             texts: list[str] = []
@@ -279,6 +282,14 @@ def _strategies(
     return _lines(
         [f"{order}, %", "CE set", "answers", *(["answers after RL"] if outcomes.RL in endings else [])], rows
     )
+
+
+def _solutions(place: str, seed: int, made: Mapping[str, Run], read: Read) -> pa.Table:
+    """What cross-entropy learns from."""
+    experiment, _, arm = place.partition("/")
+    path = read(made[f"{experiment}-{seed}"], f"data/train/{arm}.parquet")
+    table = records.read(path, records.TRAIN, ["response_id", "completion", "objective"])
+    return table.filter(pc.equal(table["objective"], "ce"))
 
 
 def _paths(study: Study, place: str, ending: str, made: Mapping[str, Run], read: Read) -> Iterator[Path]:
@@ -295,7 +306,10 @@ def _row(study: Study, place: str, ending: str, made: Mapping[str, Run], read: R
         _joined({seed: outcomes.outcomes(paths[w * num + s]) for w, seed in enumerate(study.worlds)})
         for s in range(num)
     ]
-    return Row(found, _beside(study, place, ending, made, read))
+    solutions = [
+        sorted(_solutions(place, seed, made, read)["response_id"].to_pylist()) for seed in study.worlds
+    ]
+    return Row(found, solutions, _beside(study, place, ending, made, read))
 
 
 def _base(study: Study, place: str, made: Mapping[str, Run], read: Read) -> outcomes.Outcomes:

@@ -93,6 +93,14 @@ def test_every_experiment_runs_in_every_world_over_the_studys_settings(
             "'c': the baseline, and what is compared",
         ),
         ({"tables": {"t": {"rows": {"a-rl": "first/sft"}, "baseline": "a-rl"}}}, "must not end in -rl"),
+        ({"tables": {"t": {"rows": {"base": "first/sft"}, "baseline": "base"}}}, "no row can be called base"),
+        ({"worlds": [4, 4]}, "worlds: one of them is named twice"),
+        ({"seeds": [1, 0, 1]}, "seeds: one of them is named twice"),
+        ({"set": {"base.seed": 7}}, "set: base.seed is set by the study's worlds and seeds"),
+        (
+            {"experiments": STUDY["experiments"] | {"first": {"set": {"evaluate.temperature": 0.5}}}},
+            "tables.one: first and second do not have the same student, problems or evaluation",
+        ),
         ({"tables": {"t": {"rows": {"a": "sft"}, "baseline": "a"}}}, "s.yaml: tables.t.rows.a: .*pattern"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,45 @@ def test_differences_are_those_to_the_baseline_and_shown_as_such(read: Any) -> N
     assert found["Δ entropy, nats"].startswith("+0.150")
 
 
+def test_a_difference_is_told_of_every_world_too(read: Any) -> None:
+    told = study_page.parts(STUDY, SECTION, runs("first", "second"), read)["one"]
+    (lines,) = [part.splitlines() for part in told.split("\n\n") if part.startswith("| difference ")]
+    assert lines[2].startswith("| new − plain ")
+    assert [line.split("|")[1].strip() for line in lines[3:]] == ["· in world 4", "· in world 5"]
+    assert [line.split("|")[2].split(" [")[0].strip() for line in lines[3:]] == ["+50.0", "+25.0"]
+    assert not any(", p " in line for line in lines[3:])
+
+
+def spread(text: str) -> float:
+    """Width of the interval of "… [low, high]…"."""
+    low, high = text.partition("[")[2].partition("]")[0].split(", ")
+    return float(high) - float(low)
+
+
+def test_rows_that_learn_from_the_same_solutions_are_paired_by_seed(workspace: Path, tmp_path: Path) -> None:
+    """Seeds differ by much and alike in both rows: with the pairs kept the difference is known, without them not."""
+    for seed in WORLDS:
+        folder = shutil.copytree(workspace / f"first-{seed}", tmp_path / "same" / f"first-{seed}")
+        for number, lost in zip(SEEDS, (0, 1), strict=True):
+            for arm in "ab":
+                made = generations(seed, RATES[f"first/{arm}"] + (arm == "b") - lost, "columns")
+                records.write(folder / f"data/generations/{arm}-{number}.parquet", made, records.GENERATIONS)
+        other = shutil.copytree(folder, tmp_path / "other" / f"first-{seed}")
+        table = records.read(other / "data/train/b.parquet", records.TRAIN).to_pylist()
+        train = [row | {"response_id": "another"} for row in table]
+        (other / "data/train/b.parquet").unlink()
+        records.write(other / "data/train/b.parquet", train, records.TRAIN)
+
+    def difference(root: Path) -> str:
+        told = study_page.parts(STUDY, SECTION, runs("first"), lambda run, path: root / run.name / path)
+        return row(told["rl"], "new − plain", "difference")["Δ pass@1, points"]
+
+    same, other = difference(tmp_path / "same"), difference(tmp_path / "other")
+    assert same.startswith("+50.0 [")
+    assert other.startswith("+50.0 [")
+    assert spread(same) < 1 < 25 < spread(other)
+
+
 def test_a_table_compares_the_pairs_it_names_and_counts_no_others(read: Any) -> None:
     told = study_page.parts(STUDY, SECTION, runs("first", "second"), read)["pairs"]
     assert "by Holm's method over 6 comparisons" in told
@@ -156,7 +196,7 @@ def test_a_table_compares_the_pairs_it_names_and_counts_no_others(read: Any) -> 
     assert row(told, "old − plain", "difference")["Δ pass@1, points"].startswith("+25.0 [")
     assert "new − plain" not in told
     part = study_page.parts(STUDY, SECTION, runs("first"), read)["pairs"]
-    assert "by Holm's method over 3 comparisons" in part
+    assert "by Holm's method over 6 comparisons" in part  # those to come count from the start
     assert "old − plain" in part
     assert "Not run yet: new." in part
 

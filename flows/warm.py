@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +80,17 @@ def _serve(address: str, modules: Sequence[str]) -> int:
         while True:
             client, _ = listening.accept()
             with client:
-                argv, folder, environment, streams = _asked(client)
+                told, streams = _asked(client)
+                if told is None:
+                    continue
+                argv, folder, environment = told
                 if pid := os.fork():
                     for stream in streams:
                         os.close(stream)
                     code = _wait(pid, client)
                     if code is not None:
-                        client.sendall(str(code).encode())
+                        with suppress(BrokenPipeError):  # it was killed as its stage ended
+                            client.sendall(str(code).encode())
                     continue
                 listening.close()
                 for target, stream in enumerate(streams):
@@ -101,16 +105,26 @@ def _serve(address: str, modules: Sequence[str]) -> int:
             return cli.main(argv)
 
 
-def _asked(client: socket.socket) -> tuple[list[str], str, dict[str, str], list[int]]:
+Told = tuple[list[str], str, dict[str, str]]
+"""Arguments, folder and environment of a caller."""
+
+
+def _asked(client: socket.socket) -> tuple[Told | None, list[int]]:
+    """What a caller wants, and its streams; None where it was killed before it had told all."""
     streams: Any = array.array("i")
-    head, found, _, _ = client.recvmsg(8, socket.CMSG_LEN(3 * streams.itemsize))
-    for _, _, data in found:
-        streams.frombytes(data)
-    size, told = int.from_bytes(head, "big"), b""
-    while len(told) < size and (part := client.recv(1 << 16)):
-        told += part
-    argv, folder, environment = json.loads(told)
-    return argv, folder, environment, list(streams)
+    told = b""
+    with suppress(ConnectionResetError):
+        head, found, _, _ = client.recvmsg(8, socket.CMSG_LEN(3 * streams.itemsize))
+        for _, _, data in found:
+            streams.frombytes(data)
+        size = int.from_bytes(head, "big")
+        while len(told) < size and (part := client.recv(1 << 16)):
+            told += part
+        if head and len(told) == size:
+            return tuple(json.loads(told)), list(streams)
+    for stream in streams:
+        os.close(stream)
+    return None, []
 
 
 def _wait(pid: int, client: socket.socket) -> int | None:

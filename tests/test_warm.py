@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,6 +53,17 @@ def test_it_is_a_fork_that_has_imported_already(told: dict[str, str], tmp_path: 
     first, second = (call("oxa nonsense", tmp_path, told) for _ in range(2))
     assert first.returncode == second.returncode == 2
     assert "invalid choice: 'nonsense'" in first.stderr
+
+
+@pytest.mark.parametrize("said", [b"", (100).to_bytes(8, "big"), (100).to_bytes(8, "big") + b"[["])
+def test_a_caller_killed_before_it_has_told_all_leaves_the_others_served(
+    said: bytes, told: dict[str, str], tmp_path: Path
+) -> None:
+    own = Path(told["PATH"].split(os.pathsep)[0])
+    with socket.socket(socket.AF_UNIX) as there:
+        there.connect(str(own / "socket"))
+        there.sendall(said)
+    assert call("oxa nonsense", tmp_path, told).returncode == 2
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +125,10 @@ def _experiments(folder: Path | None = None) -> Iterator[tuple[str, str]]:
 
 
 def _is_current(commit: str, one: study.Run, wanted: Mapping[str, Any]) -> bool:
-    had, lock = (
-        yaml.load(_git("show", f"{commit}:{name}"), yaml.CSafeLoader) for name in ("params.yaml", "dvc.lock")
-    )
-    ran = {name.partition("@")[0] for name in lock["stages"]}
+    ran = {name.partition("@")[0] for name in _lock(commit)}
     return (
         {name.partition("@")[0] for name in one.stages} <= ran
-        and study.same_results(had, wanted)
+        and study.same_results(_yaml(commit, "params.yaml"), wanted)
         and not _changed_since(commit, "dvc.yaml", *_code(ran))
     )
 
@@ -218,15 +216,8 @@ def _clone(world: int) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         _git("clone", "-q", "--no-checkout", ".", str(folder))
-    cache = subprocess.run(
-        [sys.executable, "-m", "dvc", "cache", "dir"], check=False, capture_output=True, text=True
-    )
-    if cache.returncode:
-        raise UserError(f"dvc cache dir: {cache.stderr.strip()}")
     (folder / ".dvc").mkdir(exist_ok=True)
-    (folder / ".dvc" / "config.local").write_text(
-        f"[cache]\n    dir = {Path(cache.stdout.strip()).resolve()}\n"
-    )
+    (folder / ".dvc" / "config.local").write_text(f"[cache]\n    dir = {_cache()}\n")
     return folder
 
 
@@ -292,11 +283,19 @@ def _text(page: Path) -> str:
 
 @contextmanager
 def _files(done: Mapping[str, str]) -> Iterator[Callable[[study.Run, str], Path]]:
-    """Reads files of experiments, from DVC's cache or its remotes."""
+    """Finds files of experiments in DVC's cache; what is not there is fetched from its remotes, by way of DVC.
+
+    DVC itself takes seconds to open a commit, so that its cache is read where its documentation says that files lie.
+    """
     systems: dict[str, Any] = {}
+    files = _cache() / "files" / "md5"
     with tempfile.TemporaryDirectory() as folder:
 
         def read(one: study.Run, path: str) -> Path:
+            md5 = _outputs(done[one.name]).get(path, "")
+            cached = files / md5[:2] / md5[2:]
+            if md5 and cached.is_file():
+                return cached
             local = Path(folder) / one.name / path
             if not local.exists():
                 if one.name not in systems:
@@ -312,3 +311,30 @@ def _files(done: Mapping[str, str]) -> Iterator[Callable[[study.Run, str], Path]
             return local
 
         yield read
+
+
+@cache
+def _outputs(commit: str) -> dict[str, str]:
+    """Path, to the md5, of all files and folders that the experiment's stages made."""
+    return {out["path"]: out["md5"] for stage in _lock(commit).values() for out in stage.get("outs", [])}
+
+
+@cache
+def _lock(commit: str) -> dict[str, Any]:
+    """The experiment's stages, as they ran."""
+    stages: dict[str, Any] = _yaml(commit, "dvc.lock")["stages"]
+    return stages
+
+
+def _yaml(commit: str, name: str) -> Any:
+    return yaml.load(_git("show", f"{commit}:{name}"), yaml.CSafeLoader)
+
+
+def _cache() -> Path:
+    """The folder of DVC's cache."""
+    told = subprocess.run(
+        [sys.executable, "-m", "dvc", "cache", "dir"], check=False, capture_output=True, text=True
+    )
+    if told.returncode:
+        raise UserError(f"dvc cache dir: {told.stderr.strip()}")
+    return Path(told.stdout.strip()).resolve()

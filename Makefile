@@ -37,7 +37,7 @@ demo: install  ## run the whole pipeline on params.yaml and print the comparison
 	@oxa summary
 	@echo "The report: reports/index.html; the tables: reports/table.md; numbers: metrics/summary.json"
 
-study: install  ## run the study of docs/study.yaml (under three hours on 2 cores) and write docs/study.md's tables
+study: install  ## run the study of docs/study.yaml (about three hours from nothing on 2 cores) and write docs/study.md's tables
 	oxa study
 
 test: install  ## run the tests

@@ -80,10 +80,10 @@ def _serve(address: str, modules: Sequence[str]) -> int:
         while True:
             client, _ = listening.accept()
             with client:
-                told, streams = _asked(client)
-                if told is None:
+                asked = _asked(client)
+                if asked is None:
                     continue
-                argv, folder, environment = told
+                argv, folder, environment, streams = asked
                 if pid := os.fork():
                     for stream in streams:
                         os.close(stream)
@@ -105,12 +105,8 @@ def _serve(address: str, modules: Sequence[str]) -> int:
             return cli.main(argv)
 
 
-Told = tuple[list[str], str, dict[str, str]]
-"""Arguments, folder and environment of a caller."""
-
-
-def _asked(client: socket.socket) -> tuple[Told | None, list[int]]:
-    """What a caller wants, and its streams; None where it was killed before it had told all."""
+def _asked(client: socket.socket) -> tuple[list[str], str, dict[str, str], list[int]] | None:
+    """A caller's arguments, folder, environment and streams; None where it was killed before it had told all."""
     streams: Any = array.array("i")
     told = b""
     with suppress(ConnectionResetError):
@@ -121,10 +117,11 @@ def _asked(client: socket.socket) -> tuple[Told | None, list[int]]:
         while len(told) < size and (part := client.recv(1 << 16)):
             told += part
         if head and len(told) == size:
-            return tuple(json.loads(told)), list(streams)
+            argv, folder, environment = json.loads(told)
+            return argv, folder, environment, list(streams)
     for stream in streams:
         os.close(stream)
-    return None, []
+    return None
 
 
 def _wait(pid: int, client: socket.socket) -> int | None:

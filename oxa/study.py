@@ -22,8 +22,8 @@ UNSEEN = ("tracking", "flow", "registry", "plan", "report", "traces")
 
 OWN = frozenset({"world", "base", "world.seed", "base.seed", "seeds"})
 """Keys that a study's worlds and seeds set."""
-SHARED = ("world.", "base.", "evaluate.")
-"""What the rows of one table have in common: student, problems, and how they are asked."""
+SHARED = ("world", "base", "evaluate")
+"""Sections that the rows of one table have in common: problems, student, and how it is asked."""
 
 
 class Experiment(config.Section):
@@ -108,7 +108,7 @@ class Study(config.Section):
                 if experiment not in self.experiments:
                     raise ValueError(f"source {place!r} of tables.{name}.rows.{row} is no experiment")
                 changes = self.experiments[experiment].set
-                asked[experiment] = {key: changes[key] for key in changes if key.startswith(SHARED)}
+                asked[experiment] = {key: changes[key] for key in changes if key.partition(".")[0] in SHARED}
             first, *others = asked
             for other in others:
                 if asked[other] != asked[first]:

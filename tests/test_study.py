@@ -98,6 +98,10 @@ def test_every_experiment_runs_in_every_world_over_the_studys_settings(
         ({"seeds": [1, 0, 1]}, "seeds: one of them is named twice"),
         ({"set": {"base.seed": 7}}, "set: base.seed is set by the study's worlds and seeds"),
         (
+            {"experiments": STUDY["experiments"] | {"first": {"set": {"evaluate": {"temperature": 0.5}}}}},
+            "tables.one: first and second do not have the same student, problems or evaluation",
+        ),
+        (
             {"experiments": STUDY["experiments"] | {"first": {"set": {"evaluate.temperature": 0.5}}}},
             "tables.one: first and second do not have the same student, problems or evaluation",
         ),

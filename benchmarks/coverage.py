@@ -1,4 +1,4 @@
-"""How often the intervals of oxa/metrics.py hold the truth, and how often they tell equal arms apart.
+"""How often the intervals of oxa/comparison/estimators.py hold the truth, and how often they tell equal arms apart.
 
     python benchmarks/coverage.py [--worlds 2000] [--resamples 400]
 
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from oxa import metrics
+from oxa.comparison import estimators
 
 LEVEL = 0.05
 GAP = 0.4  # logits between the two arms
@@ -45,7 +45,7 @@ def simulate(
     mean: float = -0.5,
     seed_effect: float = 0.0,
     k: int = 1,
-    measure: Callable[..., Any] = metrics.pass_at_k,
+    measure: Callable[..., Any] = estimators.pass_at_k,
     only_second: bool = False,
     num_worlds: int = 2000,
     resamples: int = 400,
@@ -70,13 +70,13 @@ def simulate(
         drawn: dict[str, Any] = {"resamples": resamples, "confidence": 1 - LEVEL, "seed": world}
         if num_seeds > 1:
             drawn["pool"] = [values for values, _ in arms]
-        interval = metrics.bootstrap_interval(*first, **drawn)
+        interval = estimators.bootstrap_interval(*first, **drawn)
         held += interval.low <= truth <= interval.high
-        found = metrics.paired_difference(third[0], first[0], (third[1], first[1]), **drawn)
+        found = estimators.paired_difference(third[0], first[0], (third[1], first[1]), **drawn)
         apart += found.low <= better - truth <= found.high
         width += found.high - found.low
         told += (
-            metrics.paired_difference(second[0], first[0], (second[1], first[1]), **drawn).p_value <= LEVEL
+            estimators.paired_difference(second[0], first[0], (second[1], first[1]), **drawn).p_value <= LEVEL
         )
     return Rates(*(float(total) / num_worlds for total in (held, apart, told, width)))
 
@@ -89,7 +89,7 @@ def _truth(mean: float, seed_effect: float, k: int, measure: Callable[..., Any])
     nodes, weights = np.polynomial.hermite_e.hermegauss(100)
     spread = np.sqrt(PROBLEM**2 + seed_effect**2 + INTERACTION**2)
     rates = _sigmoid(mean + spread * nodes)
-    values = 1 - (1 - rates) ** k if measure is metrics.pass_at_k else rates**k
+    values = 1 - (1 - rates) ** k if measure is estimators.pass_at_k else rates**k
     return float((weights * values).sum() / weights.sum())
 
 
@@ -97,7 +97,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "200 problems, 8 samples": {"num_problems": 200, "num_samples": 8},
     "the same, pass@4": {"num_problems": 200, "num_samples": 8, "k": 4},
     "the same, pass@8": {"num_problems": 200, "num_samples": 8, "k": 8},
-    "the same, pass^4": {"num_problems": 200, "num_samples": 8, "k": 4, "measure": metrics.pass_hat_k},
+    "the same, pass^4": {"num_problems": 200, "num_samples": 8, "k": 4, "measure": estimators.pass_hat_k},
     "30 problems, 16 samples": {"num_problems": 30, "num_samples": 16},
     "30 problems, 128 samples": {"num_problems": 30, "num_samples": 128},
     "30 hard problems (3%), 16 samples": {"num_problems": 30, "num_samples": 16, "mean": -4.0},
@@ -133,10 +133,10 @@ def main() -> None:
     print(
         f"""## Intervals: `benchmarks/coverage.py`
 
-How often the 95% intervals of `oxa/metrics.py` hold the truth (of one arm's pass@1 unless said otherwise, of the
-difference of two arms) and how often two equal arms have p ≤ 0.05, in percent of {arguments.worlds:,} simulated worlds
-each; chance alone moves 95% by {noise:.1f} points (2 σ). The last row is the case in which pooling the seeds' spread
-over arms goes wrong. The same numbers on every machine.
+How often the 95% intervals of `oxa/comparison/estimators.py` hold the truth (of one arm's pass@1 unless said otherwise,
+of the difference of two arms) and how often two equal arms have p ≤ 0.05, in percent of {arguments.worlds:,} simulated
+worlds each; chance alone moves 95% by {noise:.1f} points (2 σ). The last row is the case in which pooling the seeds'
+spread over arms goes wrong. The same numbers on every machine.
 """
     )
     print("| setting | one, % | difference, % | equal, % | width, points |\n| --- | --- | --- | --- | --- |")

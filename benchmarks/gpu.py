@@ -35,9 +35,10 @@ from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from oxa import lm, train
-from oxa.config import TrainArm, TrainShared
-from oxa.trainer import OXATrainer
+from oxa.config.train import TrainArm, TrainShared
+from oxa.model import log_probs
+from oxa.stages import train
+from oxa.training.sft import OXATrainer
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-0.6b": {
@@ -115,7 +116,7 @@ def score(shape: str, length: int, device: torch.device) -> Cell:
         scored = torch.ones_like(row, dtype=torch.bool)
         scored[:, :PROMPT] = False
         begun = time.perf_counter()
-        found = lm.token_statistics(model, row, torch.ones_like(row), scored, chunk=1024)
+        found = log_probs.token_statistics(model, row, torch.ones_like(row), scored, chunk=1024)
         float(found.log_probs.sum())  # waits for the device
         seconds.append(time.perf_counter() - begun)
     return Cell(length / statistics.median(seconds[WARM:]), peak(device), flops(model, length, 1))

@@ -17,7 +17,8 @@ The ways, each at every batch size; the fastest counts:
     oxa          sampler.complete, shard by shard as the torch engine does
     vLLM         LLM.generate in a process of its own with --vllm's interpreter (`make vllm-cpu`), all requests at once,
                  batch size as max_num_seqs; no seeds, no log-probabilities, no text
-    vLLM, HTTP   a server of oxa/server.py asked by oxa/completions.py's client, as the vllm engine does, with seeds
+    vLLM, HTTP   a server of oxa/generation/server.py asked by oxa/generation/vllm.py's client, as the vllm engine does,
+    with seeds
 
 After the first round only each way's best batch size goes on. Loading, starting and a warm-up are outside the clock.
 The last bound is what the linear layers' products alone take at the same number of rows.
@@ -38,7 +39,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from oxa.server import Server
+    from oxa.generation.server import Server
 
 WORKLOADS = {"even": 0.0, "tailed": 0.02}  # share of responses that run to MAX_TOKENS
 VOCABULARY, MAX_TOKENS, NUM_SAMPLES, CONTEXT = 107, 256, 8, 512
@@ -139,12 +140,13 @@ def with_generate(folder: Path) -> Callable[[Work, int], int]:
 def with_oxa(folder: Path) -> Callable[[Work, int], int]:
     import torch
 
-    from oxa import lm, sampler
-    from oxa.config import Sampling
-    from oxa.generate import Request
+    from oxa.config.generate import Sampling
+    from oxa.generation import attention, sampler
+    from oxa.generation.requests import Request
+    from oxa.model import loading
 
-    model, _ = lm.load(folder)
-    sampler.share_keys_among_query_heads(model)
+    model, _ = loading.load(folder)
+    attention.share_keys_among_query_heads(model)
     never = torch.tensor([-1])
 
     def run(work: Work, batch_size: int) -> int:
@@ -239,7 +241,7 @@ class Offline:
 
 def by_http(server: Server, folder: Path, work: Work, concurrency: int) -> tuple[int, float]:
     """Tokens and seconds, from the first request to the last answer."""
-    from oxa import completions
+    from oxa.generation import vllm
 
     def body(index: int) -> dict[str, Any]:
         prompt, limit = work[index]
@@ -253,8 +255,8 @@ def by_http(server: Server, folder: Path, work: Work, concurrency: int) -> tuple
         }
 
     async def ask() -> tuple[int, float]:
-        client = completions.Client(
-            [completions.Replica(server.url, server.name)], concurrency, body=body, check=server.check
+        client = vllm.Client(
+            [vllm.Replica(server.url, server.name)], concurrency, body=body, check=server.check
         )
         await client.open(folder, CONTEXT)
         try:
@@ -340,8 +342,8 @@ def measure(options: argparse.Namespace, folder: Path) -> Rates:
 def serve(
     options: argparse.Namespace, folder: Path, works: dict[str, Work], warm: Work, rates: Rates
 ) -> None:
-    from oxa.config import Vllm
-    from oxa.server import Server
+    from oxa.config.generate import Vllm
+    from oxa.generation.server import Server
 
     os.environ |= vllm_environment()
     settings = Vllm(

@@ -27,8 +27,9 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging
 
-from oxa import batches, lm
-from oxa.config import Score
+from oxa.config.score import Score
+from oxa.model import log_probs
+from oxa.training import batches
 
 VOCABULARY = 151_936
 START = 16  # tokens of a prompt, not scored
@@ -129,7 +130,7 @@ def score_fused(model: Any, rows: list[np.ndarray], budget: int) -> Mean:
 def score_ours(model: Any, rows: list[np.ndarray], section: Score) -> Mean:
     means = np.empty((2, len(rows)))
     for batch in batches.by_token_budget([len(ids) for ids in rows], section.batch_tokens):
-        statistics, counts = lm.batch_statistics(
+        statistics, counts = log_probs.batch_statistics(
             model, [rows[i] for i in batch], [START] * len(batch), section.chunk
         )
         bounds = np.concatenate([[0], np.cumsum(counts)[:-1]])
@@ -149,7 +150,9 @@ def multiply_only(model: Any, rows: list[np.ndarray], section: Score) -> Mean:
     for batch in batches.by_token_budget([len(ids) for ids in rows], section.batch_tokens):
         width = len(rows[batch[0]])
         for layer in layers:
-            lm.linear(inputs[layer.in_features].expand(len(batch) * width, -1), layer.weight, layer.bias)
+            log_probs.linear(
+                inputs[layer.in_features].expand(len(batch) * width, -1), layer.weight, layer.bias
+            )
         query, value = (torch.randn(len(batch) * heads, width, size, dtype=model.dtype) for _ in range(2))
         for start in range(0, width, 512) if width else ():
             part = query[:, start : start + 512]
@@ -159,9 +162,9 @@ def multiply_only(model: Any, rows: list[np.ndarray], section: Score) -> Mean:
         num = sum(len(rows[i]) - START for i in batch)
         for first in range(0, num, section.chunk):
             before = inputs[config.hidden_size].expand(min(section.chunk, num - first), -1).contiguous()
-            columns = max(lm.MIN_WIDTH, lm.TILE["cpu"] // len(before))
+            columns = max(log_probs.MIN_WIDTH, log_probs.TILE["cpu"] // len(before))
             for start in range(0, VOCABULARY, columns):
-                lm.linear(before, weight[start : start + columns])
+                log_probs.linear(before, weight[start : start + columns])
     return [], []
 
 

@@ -1,4 +1,4 @@
-"""Selection of an arm's CE set from a million scored responses: oxa/selection.py against plain Python.
+"""Selection of an arm's CE set from a million scored responses: oxa/stages/selection.py against plain Python.
 
     python benchmarks/selection.py [--rows 1000000] [--chosen 50000] [--quick]
 
@@ -40,7 +40,7 @@ def make(folder: Path, num_rows: int) -> None:
     """Writes the same synthetic responses in every form: ppl log-normal, lengths rising with ppl."""
     import numpy as np
 
-    from oxa import records
+    from oxa.records import schemas, tables
 
     draws = np.random.default_rng(0)
     ids = [hashlib.sha256(b"response %d" % i).hexdigest()[:16] for i in range(num_rows)]
@@ -59,7 +59,7 @@ def make(folder: Path, num_rows: int) -> None:
     size = len(names)
     columns = {"problem_id": names, "source": ["synthetic"] * size, "question": list(question.values())}
     columns |= {"answers": [["1"]] * size, "tier": [""] * size, "split": ["train"] * size}
-    records.write(folder / "problems.parquet", columns, records.PROBLEMS)
+    tables.write(folder / "problems.parquet", columns, schemas.PROBLEMS)
     columns = {
         "response_id": ids,
         "problem_id": problem,
@@ -69,16 +69,16 @@ def make(folder: Path, num_rows: int) -> None:
     columns |= {"sample_index": [i % 4 for i in range(num_rows)], "seed": [-1] * num_rows, "text": text}
     columns |= {"num_tokens": tokens, "finish_reason": ["stop"] * num_rows}
     columns |= {"mean_entropy": np.full(num_rows, np.nan, np.float32)}
-    records.write(folder / "teacher.parquet", columns, records.RESPONSES)
+    tables.write(folder / "teacher.parquet", columns, schemas.RESPONSES)
     columns = {"response_id": ids, "verdict": verdict, "predicted": ["1"] * num_rows}
-    records.write(folder / "verdicts.parquet", columns, records.VERDICTS)
+    tables.write(folder / "verdicts.parquet", columns, schemas.VERDICTS)
     at = draws.permutation(
         np.flatnonzero(~wrong)
     )  # as scoring leaves them: the correct ones, in another order
     columns = {"response_id": np.array(ids)[at], "scorer": ["base"] * len(at), "mean_nll": np.log(ppl[at])}
     columns |= {"ppl": ppl[at], "num_tokens": tokens[at], "truncated": np.zeros(len(at), bool)}
     columns |= {"mean_entropy": np.full(len(at), 0.3)}
-    records.write(folder / "scores.parquet", columns, records.SCORES)
+    tables.write(folder / "scores.parquet", columns, schemas.SCORES)
 
     with (folder / "lean.jsonl").open("w") as lean, (folder / "full.jsonl").open("w") as full:
         rows = zip(ids, problem, verdict, ppl.tolist(), tokens.tolist(), text, strict=True)
@@ -89,8 +89,9 @@ def make(folder: Path, num_rows: int) -> None:
 
 
 def by_oxa(folder: Path, num: int) -> None:
-    from oxa import selection
-    from oxa.config import Prompt, SelectionArm, SelectionShared
+    from oxa.config.prompt import Prompt
+    from oxa.config.selection import SelectionArm, SelectionShared
+    from oxa.stages import selection
 
     selection.run(
         SelectionShared(num_ce=num),
@@ -151,7 +152,7 @@ def by_dictionaries(source: Path, num: int, output: Path | None) -> list[tuple[s
 
 
 def hashed(text: str) -> int:
-    """The tie-breaking hash of oxa/candidates.py for seed 0."""
+    """The tie-breaking hash of oxa/selection/candidates.py for seed 0."""
 
     def mix(x: int) -> int:
         x = (x + 0x9E3779B97F4A7C15) & MASK
@@ -169,7 +170,7 @@ def hashed(text: str) -> int:
 def one(way: str, folder: Path, num: int) -> None:
     """Runs one way and prints its figures as JSON; meant for a process of its own."""
     if way == "oxa":
-        import oxa.selection  # noqa: F401  imports are a fixed cost, measured apart from the work
+        import oxa.stages.selection  # noqa: F401  imports are a fixed cost, measured apart from the work
     before, start, cpu = peak(), time.perf_counter(), time.process_time()
     rows: list[tuple[str, float, int]] = []
     if way == "oxa":

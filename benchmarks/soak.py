@@ -116,9 +116,9 @@ def synthesise(folder: Path) -> None:
     import numpy as np
     import pyarrow.compute as pc
 
-    from oxa import records
+    from oxa.records import schemas, tables
 
-    judged = records.read(folder / "verdicts.parquet", records.VERDICTS, ["response_id", "verdict"])
+    judged = tables.read(folder / "verdicts.parquet", schemas.VERDICTS, ["response_id", "verdict"])
     for name, verdict, seed in (("scores", "correct", 0), ("self_scores", "incorrect", 1)):
         ids = judged.filter(pc.equal(judged["verdict"], verdict))["response_id"]
         draws = np.random.default_rng(seed)
@@ -126,7 +126,7 @@ def synthesise(folder: Path) -> None:
         columns = {"response_id": ids, "scorer": ["drawn"] * len(ids), "mean_nll": np.log(ppl), "ppl": ppl}
         columns |= {"num_tokens": (draws.lognormal(5.5, 0.5, len(ids)) * ppl).astype(np.int32) + 1}
         columns |= {"truncated": np.zeros(len(ids), bool), "mean_entropy": np.full(len(ids), 0.3)}
-        records.write(folder / f"{name}.parquet", columns, records.SCORES)
+        tables.write(folder / f"{name}.parquet", columns, schemas.SCORES)
 
 
 def params(folder: Path, form: str, num_rows: int) -> Path:

@@ -40,8 +40,12 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from oxa import batches, lm, prompts, records, train
-from oxa.config import TrainArm, TrainShared
+from oxa import prompts
+from oxa.config.train import TrainArm, TrainShared
+from oxa.model import loading
+from oxa.records import schemas, tables
+from oxa.stages import train
+from oxa.training import batches
 
 SEQUENCES = 32
 WORDS = [f"w{i}" for i in range(104)]
@@ -147,7 +151,7 @@ class Steps(NamedTuple):
 
 
 def trl(setting: Setting, *, grouped: bool = False) -> Steps:
-    network, tokenizer = lm.load(setting.base, dtype=torch.float32, device=torch.device("cpu"))
+    network, tokenizer = loading.load(setting.base, dtype=torch.float32, device=torch.device("cpu"))
     examples = []
     for item in (setting.rows[i] for i in setting.steps.ravel()):
         context = prompts.prompt_ids(tokenizer, item["prompt"])
@@ -205,7 +209,7 @@ def ours(setting: Setting, num_ul: int) -> Steps:
     table: list[dict[str, Any]] = [{}] * len(setting.rows)
     for at, index in zip(where.ravel(), setting.steps.ravel(), strict=True):
         table[at] = {**setting.rows[index], "objective": "ul" if at >= num_ce * num_steps else "ce"}
-    records.write(place / "rows.parquet", table, records.TRAIN)
+    tables.write(place / "rows.parquet", table, schemas.TRAIN)
     clock = Clock()
 
     def log(step: int, **values: float) -> None:
@@ -244,7 +248,7 @@ def cut(setting: Setting) -> list[list[tuple[int, int]]]:
 
 def products(setting: Setting) -> Steps:
     """As if a step were the products of its linear layers alone: x Wᵀ, g W and gᵀ x."""
-    network, _ = lm.load(setting.base, dtype=torch.float32, device=torch.device("cpu"))
+    network, _ = loading.load(setting.base, dtype=torch.float32, device=torch.device("cpu"))
     weights = [m.weight.detach() for m in network.modules() if isinstance(m, torch.nn.Linear)]
     seconds = []
     for step in cut(setting)[1:]:

@@ -25,8 +25,9 @@ from pathlib import Path
 
 from results import row
 
-from oxa import config, prompts
-from oxa.answers import Grader
+from oxa import prompts
+from oxa.config.verify import Verify
+from oxa.grading.grader import Grader
 
 Item = tuple[list[str], str, str]
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
@@ -81,7 +82,7 @@ def plain(items: list[Item]) -> float:
 
 def ours(items: list[Item], workers: int, *, warm: bool, limit: float = 10.0) -> tuple[float, int]:
     """Answers a second of a fresh Grader, and how many distinct pairs it had to grade."""
-    with Grader(config.Verify(workers=workers, timeout=limit)) as grader:
+    with Grader(Verify(workers=workers, timeout=limit)) as grader:
         if warm:
             easy = [([str(i)], f"</think>\\boxed{{{i}}}", "stop") for i in range(10**9, 10**9 + 400)]
             grader.grade(easy, description="")

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from oxa.errors import DataError, UserError
-from oxa.lifeline import Child
+from oxa.runtime.child import Child
 
 KEPT_LINES = 15  # of a failed stage's output that are shown again at the end
 _BAR = re.compile(r"%\|[^|]*\| [^\[]*\[[^\]]*\]")  # the end of a progress bar as tqdm draws it

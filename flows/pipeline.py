@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import queue
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -49,8 +48,11 @@ from pydantic import Field
 
 from flows import bridge, schedule, servers, workspace
 from flows.terminal import Terminal
-from oxa import config, guard, progress, tracking
+from oxa.config.operations import Flow, Tracking
+from oxa.config.params import Params, load_params
 from oxa.errors import UserError
+from oxa.runtime import guard, progress
+from oxa.tracking import outbox
 
 PARAMS = Path("params.yaml")
 UNCHANGED = "DVC: unchanged"
@@ -146,7 +148,7 @@ def pipeline(
         register_models: put the checkpoints into the model registry and let the gate choose.
     """
     try:
-        params = config.load(PARAMS)
+        params = load_params(PARAMS)
         with workspace.held(f"the flow run {runtime.flow_run.name}"):
             _claim_and_reconcile()
             settings = params.flow.model_copy(
@@ -161,16 +163,14 @@ def pipeline(
         return Failed(message=str(error))
 
 
-def _run(
-    params: config.Params, settings: config.Flow, targets: list[str], force: bool, register: bool
-) -> State[Any]:
+def _run(params: Params, settings: Flow, targets: list[str], force: bool, register: bool) -> State[Any]:
     nodes = bridge.plan(targets)
     terminal = Terminal(len(nodes))
     begun, since = time.monotonic(), time.time()
-    with tracking.sending(params.tracking):
+    with outbox.sending(params.tracking):
         states = _walk(nodes, settings, force, terminal)
         failed = {name: state for name, state in states.items() if not state.is_completed()}
-        if params.tracking.enabled and (unsent := tracking.wait_until_sent(seconds=DRAIN, since=since)):
+        if params.tracking.enabled and (unsent := outbox.wait_until_sent(seconds=DRAIN, since=since)):
             terminal.say(unsent)
         if not failed and "report" in states:
             _show_report(params.tracking)
@@ -183,9 +183,7 @@ def _run(
     return Completed(message=closing)
 
 
-def _walk(
-    nodes: list[bridge.Node], settings: config.Flow, force: bool, terminal: Terminal
-) -> dict[str, State[Any]]:
+def _walk(nodes: list[bridge.Node], settings: Flow, force: bool, terminal: Terminal) -> dict[str, State[Any]]:
     """Runs the stages; returns the end state of each that was run."""
     if force:
         nodes = [replace(node, changed=True) for node in nodes]
@@ -270,7 +268,7 @@ def _closing(states: Mapping[str, State[Any]], num_stages: int, seconds: float) 
     return f"{num_stages} stages: {', '.join(told)}; {seconds:.1f} s"
 
 
-def _show_report(settings: config.Tracking, folder: Path = Path("reports")) -> None:
+def _show_report(settings: Tracking, folder: Path = Path("reports")) -> None:
     """The report's page, the comparison and its plots, as artifacts of the flow run."""
     page = (folder / "index.html").resolve()
     create_link_artifact(
@@ -294,13 +292,13 @@ def _show_report(settings: config.Tracking, folder: Path = Path("reports")) -> N
         )
 
 
-def _address_in_mlflow(settings: config.Tracking, folder: Path) -> str | None:
+def _address_in_mlflow(settings: Tracking, folder: Path) -> str | None:
     """Where MLflow's pages show this very report, whichever run wrote it; None where it is not there."""
     if not settings.enabled:
         return None
     try:
         tags = {"oxa.stage": "report", f"dvc.out.{folder}": guard.dvc_md5(folder)}
-        runs = [run.info for run in tracking.find_runs(settings.experiment, tags)]
+        runs = [run.info for run in outbox.find_runs(settings.experiment, tags)]
     except UserError:
         return None
     found = next((run for run in runs if run.status == "FINISHED"), None)  # the newest
@@ -312,7 +310,7 @@ def _address_in_mlflow(settings: config.Tracking, folder: Path) -> str | None:
     )
 
 
-def _register(params: config.Params, terminal: Terminal) -> None:
+def _register(params: Params, terminal: Terminal) -> None:
     """Registers the checkpoints. MLflow being out of reach does not fail a run whose stages succeeded."""
     from flows import promote
 
@@ -355,9 +353,3 @@ def _claim_and_reconcile() -> None:
             for task_run in tasks:
                 client.set_task_run_state(task_run.id, crashed, force=True)
             client.set_flow_run_state(flow_run.id, crashed, force=True)
-
-
-if __name__ == "__main__":
-    from oxa import cli
-
-    sys.exit(cli.main(["run", *sys.argv[1:]]))

@@ -3,7 +3,8 @@
     challenger  the arm whose mean of registry.metric over all seeds and problems is highest; of that arm, the seed
                 that params.yaml lists first. A fixed rule: to take the seed that scored best would be to choose luck.
     champion    who was let through last. As long as there is none, the base stands in.
-    gate        the paired difference of the two checkpoints on the same problems (oxa/metrics.py), challenger minus
+    gate        the paired difference of the two checkpoints on the same problems (oxa/comparison/estimators.py),
+    challenger minus
                 champion, with the bootstrap of the `report` section; passed if its interval's lower end is above
                 registry.min_gain.
 
@@ -30,9 +31,18 @@ import numpy as np
 from pydantic import ValidationError
 
 from flows import bridge
-from oxa import comparison, config, guard, provenance, registry
-from oxa import metrics as statistics
+from oxa.comparison import arms
+from oxa.comparison import estimators as statistics
+from oxa.comparison.outcomes import BASE, Outcomes, outcomes
+from oxa.config.evaluate import Evaluate
+from oxa.config.operations import Registry
+from oxa.config.params import Params
+from oxa.config.report import Report
 from oxa.errors import ConfigError, DataError
+from oxa.report import markdown
+from oxa.report.wording import with_answer
+from oxa.runtime import guard
+from oxa.tracking import provenance, registry
 
 DRAWN_BY = ("temperature", "top_p", "max_tokens")  # settings that two evaluations must share
 
@@ -47,7 +57,7 @@ class Results:
     """Settings of the draw, those of DRAWN_BY."""
 
     @classmethod
-    def of(cls, found: comparison.Outcomes, section: config.Evaluate) -> Results:
+    def of(cls, found: Outcomes, section: Evaluate) -> Results:
         counts: dict[str, dict[str, tuple[int, int]]] = {}
         columns = (found.benchmark, found.problem_id, found.num_samples, found.num_correct)
         for benchmark, problem, samples, correct in zip(*columns, strict=True):
@@ -110,16 +120,16 @@ class _Contest:
     """What dvc.lock and the workspace hold of these parameters' arms and seeds."""
 
     checkpoints: list[registry.Checkpoint] = field(default_factory=list)
-    answers: dict[str, comparison.Outcomes] = field(default_factory=dict)
+    answers: dict[str, Outcomes] = field(default_factory=dict)
     """By training stage; absent where it was not evaluated."""
-    base: comparison.Outcomes | None = None
+    base: Outcomes | None = None
     refused: dict[str, list[str]] = field(default_factory=dict)
     """Why checkpoints cannot be registered, to their stages."""
     unready: list[str] = field(default_factory=list)
     """Why arms and seeds cannot all be compared, a sentence each."""
 
 
-def register(params: config.Params, params_path: Path = Path("params.yaml")) -> Outcome:
+def register(params: Params, params_path: Path = Path("params.yaml")) -> Outcome:
     """Registers all checkpoints of these parameters that dvc.lock holds and the workspace has, then asks the gate.
 
     What is registered already is not registered again, and an MLflow run `register` (the answers, the table, the
@@ -134,15 +144,15 @@ def register(params: config.Params, params_path: Path = Path("params.yaml")) -> 
     return settle(params, locked, commit, dirty == "true", params_path=params_path)
 
 
-def _ran_with(section: config.Evaluate, recorded: Any) -> bool:
+def _ran_with(section: Evaluate, recorded: Any) -> bool:
     try:
-        return config.Evaluate.model_validate(recorded) == section
+        return Evaluate.model_validate(recorded) == section
     except ValidationError:  # of an earlier version
         return False
 
 
 def settle(
-    params: config.Params,
+    params: Params,
     locked: Mapping[str, registry.Step],
     commit: str | None,
     dirty: bool,
@@ -209,8 +219,8 @@ def settle(
 
 
 def judge(
-    settings: config.Registry,
-    section: config.Report,
+    settings: Registry,
+    section: Report,
     challenger: tuple[str, Results],
     champion: tuple[str, Results],
 ) -> Verdict:
@@ -234,12 +244,12 @@ def judge(
 
 
 def _gate(
-    params: config.Params,
+    params: Params,
     chosen: registry.Version,
     champion: registry.Version | None,
     known: Mapping[str, registry.Version],
     results: Mapping[str, Results],
-    base: comparison.Outcomes | None,
+    base: Outcomes | None,
 ) -> Verdict:
     by_number = {known[stage].number: result for stage, result in results.items()}
     ours = (chosen.name, by_number[chosen.number])
@@ -285,7 +295,7 @@ def _unlike(ours: Results, theirs: Results, benchmark: str | None) -> str:
     return ""
 
 
-def _metric(settings: config.Registry, results: Results) -> Any:
+def _metric(settings: Registry, results: Results) -> Any:
     """registry.metric of each problem of registry.benchmark, [P]."""
     num_samples, num_correct = np.array(list(results.on(settings.benchmark).values())).T
     k = int(settings.metric.removeprefix("pass@"))
@@ -297,7 +307,7 @@ def _metric(settings: config.Registry, results: Results) -> Any:
     return statistics.pass_at_k(num_samples, num_correct, k)
 
 
-def _best_arm(params: config.Params, results: Mapping[str, Results]) -> str:
+def _best_arm(params: Params, results: Mapping[str, Results]) -> str:
     """The arm with the highest mean; of equal ones the first listed."""
 
     def mean(arm: str) -> float:
@@ -308,7 +318,7 @@ def _best_arm(params: config.Params, results: Mapping[str, Results]) -> str:
     return max(params.arms, key=mean)
 
 
-def _contest(params: config.Params, locked: Mapping[str, registry.Step]) -> _Contest:
+def _contest(params: Params, locked: Mapping[str, registry.Step]) -> _Contest:
     found = _Contest()
     for arm in params.arms:
         for seed in params.seeds:
@@ -321,17 +331,17 @@ def _contest(params: config.Params, locked: Mapping[str, registry.Step]) -> _Con
                 found.refused.setdefault(str(error), []).append(stage)
                 continue
             try:
-                found.answers[stage] = comparison.outcomes(_table_of(locked, f"evaluate@{arm}-{seed}"))
+                found.answers[stage] = outcomes(_table_of(locked, f"evaluate@{arm}-{seed}"))
             except DataError as error:
                 found.unready.append(str(error))
     everyone = dict(found.answers)
     with contextlib.suppress(DataError):  # only a gate without a champion needs it, and says so
-        found.base = everyone["evaluate_base"] = comparison.outcomes(_table_of(locked, "evaluate_base"))
+        found.base = everyone["evaluate_base"] = outcomes(_table_of(locked, "evaluate_base"))
     found.unready = [*found.refused, *found.unready] or _unlike_each_other(params, everyone)
     return found
 
 
-def _unlike_each_other(params: config.Params, answers: Mapping[str, comparison.Outcomes]) -> list[str]:
+def _unlike_each_other(params: Params, answers: Mapping[str, Outcomes]) -> list[str]:
     first, *others = answers
     benchmark = params.registry.benchmark
     if benchmark not in (None, *answers[first].benchmark):
@@ -365,13 +375,13 @@ def _output(locked: Mapping[str, registry.Step], stage: str, suffix: str) -> tup
     return path, md5
 
 
-def _comparison(params: config.Params, found: _Contest) -> str:
+def _comparison(params: Params, found: _Contest) -> str:
     """The report's table, of these answers."""
     assert found.base is not None
-    by_arm = {comparison.BASE: [found.base]}
+    by_arm = {BASE: [found.base]}
     for arm in params.arms:
         by_arm[arm] = [found.answers[f"train@{arm}-{seed}"] for seed in params.seeds]
-    return comparison.table({**comparison.summarize(params.report, by_arm), "guess_rate": {}})
+    return markdown.table({**with_answer(arms.summarize(params.report, by_arm)), "guess_rate": {}})
 
 
 def _description(checkpoint: registry.Checkpoint, comparison: str) -> str:
@@ -396,7 +406,7 @@ def _artifact(stage: str) -> str:
 
 
 def _table(
-    params: config.Params,
+    params: Params,
     outcome: Outcome,
     known: Mapping[str, registry.Version],
     results: Mapping[str, Results],

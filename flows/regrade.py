@@ -20,12 +20,31 @@ from typing import Any
 import pyarrow as pa
 
 from flows import bridge
-from oxa import config, guard, records
+from oxa.config.verify import Verify
 from oxa.errors import UserError
-from oxa.regrade import Regraded, regrade
+from oxa.grading.regrade import Regraded, regrade
+from oxa.records import schemas, tables
+from oxa.runtime import files as records
+from oxa.runtime import guard
 
-GRADING = {"oxa/answers.py", "oxa/judge.py", "oxa/metrics.py", "oxa/errors.py", "oxa/progress.py"}
-MORE = {"oxa/prompts.py", "oxa/evaluate.py", "oxa/config.py", "oxa/records.py"}
+GRADING = {
+    "oxa/config/verify.py",
+    "oxa/grading/grader.py",
+    "oxa/grading/worker.py",
+    "oxa/comparison/estimators.py",
+    "oxa/errors.py",
+    "oxa/runtime/progress.py",
+}
+MORE = {
+    "oxa/config/evaluate.py",
+    "oxa/config/section.py",
+    "oxa/hashes.py",
+    "oxa/prompts.py",
+    "oxa/records/schemas.py",
+    "oxa/records/tables.py",
+    "oxa/runtime/files.py",
+    "oxa/stages/evaluate.py",
+}
 VERIFIER = GRADING | MORE | {"verify"}
 
 # stages of dvc.yaml, beside the evaluations, that use the verifier, and what it decides there
@@ -40,7 +59,7 @@ Summarize = Callable[[pa.Table], dict[str, Any]]
 
 
 def run(
-    section: config.Verify, summarize: Summarize, checkpoints: Sequence[str] = (), *, dry_run: bool = False
+    section: Verify, summarize: Summarize, checkpoints: Sequence[str] = (), *, dry_run: bool = False
 ) -> Iterator[str]:
     """Regrades these checkpoints' generations, by default all, and yields a sentence on each.
 
@@ -146,7 +165,7 @@ def _write(
         metrics: note.with_name(f"{note.stem}-metrics.json"),
     }
     note.parent.mkdir(parents=True, exist_ok=True)
-    records.write(made[output], found.table, records.GENERATIONS, records.notes(output))
+    tables.write(made[output], found.table, schemas.GENERATIONS, tables.notes(output))
     records.write_json(made[metrics], numbers)
     changes = [f"{found} (written by a run that was cut off)"] if found.changed else []
     files = {str(path): [guard.dvc_md5(path), guard.dvc_md5(new)] for path, new in made.items()}

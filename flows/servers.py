@@ -27,10 +27,10 @@ from contextlib import ExitStack, contextmanager
 from typing import IO
 
 from flows import PROJECT
-from oxa import spool
 from oxa.errors import ConfigError, UserError
-from oxa.lifeline import Child
-from oxa.records import atomic
+from oxa.runtime.child import Child
+from oxa.runtime.files import atomic
+from oxa.tracking import spool
 
 FOLDER = PROJECT / ".prefect"
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000

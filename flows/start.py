@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from flows import servers, workspace
-from oxa import config
+from oxa.config.params import load_params
 from oxa.errors import ConfigError, tell
 
 
@@ -22,7 +22,7 @@ def run(
     for name, value in (("--max-workers", max_workers), ("--accelerators", accelerators)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} {value}: expected 1 or more")
-    config.load(Path("params.yaml"))
+    load_params(Path("params.yaml"))
     if not Path("dvc.yaml").exists():
         raise ConfigError("dvc.yaml: no such file; run in the project's folder")
     # the person at the terminal gets a line a stage; Prefect's log lines go to its interface

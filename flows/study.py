@@ -33,9 +33,11 @@ import yaml
 from dvc.api import DVCFileSystem
 
 from flows import warm
-from oxa import config, study, study_page
+from oxa.config.params import Params, check_params
 from oxa.errors import DataError, UserError, tell
-from oxa.lifeline import Child
+from oxa.runtime.child import Child
+from oxa.study import experiments
+from oxa.study import page as study_page
 
 WORK = Path(".work/study")
 """Of every experiment what it printed, and of every world its clone."""
@@ -47,7 +49,7 @@ def run(path: Path, page: Path, *, only: Sequence[str], jobs: int | None, tables
     """Runs what is not done, then writes the page's tables; with `tables` nothing is run. Returns the exit code."""
     planned, params = plan(path)
     _refuse_unknown(path, planned, only)
-    asked = study.load(path)
+    asked = experiments.load(path)
     study_page.page(_text(page), dict.fromkeys(study_page.names(asked), ""))  # told before hours of work
     done = {one.name: commit for one in planned if (commit := find(one))}
     missing = [one for one in planned if one.name not in done and (not only or one.experiment in only)]
@@ -75,21 +77,21 @@ def show(path: Path) -> Iterator[str]:
         yield f"{'done' if find(one) else 'to do'}  {shlex.join(command(one))}"
 
 
-def plan(path: Path) -> tuple[list[study.Run], config.Params]:
+def plan(path: Path) -> tuple[list[experiments.Run], Params]:
     """All runs of the study, every one's parameters checked, and params.yaml itself."""
     raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    params = config.check(raw, "params.yaml")
-    asked = study.load(path)
-    planned = study.runs(asked)
+    params = check_params(raw, "params.yaml")
+    asked = experiments.load(path)
+    planned = experiments.runs(asked)
     arms = {
-        one.experiment: study.changed(raw, one.changes, f"{path}: experiment {one.experiment}")["arms"]
+        one.experiment: experiments.changed(raw, one.changes, f"{path}: experiment {one.experiment}")["arms"]
         for one in planned
     }
-    study.refuse_empty_rows(asked, arms, str(path))
+    experiments.refuse_empty_rows(asked, arms, str(path))
     return planned, params
 
 
-def command(one: study.Run) -> list[str]:
+def command(one: experiments.Run) -> list[str]:
     """What runs it alone."""
     changes = [f"++{key}={_hydra(value)}" for key, value in one.changes.items()]
     flags = [word for change in changes for word in ("--set-param", change)]
@@ -105,10 +107,10 @@ def _hydra(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def find(one: study.Run) -> str | None:
+def find(one: experiments.Run) -> str | None:
     """The commit of the experiment as it would come out now; None where there is none."""
     raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    wanted = study.changed(raw, one.changes, one.name)
+    wanted = experiments.changed(raw, one.changes, one.name)
     for commit, ref in _experiments():
         if ref.rpartition("/")[2] == one.name and _is_current(commit, one, wanted):
             return commit
@@ -124,11 +126,11 @@ def _experiments(folder: Path | None = None) -> Iterator[tuple[str, str]]:
             yield commit, ref
 
 
-def _is_current(commit: str, one: study.Run, wanted: Mapping[str, Any]) -> bool:
+def _is_current(commit: str, one: experiments.Run, wanted: Mapping[str, Any]) -> bool:
     ran = {name.partition("@")[0] for name in _lock(commit)}
     return (
         {name.partition("@")[0] for name in one.stages} <= ran
-        and study.same_results(_yaml(commit, "params.yaml"), wanted)
+        and experiments.same_results(_yaml(commit, "params.yaml"), wanted)
         and not _changed_since(commit, "dvc.yaml", *_code(ran))
     )
 
@@ -159,14 +161,14 @@ def _refuse_uncommitted() -> None:
         )
 
 
-def _refuse_unknown(path: Path, planned: Sequence[study.Run], only: Sequence[str]) -> None:
+def _refuse_unknown(path: Path, planned: Sequence[experiments.Run], only: Sequence[str]) -> None:
     known = list(dict.fromkeys(one.experiment for one in planned))
     for name in only:
         if name not in known:
             raise UserError(f"{path}: no experiment is called {name!r}; known here: {', '.join(known)}")
 
 
-def _run_all(missing: Sequence[study.Run], jobs: int) -> list[str]:
+def _run_all(missing: Sequence[experiments.Run], jobs: int) -> list[str]:
     """Runs them, worlds side by side; returns the names of those that failed. The rest of a failed world goes on."""
     environment = dict(os.environ)
     environment["PATH"] = os.pathsep.join(
@@ -230,7 +232,7 @@ def _reset(folder: Path) -> None:
     shutil.rmtree(folder / ".dvc" / "tmp" / "exps", ignore_errors=True)
 
 
-def _run(one: study.Run, folder: Path, environment: dict[str, str], at_work: set[Child]) -> str:
+def _run(one: experiments.Run, folder: Path, environment: dict[str, str], at_work: set[Child]) -> str:
     """Runs one experiment in that clone to its end and brings it home; "" where all is well, else its last lines."""
     _reset(folder)
     lines: list[str] = []
@@ -262,7 +264,7 @@ def _run(one: study.Run, folder: Path, environment: dict[str, str], at_work: set
     return "\n".join(lines[-LAST_LINES:]) if code else _bring_home(one, folder)
 
 
-def _bring_home(one: study.Run, folder: Path) -> str:
+def _bring_home(one: experiments.Run, folder: Path) -> str:
     """Takes the experiment's commit over in place of older ones of its name; "" where there is one."""
     made = [ref for _, ref in _experiments(folder) if ref.rpartition("/")[2] == one.name]
     if not made:
@@ -282,7 +284,7 @@ def _text(page: Path) -> str:
 
 
 @contextmanager
-def _files(done: Mapping[str, str]) -> Iterator[Callable[[study.Run, str], Path]]:
+def _files(done: Mapping[str, str]) -> Iterator[Callable[[experiments.Run, str], Path]]:
     """Finds files of experiments in DVC's cache; what is not there is fetched from its remotes, by way of DVC.
 
     DVC itself takes seconds to open a commit, so that its cache is read where its documentation says that files lie.
@@ -291,7 +293,7 @@ def _files(done: Mapping[str, str]) -> Iterator[Callable[[study.Run, str], Path]
     files = _cache() / "files" / "md5"
     with tempfile.TemporaryDirectory() as folder:
 
-        def read(one: study.Run, path: str) -> Path:
+        def read(one: experiments.Run, path: str) -> Path:
             md5 = _outputs(done[one.name]).get(path, "")
             cached = files / md5[:2] / md5[2:]
             if md5 and cached.is_file():

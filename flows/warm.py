@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from flows import schedule
-from oxa.lifeline import Child
+from oxa.runtime.child import Child
 
-MODULES = ("oxa.train", "oxa.rlvr", "oxa.evaluate", "oxa.selection", "oxa.gates")
+MODULES = tuple(f"oxa.stages.{name}" for name in ("train", "rlvr", "evaluate", "selection", "gates"))
 CLIENT = """#!{python} -IS
 import array, json, os, socket, sys
 there = socket.socket(socket.AF_UNIX)

@@ -1,4 +1,4 @@
-"""`oxa`: one subcommand a stage, and (commands.py) what a person needs round them.
+"""The stages' command line: one subcommand a stage of dvc.yaml. flows/cli.py adds what a person needs round them.
 
     oxa STAGE --params params.yaml --<input> PATH … --<output> PATH …
 
@@ -18,14 +18,18 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oxa import commands, config, guard, lifeline, records, spool
+from oxa.config.operations import Tracking
+from oxa.config.params import Params, load_params
+from oxa.config.section import Section
 from oxa.errors import ConfigError, UserError, is_out_of_reach, tell
-from oxa.journal import Journal
+from oxa.runtime import child, files, guard
+from oxa.runtime.journal import Journal
+from oxa.tracking import spool
 
 THEIRS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
@@ -54,7 +58,7 @@ class Stage:
     launched: bool = False
     """Whether the stage runs on several processes where OXA_LAUNCH names what starts them."""
     assets: tuple[str, ...] = ()
-    """Files beside the modules that the stage reads; like those, they belong to what it depends on."""
+    """Files in the package that the stage reads; like its modules, they belong to what it depends on."""
     shown: tuple[str, ...] = ()
     """Outputs, made to be looked at, of which tracking keeps a copy; it keeps metrics and journal anyway."""
 
@@ -72,38 +76,38 @@ class Stage:
 STAGES = {
     "base": Stage(
         "make the student: pretrain a tiny one, or take over a checkpoint",
-        "oxa.base",
+        "oxa.stages.base",
         ("base", "prompt", "world", "sources"),
         journal=True,
     ),
     "gates": Stage(
         "measure whether the small world's student can answer the question at all",
-        "oxa.gates",
+        "oxa.stages.gates",
         ("gates", "base", "world", "generate", "prompt", "verify"),
         inputs=("model",),
     ),
     "ingest": Stage(
         "read teacher data and benchmarks, clean and decontaminate them",
-        "oxa.ingest",
+        "oxa.stages.ingest",
         ("ingest", "sources", "world", "verify"),
         outputs=("problems", "responses", "rejects", "contamination"),
     ),
     "sample": Stage(
         "let the student answer the training problems",
-        "oxa.sample",
+        "oxa.stages.sample",
         ("sample", "generate", "prompt"),
         inputs=("model", "problems"),
     ),
     "verify": Stage(
         "grade responses against the gold answers",
-        "oxa.verify",
+        "oxa.stages.verify",
         ("verify",),
         inputs=("problems", "responses"),
         items=("origin",),
     ),
     "score": Stage(
         "perplexity of responses under the base",
-        "oxa.score",
+        "oxa.stages.score",
         ("score", "prompt"),
         inputs=("model", "problems", "responses", "verdicts"),
         items=("origin",),
@@ -111,7 +115,7 @@ STAGES = {
     ),
     "selection": Stage(
         "choose an arm's training set",
-        "oxa.selection",
+        "oxa.stages.selection",
         ("selection.shared", "selection.arms.{arm}", "prompt"),
         inputs=(
             "problems",
@@ -126,7 +130,7 @@ STAGES = {
     ),
     "train": Stage(
         "fine-tune the base on an arm's training set",
-        "oxa.train",
+        "oxa.stages.train",
         ("train.shared", "train.arms.{arm}"),
         inputs=("model", "data"),
         items=("arm", "seed"),
@@ -135,7 +139,7 @@ STAGES = {
     ),
     "rlvr": Stage(
         "go on from an arm's checkpoint by reinforcement learning from verifiable rewards",
-        "oxa.rlvr",
+        "oxa.stages.rlvr",
         ("rlvr", "prompt", "verify"),
         inputs=("model", "problems"),
         items=("arm", "seed"),
@@ -144,14 +148,14 @@ STAGES = {
     ),
     "evaluate": Stage(
         "sample a checkpoint on every benchmark and grade it",
-        "oxa.evaluate",
+        "oxa.stages.evaluate",
         ("evaluate", "generate", "prompt", "verify"),
         inputs=("model", "problems"),
         items=("checkpoint",),
     ),
     "traces": Stage(
         "log-probabilities of training examples, token by token, before and after training",
-        "oxa.traces",
+        "oxa.stages.traces",
         ("traces", "prompt"),
         inputs=(
             "base",
@@ -169,23 +173,23 @@ STAGES = {
     ),
     "report": Stage(
         "summary, comparison table, plots and the page that shows them",
-        "oxa.report",
+        "oxa.stages.report",
         ("report", "arms", "seeds"),
         inputs=("metrics", "scores", "train_sets", "generations", "traces"),
         gathers=("metrics",),
         outputs=("summary", "output"),
-        assets=("page.html", "page.css", "page.js", "viewer.html", "viewer.css", "viewer.js"),
+        assets=tuple(f"report/{name}.{end}" for name in ("page", "viewer") for end in ("html", "css", "js")),
         metrics=False,
         shown=("summary", "output"),
     ),
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code."""
+def main(argv: Sequence[str] | None = None, add: Callable[[Any], None] = lambda commands: None) -> int:
+    """Runs one command, a stage or one that `add` has added to argparse's subparsers; returns the exit code."""
     _set_environment()
     words = list(sys.argv[1:] if argv is None else argv)
-    arguments = _parser().parse_args(words)
+    arguments = _parser(add).parse_args(words)
     arguments.words = words
     try:
         return int(arguments.command(arguments) or 0)
@@ -217,7 +221,7 @@ def _set_environment() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(add: Callable[[Any], None]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="oxa",
         description="Offline eXploration-Aware fine-tuning. `dvc repro` runs all stages in order; see README.md.",
@@ -228,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
             name, help=stage.help, description=f"{stage.help} (a stage of dvc.yaml)"
         )
         command.set_defaults(command=_run_stage, stage=name)
-        commands.add_params(command)
+        add_params(command)
         for item in stage.items:
             kind: type = int if item == "seed" else str
             command.add_argument(
@@ -238,7 +242,7 @@ def _parser() -> argparse.ArgumentParser:
             _add_path(command, option, "read")
         for option in stage.written:
             _add_path(command, option, "written")
-    commands.add(subparsers)
+    add(subparsers)
     return parser
 
 
@@ -253,7 +257,7 @@ def _launch(words: Sequence[str]) -> None:
     said = os.environ["OXA_LAUNCH"]
     environment = {name: value for name, value in os.environ.items() if name != "OXA_LAUNCH"}
     if "DVC_STAGE" in os.environ:
-        lifeline.die_with_parent()  # holds for what this process becomes; the others die with that
+        child.die_with_parent()  # holds for what this process becomes; the others die with that
     try:
         launcher = shlex.split(said)
         command = [*launcher, "-m", "oxa.cli", *words]
@@ -268,7 +272,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
     stage = STAGES[arguments.stage]
     if stage.launched and os.environ.get("OXA_LAUNCH"):
         _launch(arguments.words)
-    params = config.load(arguments.params)
+    params = load_params(arguments.params)
     sections = [_section(params, key.format(**vars(arguments))) for key in stage.sections]
     inputs = {option: getattr(arguments, option) for option in stage.inputs}
     outputs = {option: getattr(arguments, option) for option in stage.written}
@@ -286,7 +290,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
             name, module=stage.module, inputs=inputs | watched, outputs=outputs, config=[*plain, extra]
         ) as run,
         spool.record(
-            params.tracking if first else config.Tracking(enabled=False),
+            params.tracking if first else Tracking(enabled=False),
             stage=os.environ.get("DVC_STAGE", name),  # dvc.yaml's name, where the two differ
             kind=arguments.stage,
             items=items,
@@ -303,7 +307,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
         if not first:
             return
         if stage.metrics:
-            records.write_json(run.outputs["metrics"], metrics)
+            files.write_json(run.outputs["metrics"], metrics)
         if stage.journal:
             (run.scratch / "metrics.jsonl").touch()  # a checkpoint that is taken over logs nothing
             shutil.copyfile(run.scratch / "metrics.jsonl", run.outputs["journal"])
@@ -314,7 +318,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
         record.finish(metrics, made)
 
 
-def _section(params: config.Params, key: str) -> Any:
+def _section(params: Params, key: str) -> Any:
     value: Any = params
     for name in key.split("."):
         try:
@@ -325,8 +329,13 @@ def _section(params: config.Params, key: str) -> Any:
 
 
 def _plain(section: Any) -> Any:
-    return section.model_dump(mode="json") if isinstance(section, config.Section) else section
+    return section.model_dump(mode="json") if isinstance(section, Section) else section
 
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+def add_params(command: argparse.ArgumentParser) -> None:
+    """The option that every command with parameters has."""
+    command.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: params.yaml")

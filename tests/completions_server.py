@@ -1,7 +1,7 @@
 """Plays vLLM's side of /v1/completions over real HTTP, with the faults that it is told to have.
 
 Its model draws tokens by the request's seed alone. Standard library only: it also runs as a process of its own, as the
-module that oxa/server.py starts.
+module that oxa/generation/server.py starts.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    """`python -m vllm.entrypoints.openai.api_server` as oxa/server.py calls it."""
+    """`python -m vllm.entrypoints.openai.api_server` as oxa/generation/server.py calls it."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--served-model-name", required=True)

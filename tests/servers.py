@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from oxa.lifeline import Child
+from oxa.runtime.child import Child
 
 PATIENCE = 120  # seconds that a server may take to start on a busy machine
 

@@ -2,11 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from oxa import lm, prompts
+from oxa import prompts
+from oxa.model import loading
 
 
 def test_prompt_and_response_are_tokenized_apart_and_verbatim(checkpoint: Path):
-    tokenizer = lm.load_tokenizer(checkpoint)
+    tokenizer = loading.load_tokenizer(checkpoint)
     ids = prompts.prompt_ids(tokenizer, prompts.user_turn("1+1?", "\nThink."))
     assert tokenizer.decode(ids) == "<|user|>1+1?\nThink.<|assistant|>"
     text = "<think> two\n\n é </think> \\boxed{2}"

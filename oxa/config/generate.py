@@ -1,0 +1,63 @@
+"""Section `generate`: which engine writes text; and the settings of one draw, which several sections have."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from oxa.config.section import Count, Positive, Section, Seed
+
+
+class Vllm(Section):
+    """The vLLM server that is started for a stage and ends with it; all but `logprobs` is unused with generate.url."""
+
+    python: str = ".venv-vllm/bin/python"
+    """Interpreter that has vLLM, which may live in an environment of its own (`make vllm-cpu` builds this one)."""
+    data_parallel: Count = 1
+    """Copies of the model, each on GPUs of its own."""
+    tensor_parallel: Count = 1
+    """GPUs over which one copy is spread."""
+    max_model_len: Count | None = None
+    """Longest sequence that the server takes, tokens; none: what the prompts and max_tokens come to."""
+    memory_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of a device's memory that weights and KV cache may take; none: vLLM's own (on CPUs 4 GiB of KV cache, or
+    what VLLM_CPU_KVCACHE_SPACE says)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of weights and arithmetic; `auto` takes the checkpoint's."""
+    startup_seconds: Positive = 600.0
+    """How long the server may take until it answers."""
+    logprobs: Annotated[int, Field(ge=-1)] = 20
+    """Tokens a position whose probability the server tells; mean_entropy counts all others as one outcome and is thus a
+    lower bound. -1: the whole vocabulary, exact (for small vocabularies only); 0: none, and no entropy."""
+    flags: list[str] = []
+    """Further arguments of `vllm serve`, for example ["--enforce-eager"]."""
+
+
+class Generate(Section):
+    """How text is generated, by the stages `gates`, `sample` and `evaluate` alike."""
+
+    engine: Literal["torch", "vllm"] = "torch"
+    """`torch`: this process, on the CPU or one GPU. `vllm`: a vLLM server that the stage starts, or those of `url`."""
+    batch_size: Count = 256
+    """Responses generated together (engine torch)."""
+    url: list[Annotated[str, Field(pattern=r"^https?://[^/?#\s]+(/[^?#\s]*)?$")]] = []
+    """Running servers of the same model, for example ["http://10.0.0.2:8000"], among which requests are shared out;
+    none: one is started (engine vllm). A key that they ask for is read from VLLM_API_KEY."""
+    concurrency: Count = 256
+    """Requests in flight at one server (engine vllm)."""
+    vllm: Vllm = Vllm()
+    """The server that is started."""
+
+
+class Sampling(Section):
+    """Settings of one draw."""
+
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus: the fewest tokens whose probability reaches this; 1 keeps all."""
+    max_tokens: Count
+    """Longest response, tokens; one that reaches it has finish_reason `length`."""
+    seed: Seed = 0
+    """Seed of every draw."""

@@ -1,0 +1,162 @@
+"""params.yaml as frozen, checked sections: one a stage, plus what several stages share.
+
+Every number of a run lives in params.yaml. Unknown keys, wrong types and values out of range are a
+`ConfigError` that names the file and the key's path. A stage is handed its own section only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from oxa.config.base import Checkpoint, FromScratch
+from oxa.config.evaluate import Evaluate
+from oxa.config.forecast import Plan
+from oxa.config.gates import Gates
+from oxa.config.generate import Generate
+from oxa.config.ingest import Ingest
+from oxa.config.operations import Flow, Registry, Tracking
+from oxa.config.prompt import Prompt
+from oxa.config.report import Report
+from oxa.config.rlvr import Rlvr
+from oxa.config.sample import Sample
+from oxa.config.score import Score
+from oxa.config.section import Name, Section, Seed
+from oxa.config.selection import Selection
+from oxa.config.sources import Sources
+from oxa.config.traces import Traces
+from oxa.config.train import Train
+from oxa.config.verify import Verify
+from oxa.config.world import World
+from oxa.errors import ConfigError
+
+
+class Params(Section):
+    """A whole params.yaml. No section that DVC tracks may be left out: it knows no defaults."""
+
+    arms: list[Name] = Field(min_length=1)
+    """Arms that are selected, trained, evaluated and compared."""
+    seeds: list[Seed] = Field(min_length=1)
+    """Fine-tuning seeds; every arm is trained with each."""
+    prompt: Prompt
+    sources: Sources
+    world: World
+    base: Annotated[FromScratch | Checkpoint, Field(discriminator="kind")]
+    ingest: Ingest
+    generate: Generate
+    sample: Sample
+    gates: Gates
+    verify: Verify
+    score: Score
+    selection: Selection
+    train: Train
+    rlvr: Rlvr
+    evaluate: Evaluate
+    traces: Traces
+    report: Report
+    flow: Flow = Flow()
+    tracking: Tracking = Tracking()
+    registry: Registry = Registry()
+    plan: Plan = Plan()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Params:
+        for arm in self.arms:
+            if arm == "base":
+                raise ValueError("arm 'base' would be confused with the base itself; give it another name")
+            if arm not in self.selection.arms:
+                raise ValueError(f"arm {arm!r} has no entry in selection.arms")
+            if arm not in self.train.arms:
+                raise ValueError(f"arm {arm!r} has no entry in train.arms")
+            has_set, per_step = self.selection.arms[arm].ul is not None, self.train.arms[arm].num_ul
+            if has_set != (per_step > 0):
+                raise ValueError(
+                    f"arm {arm!r}: selection.arms.{arm}.ul and train.arms.{arm}.num_ul must both be set or both "
+                    "be absent"
+                )
+            allowed = self.selection.arms[arm].ul
+            unscored = set(allowed.verdicts if allowed else []) - set(self.score.self_verdicts)
+            if unscored:
+                raise ValueError(
+                    f"arm {arm!r}: its UL set takes verdicts that score.self_verdicts leaves out: "
+                    f"{', '.join(sorted(unscored))}"
+                )
+        for name in self.ingest.benchmarks:
+            if name in ("train", "rlvr", "pooled"):
+                raise ValueError(
+                    f"source {name!r} cannot be a benchmark's name: it means something else in the tables"
+                )
+        for name in self.evaluate.num_samples_by_benchmark:
+            if name not in self.ingest.benchmarks:
+                raise ValueError(
+                    f"source {name!r} of evaluate.num_samples_by_benchmark is not one of ingest.benchmarks: "
+                    f"{', '.join(self.ingest.benchmarks)}"
+                )
+        if self.registry.benchmark not in (None, *self.ingest.benchmarks):
+            raise ValueError(
+                f"source {self.registry.benchmark!r} of registry.benchmark is not one of ingest.benchmarks: "
+                f"{', '.join(self.ingest.benchmarks)}"
+            )
+        exams = [self.registry.benchmark] if self.registry.benchmark else list(self.ingest.benchmarks)
+        drawn = self.evaluate.num_samples_by_benchmark
+        fewest = min((drawn.get(name, self.evaluate.num_samples) for name in exams), default=1)
+        if int(self.registry.metric.removeprefix("pass@")) > fewest:
+            raise ValueError(
+                f"source {self.registry.metric!r} of registry.metric needs more samples than the {fewest} a problem of "
+                "evaluate.num_samples"
+            )
+        for name in ("arms", "seeds"):
+            if len(set(getattr(self, name))) != len(getattr(self, name)):
+                raise ValueError(f"{name} holds an entry twice")
+        if self.report.baseline not in self.arms:
+            raise ValueError(f"report.baseline {self.report.baseline!r} is not one of the arms {self.arms}")
+        return self
+
+
+def load_params(path: Path) -> Params:
+    """Reads and checks a params file.
+
+    Raises ConfigError, one line a fault, each with the key's path, what was found and what was expected.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise ConfigError(
+            f"{path}: no such file; run in the project's folder or name one with --params"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            f"{path}: expected sections such as `base:` and `train:`, found {type(raw).__name__}"
+        )
+    return check_params(raw, str(path))
+
+
+def check_params(raw: dict[str, Any], where: str) -> Params:
+    """The same for a parsed file; `where` names it in errors."""
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(sentence(where, fault) for fault in error.errors())) from None
+
+
+def sentence(where: str, fault: Any) -> str:
+    # pydantic puts the union's tag into the location; a person looks for the key in the file
+    path = [
+        str(p)
+        for p in fault["loc"]
+        if p not in ("from_scratch", "checkpoint", "Mapping") and "[" not in str(p)
+    ]
+    key = ".".join(path) or "the file"
+    if fault["type"] == "extra_forbidden":
+        return f"{where}: {key}: unknown key; check its spelling against the sections in oxa/config/"
+    if fault["type"] == "missing":
+        return f"{where}: {key}: missing; give it a value"
+    message = fault["msg"].removeprefix("Value error, ")
+    found = fault["input"]
+    shown = "" if isinstance(found, dict) or message.startswith(("arm ", "source ")) else f", found {found!r}"
+    return f"{where}: {key}: {message[0].lower()}{message[1:]}{shown}"

@@ -1,0 +1,90 @@
+"""Section `rlvr`: reinforcement learning from verifiable rewards."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from oxa.config.section import Count, Positive, Section, Share, argument, is_number
+
+_ENTROPY = re.compile(r"entropy\((\d*\.?\d+)\)")
+
+
+def entropy_of(temperature: float | str) -> float | None:
+    """x of `entropy(x)`, nats a token; None of a number."""
+    x = argument(_ENTROPY, temperature)
+    return None if x is None else float(x)
+
+
+def _temperature(value: Any) -> Any:
+    if not is_number(value) and not entropy_of(value):
+        raise ValueError("expected a number above 0, or `entropy(x)` with x nats a token above 0")
+    return value
+
+
+class RlvrVllm(Section):
+    """Where TRL's vLLM generates; see TRL's documentation of `use_vllm`."""
+
+    url: str = "http://127.0.0.1:8000"
+    """Address of a running `trl vllm-serve` (engine vllm_server)."""
+    memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of the GPU's memory that vLLM takes beside the training (engine vllm_colocate)."""
+    tensor_parallel: Count = 1
+    """GPUs over which vLLM spreads the model (engine vllm_colocate)."""
+
+
+class Rlvr(Section):
+    """Reinforcement learning from verifiable rewards: GRPO from every arm's checkpoint, with the same settings."""
+
+    steps: Count = 100
+    """Optimizer steps."""
+    save_every: Count = 50
+    """Steps between the checkpoints that are kept and evaluated; the last one always is."""
+    checkpoint_every: Count = 10
+    """Steps between checkpoints to resume from."""
+    num_problems: Count | None = None
+    """Take this many problems, chosen by hash; none takes all (the paper: 10,000)."""
+    num_prompts: Count = 64
+    """Problems a step."""
+    num_generations: Annotated[int, Field(ge=2)] = 8
+    """Rollouts a problem: the group over which advantages are taken."""
+    temperature: Annotated[float | str, BeforeValidator(_temperature)] = 0.85
+    """Of the rollouts; `entropy(0.3)`: the one at which this checkpoint's first rollouts have that mean entropy, nats a
+    token, so that arms begin to explore alike (arXiv 2506.13284; oxa/training/temperature.py)."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus of the rollouts; 1 keeps all."""
+    max_prompt_tokens: Count = 1536
+    """Longer prompts are dropped and counted, tokens."""
+    max_tokens: Count
+    """Longest rollout, tokens."""
+    loss: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
+    """How tokens are averaged: `grpo` over each rollout, then over rollouts (arXiv 2402.03300); `dapo` over all tokens
+    of a step (2503.14476); `dr_grpo` by max_tokens, a constant (2503.20783)."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """Advantages are divided by the standard deviation of the rewards in the group, in the step, or not (Dr. GRPO)."""
+    kl_weight: Annotated[float, Field(ge=0)] = 1e-3
+    """Weight β of the KL to the arm's checkpoint, by the k3 estimator."""
+    learning_rate: Positive = 2e-6
+    """Peak of the schedule."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Of the learning rate, after the warm-up."""
+    warmup_ratio: Share = 0.0
+    """Share of the steps with rising learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of AdamW."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are clipped to this norm."""
+    micro_batch_size: Count = 8
+    """Rollouts of one forward pass on one device, at most: the largest number is taken that cuts a step evenly."""
+    batch_size: Count = 256
+    """Rollouts that the torch engine generates together."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the arithmetic; weights and optimizer state stay float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    engine: Literal["torch", "vllm_colocate", "vllm_server"] = "torch"
+    """What generates: this process, vLLM in it, or a vLLM server of TRL's."""
+    vllm: RlvrVllm = RlvrVllm()
+    """Settings of the vLLM engines."""

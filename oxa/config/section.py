@@ -1,0 +1,37 @@
+"""What every section of params.yaml is: frozen, without unknown keys, each field explained below it."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=1)]
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def argument(pattern: re.Pattern[str], value: Any) -> str | None:
+    match = pattern.fullmatch(value) if isinstance(value, str) else None
+    return match[1] if match else None
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+# names become parts of file names
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_length=100)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)

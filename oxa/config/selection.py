@@ -1,0 +1,105 @@
+"""Section `selection`: how an arm's training set is chosen."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from oxa.config.section import Count, Name, Positive, Section, Seed, Share, argument, is_number
+from oxa.config.verify import Verdict
+
+_QUANTILE = re.compile(r"quantile\((0?\.\d+)\)")
+
+
+_TOKENS = re.compile(r"tokens\(([1-9]\d*)\)")
+
+
+def quantile_of(mean: float | str) -> float | None:
+    """q of `quantile(q)`; None of a number."""
+    q = argument(_QUANTILE, mean)
+    return None if q is None else float(q)
+
+
+def tokens_of(num_ce: int | str) -> int | None:
+    """N of `tokens(N)`; None of a number of sequences."""
+    budget = argument(_TOKENS, num_ce)
+    return None if budget is None else int(budget)
+
+
+def _mean(value: Any) -> Any:
+    if not is_number(value) and quantile_of(value) is None:
+        raise ValueError("expected a number above 0, or `quantile(q)` with q between 0 and 1")
+    return value
+
+
+def _number_or_tokens(value: Any) -> Any:
+    if not (is_number(value) and isinstance(value, int)) and tokens_of(value) is None:
+        raise ValueError("expected a number of sequences, or `tokens(N)` with N above 0")
+    return value
+
+
+class SelectionShared(Section):
+    """What all arms select by (METHOD §3)."""
+
+    num_ce: Annotated[int | str, BeforeValidator(_number_or_tokens)]
+    """CE sequences of every arm (the paper: 50,000); `tokens(30000)`: as many as have so many tokens together, so that
+    arms have equal shares of tokens, and not of sequences."""
+    per_problem: Count = 1
+    """CE sequences from one problem, at most."""
+    mean: Annotated[float | str, BeforeValidator(_mean)] = 2.5
+    """Mean μ of the Gaussian over ppl; `quantile(0.7)`: that quantile of the ppl of all eligible teacher responses,
+    since the scale of ppl is the student's own."""
+    std: Positive = 0.25
+    """Standard deviation σ of the Gaussian over ppl."""
+    ppl_min: Annotated[float, Field(ge=1)] = 1.0
+    """Lower end of the bins."""
+    ppl_max: Positive = 5.0
+    """Upper end of the bins."""
+    bin_width: Positive = 0.05
+    """Width of a bin, in ppl."""
+    within_bin: Literal["longest", "random"] = "longest"
+    """Which responses of a bin go first; `longest` is the paper's rule."""
+    max_shortage: Share = 0.1
+    """Share of num_ce that the Gaussian's empty bins may leave unfilled before the stage fails."""
+    seed: Seed = 0
+    """Seed of every draw."""
+
+    @model_validator(mode="after")
+    def _range(self) -> SelectionShared:
+        if self.ppl_max <= self.ppl_min:
+            raise ValueError("ppl_max must be above ppl_min")
+        return self
+
+
+class UnlikelihoodSet(Section):
+    """Which incorrect self-samples an arm suppresses."""
+
+    num: Count
+    """UL sequences (the paper: as many as CE)."""
+    min_ppl: Annotated[float, Field(ge=1)] = 1.2
+    """Floor: what is more likely than this is a degenerate loop."""
+    per_problem: Count = 1
+    """UL sequences from one problem, at most."""
+    verdicts: list[Verdict] = ["incorrect"]
+    """Verdicts taken as evidence of a wrong pattern."""
+    allow_length: bool = False
+    """Take responses that were cut by length, too."""
+    consensus: bool = False
+    """Take a response only where a second check agrees that it is wrong: its answer and the gold one are plain numbers
+    and differ (oxa/grading/second_check.py)."""
+
+
+class SelectionArm(Section):
+    ce: Literal["random", "lowest", "gaussian"]
+    """Rule of the CE set."""
+    ul: UnlikelihoodSet | None = None
+    """The UL set; none for arms without unlikelihood."""
+
+
+class Selection(Section):
+    shared: SelectionShared
+    """What holds for every arm."""
+    arms: dict[Name, SelectionArm]
+    """What is an arm's own."""

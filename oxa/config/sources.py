@@ -1,0 +1,60 @@
+"""Section `sources`, and how a source of problems or responses is named wherever one is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from oxa.config.section import Count, Section
+
+
+class Mapping(Section):
+    """Names a source's columns. A built-in mapping is given by its name instead."""
+
+    question: str
+    """Column with the problem's text."""
+    answer: str | None = None
+    """Column with the gold answer, or a list of accepted ones. None: the source carries none; what a row's own response
+    boxed is then taken for it, and counted as such (not for benchmarks)."""
+    responses: str | None = None
+    """Column with one response (text) or a list of them. None: the source carries no responses."""
+    tier: str | None = None
+    """Column with the difficulty, if any; metrics are then also given by tier."""
+    think: tuple[str, str] = ("<think>", "</think>")
+    """How the source opens and closes reasoning; rewritten to <think> and </think>."""
+
+
+class Source(Section):
+    """One file, hub dataset or generated set."""
+
+    source: str
+    """`world`; `hf:owner/name[:config][:split]` (a single part is a split if it is called train, validation or
+    test; the default split is train); or a .jsonl, .json or .parquet path under `sources.folder`."""
+    mapping: Literal["acereason", "openr1", "messages", "gsm8k", "math"] | Mapping | None = None
+    """A built-in mapping's name or the columns; none is needed for `world`."""
+    local: str | None = None
+    """File under `sources.folder` that is read in place of the hub's dataset when it is there."""
+    revision: str | None = None
+    """Commit of the hub dataset; without it the newest is taken, and two runs may differ."""
+    part: Annotated[str, Field(pattern=r"^\d+/\d+$")] | None = None
+    """`i/n`: only problems whose hash falls into part i (from 0) of n; disjoint parts share no problem."""
+    limit: Count | None = None
+    """Keep this many problems, chosen by hash (the same ones whatever the file's order)."""
+
+    @model_validator(mode="after")
+    def _has_mapping(self) -> Source:
+        if self.source != "world" and self.mapping is None:
+            raise ValueError(f"source {self.source!r} needs a `mapping`")
+        if self.part is not None:
+            index, count = map(int, self.part.split("/"))
+            if index >= count:
+                raise ValueError(f"part {self.part!r} must be i/n with i below n")
+        return self
+
+
+class Sources(Section):
+    """Where local data lies."""
+
+    folder: str = "sources"
+    """File or folder that holds every local source; DVC watches it for changes."""

@@ -1,0 +1,133 @@
+"""Reads a configured source (small world, file or hub dataset) into uniform records.
+
+Built-in mappings, each after the published columns of the data it is named for; of several names for one thing, the
+first that a row has counts:
+
+    acereason  takagi97/OXA-AceReason-1.1-Math, as the released scripts of arXiv 2603.16206 read it (`query`,
+               `DeepSeek-R1_Response_List`), and nvidia/AceReason-1.1-SFT (`input`, `output`, `category`; of its
+               categories, only `math` is taken)
+    openr1     open-r1/OpenR1-Math-220k: `problem`, `answer`, `generations`; its correctness flags are not read,
+               since the `verify` stage judges every response itself
+    messages   `messages` (role, content) or `conversations` (from, value): one user turn, one assistant turn
+    gsm8k      openai/gsm8k: `question`, `answer` = rationale, then `#### n`
+    math       benchmarks such as AIME or Minerva: `problem` or `question`, and `answer`, one or a list of accepted ones
+
+Text is kept as it is, but for reasoning that a source marks in another way: it comes to `<think>…</think>`. GSM8K's
+rationale becomes the reasoning, without its `<<48/2=24>>` calculator notes, and `\\boxed{n}` follows.
+
+A teacher source without a column of gold answers (`acereason` and `messages` may be such) takes the last `\\boxed{}`
+of the row's own first response for gold and says so in the record: then "correct" means no more than "agrees with
+that teacher".
+
+A file that cannot be read as what it claims to be is a DataError. A row whose content is unusable is a `Reject`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from oxa import hashes
+from oxa.config.sources import Source
+from oxa.config.world import World
+from oxa.data import readers
+from oxa.data.mappings import Purpose, Record, Reject, layout_of, needed, record_of, writable
+
+if TYPE_CHECKING:
+    from oxa.data.world import Document
+
+
+def name(source: Source) -> str:
+    """Short name for tables and metrics, without machine paths: `openai/gsm8k:main:train[1/2]`."""
+    text = source.source.removeprefix("hf:")
+    path = Path(text)
+    short = path.name if path.is_absolute() or ".." in path.parts else text
+    return f"{short}[{source.part}]" if source.part else short
+
+
+def read(source: Source, *, folder: Path, world: World, purpose: Purpose) -> Iterator[Record | Reject]:
+    """Yields the source's rows, each as a record or as a reject, in their order.
+
+    Rows outside `part` and `limit` are not the source's: nothing is yielded for them. All rows of one problem fall on
+    the same side.
+    """
+    found = _world(world, purpose) if source.source == "world" else _mapped(source, folder, purpose)
+    if source.part is not None:
+        index, count = map(int, source.part.split("/"))
+        found = filter(lambda item: int(_problem_id(item), 16) % count == index, found)
+    return found if source.limit is None else _lowest(found, source.limit)
+
+
+def count(source: Source, folder: Path) -> int | None:
+    """How many rows `read` yields, for a progress bar; None where only reading them tells."""
+    if source.source == "world" or source.part is not None or source.limit is not None:
+        return None
+    return readers.count(source, folder)
+
+
+def documents(source: Source, *, folder: Path, world: World) -> Iterator[Document | Reject]:
+    """Yields pretraining documents: a chat of question and response each. Endless for `world`, else finite.
+
+    Beside the rejects of `read`, a row without responses is one (`no_response`), and each empty response.
+    """
+    from oxa.data.world import Document, corpus
+
+    if source.source == "world":
+        yield from corpus(world)
+        return
+    for item in read(source, folder=folder, world=world, purpose="teacher"):
+        if isinstance(item, Reject):
+            yield item
+            continue
+        if not item.responses:
+            yield Reject(item.row, "no_response", "no response in its row", item.question)
+        for text in item.responses:
+            if text.strip():
+                yield Document(user=item.question, text=text)
+            else:
+                yield Reject(item.row, "empty_response", "nothing but white space", item.question)
+
+
+def _world(world: World, purpose: Purpose) -> Iterator[Record | Reject]:
+    from oxa.data.world import benchmark_examples, rlvr_examples, train_examples
+
+    examples = {"teacher": train_examples, "rlvr": rlvr_examples, "benchmark": benchmark_examples}[purpose]
+    for row, example in enumerate(examples(world)):
+        yield Record(row, example.question, [example.answer], list(example.responses), example.tier)
+
+
+def _problem_id(item: Record | Reject) -> str:
+    text = item.question if isinstance(item, Record) else item.text
+    return hashes.problem_id(text.encode(errors="replace").decode())
+
+
+def _lowest(found: Iterator[Record | Reject], limit: int) -> Iterator[Record | Reject]:
+    """Keeps the `limit` problems of lowest id, and every reject; holds no more than these."""
+    kept: dict[str, list[Record]] = {}
+    highest: list[tuple[int, str]] = []  # heap: the kept id that goes first is at the top
+    rejects: list[Reject] = []
+    for item in found:
+        if isinstance(item, Reject):
+            rejects.append(item)
+            continue
+        key = _problem_id(item)
+        if key not in kept:
+            heapq.heappush(highest, (-int(key, 16), key))
+            kept[key] = []
+        kept[key].append(item)
+        if len(highest) > limit:
+            del kept[heapq.heappop(highest)[1]]
+    left: list[Record | Reject] = [*rejects, *(item for items in kept.values() for item in items)]
+    yield from sorted(left, key=lambda item: item.row)
+
+
+def _mapped(source: Source, folder: Path, purpose: Purpose) -> Iterator[Record | Reject]:
+    layout = layout_of(source, purpose)
+    for row, where, columns in readers.read(source, folder, partial(needed, layout)):
+        item = record_of(row, where, columns, layout, source.mapping, purpose)
+        if isinstance(item, Record) and not writable(item):
+            item = Reject(row, "bad_unicode", "half a surrogate pair, which no file can hold", item.question)
+        yield item

@@ -1,0 +1,234 @@
+"""FLOPs and bytes that a decoder takes, from its shape alone.
+
+FLOPs, two a multiply-add, matrix products only (arXiv 2001.08361, §2.1; arXiv 2204.02311, appendix B):
+
+    forward, a token        2 M + 2 V H + 4 L Q T
+    backward                twice that
+    gradient checkpointing  one more forward of the blocks, but for the last product of each
+    fused head, backward    one more product with the head: its tiles are made again
+
+M are the entries of the blocks' matrices; the last term of the first line is attention over T positions, counted over
+the whole [T, T] square as that paper and torch.utils.flop_counter do (a causal kernel may leave out half of it).
+A generated token sees only what stands before it. Numbers of many sequences need Σ T and Σ T².
+
+Bytes in training, as the trainers hold them: float32 weights 4 N, gradients 4 N, AdamW's two moments 8 N; with bfloat16
+the copies that autocast makes of the blocks' matrices, 2 M. FSDP cuts all but one gathered block, embedding and head by
+the number of devices; DDP keeps all and adds its buckets, 4 N. What a block of Llama's or Qwen2's kind keeps for the
+backward pass, a token, is counted in `kept_by_block`, which a test holds against autograd's own list.
+
+Legend: N parameters, M matrix entries of all blocks, L blocks, H hidden size, Q and K widths of queries and of keys,
+I width of the feed-forward part, V vocabulary, B sequences, T positions of the longest, b bytes a number.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from oxa.errors import DataError
+
+HEAD_TILE = (4096, 32_768)  # tokens and vocabulary entries of a tile of TRL 1.16's fused head
+DRAW_ELEMENTS = 2**24  # probabilities in float64 that the sampler holds at once
+MIN_COLUMNS = 256  # of a tile of logits in scoring
+GIB = 2**30
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+class Shape(NamedTuple):
+    """What the formulas need to know of a model."""
+
+    hidden: int
+    layers: int
+    heads: int
+    queries: int
+    keys: int
+    intermediate: int
+    vocab: int
+    tied: bool
+    parameters: int
+    matrices: int
+    """Entries of the blocks' matrices: what a token is multiplied with, the head left out."""
+    context: int
+
+    @property
+    def head(self) -> int:
+        return self.vocab * self.hidden
+
+    @property
+    def cache(self) -> int:
+        """Numbers that a position leaves in the cache of keys and values."""
+        return 2 * self.layers * self.keys
+
+
+class Memory(NamedTuple):
+    """Bytes on one device at the peak, by what they are."""
+
+    weights: float = 0
+    gradients: float = 0
+    optimizer: float = 0
+    activations: float = 0
+    logits: float = 0
+    cache: float = 0
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+
+def shape_of(config: Any) -> Shape:
+    """The shape of the model that a transformers config describes, built without memory to count its parameters.
+
+    Raises DataError for models with experts, of whose weights a token passes some only.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    text = config.get_text_config()
+    if any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        raise DataError(
+            f"{config.name_or_path or text.model_type}: a mixture of experts cannot be planned; its weights are not "
+            "all used by every token"
+        )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    ends = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    blocks = [p for p in model.parameters() if p.dim() == 2 and id(p) not in ends]
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return Shape(
+        hidden=text.hidden_size,
+        layers=text.num_hidden_layers,
+        heads=text.num_attention_heads,
+        queries=text.num_attention_heads * size,
+        keys=(getattr(text, "num_key_value_heads", None) or text.num_attention_heads) * size,
+        intermediate=text.intermediate_size,
+        vocab=text.vocab_size,
+        tied=len(ends) == 1,
+        parameters=model.num_parameters(),
+        matrices=sum(p.numel() for p in blocks),
+        context=getattr(text, "max_position_embeddings", None) or 2**31,
+    )
+
+
+def forward_flops(shape: Shape, tokens: float, squares: float, scored: float) -> float:
+    """Σ T, Σ T² and the number of positions that pass the head."""
+    return 2 * shape.matrices * tokens + 4 * shape.layers * shape.queries * squares + 2 * shape.head * scored
+
+
+def training_flops(
+    shape: Shape, tokens: float, squares: float, scored: float, *, checkpointing: bool
+) -> float:
+    blocks = forward_flops(shape, tokens, squares, 0)
+    again = blocks - 2 * shape.layers * shape.hidden * shape.intermediate * tokens if checkpointing else 0
+    return 3 * blocks + again + 8 * shape.head * scored
+
+
+def generation_flops(
+    shape: Shape, num: float, tokens: float, squares: float, prompt: float, *, reused: int = 1
+) -> float:
+    """`num` responses of together `tokens` tokens and Σ T² `squares` to prompts of `prompt` tokens.
+
+    A prompt's keys and values serve `reused` responses.
+    """
+    seen = prompt * tokens + squares / 2
+    return (
+        forward_flops(shape, num / reused * prompt, num / reused * prompt**2, num / reused)
+        + 2 * (shape.matrices + shape.head) * tokens
+        + 4 * shape.layers * shape.queries * seen
+    )
+
+
+def decoding_bytes(
+    shape: Shape, tokens: float, squares: float, prompt: float, *, together: float, number: int
+) -> float:
+    """Read from memory: all weights once a step for `together` responses, and every response's cache a token."""
+    seen = prompt * tokens + squares / 2
+    return number * (shape.parameters * tokens / together + shape.cache * seen)
+
+
+def kept_by_block(shape: Shape, dtype: str, *, longest: int, padded: bool) -> float:
+    """Bytes a token that one block keeps for the backward pass.
+
+    float32: input, normalised and scaled input twice over (6 H), queries and attention's output (2 Q), keys and values
+    (2 K), four of the feed-forward part (4 I). Autocast keeps the residual stream and both norms in float32 (4 H) and
+    casts what enters each of five matrices anew. Padding copies keys and values for every query head and keeps a mask.
+    """
+    number = BYTES[dtype]
+    stream = 24 * shape.hidden if dtype == "float32" else 16 * shape.hidden + 10 * shape.hidden
+    width = 2 * shape.queries + 2 * (shape.queries if padded else shape.keys) + 4 * shape.intermediate
+    mask = number * longest if padded else 0
+    return stream + number * width + 4 * shape.heads + 8 + mask
+
+
+def training_memory(
+    shape: Shape,
+    *,
+    tokens: int,
+    longest: int,
+    dtype: str,
+    checkpointing: bool,
+    devices: int = 1,
+    fsdp: bool = False,
+    reference: bool = False,
+    triton: bool = True,
+) -> Memory:
+    """A step's peak for micro-batches of `tokens` tokens, padding included, the longest row of `longest`.
+
+    `reference`: a second copy of the weights, to which the policy is held. `triton`: the fused head's kernels are to be
+    had (CUDA); without them its tile exists eight times in float32.
+    """
+    number = BYTES[dtype]
+    share = devices if fsdp else 1
+    block = shape.matrices / shape.layers
+    ends = shape.head * (1 if shape.tied else 2)
+    copies = 2 * shape.matrices if dtype == "bfloat16" else 0
+    gathered = 4 * (ends + 2 * block) if fsdp else copies
+    buckets = 4 * shape.parameters if devices > 1 and not fsdp else 0
+    kept = kept_by_block(shape, dtype, longest=longest, padded=tokens > longest)
+    stored = shape.layers * (4 * shape.hidden if checkpointing else kept) + (kept if checkpointing else 0)
+    working = 3 * number * shape.intermediate + 12 * shape.hidden
+    rows, columns = min(tokens, HEAD_TILE[0]), min(shape.vocab, HEAD_TILE[1])
+    tile = rows * columns * (number if triton else 32) + (2 * columns * shape.hidden if number == 2 else 0)
+    return Memory(
+        weights=(2 if reference else 1) * 4 * shape.parameters / share + gathered,
+        gradients=4 * shape.parameters / share + buckets,
+        optimizer=8 * shape.parameters / share,
+        activations=tokens * (stored + working),
+        logits=tile + 4 * shape.head + 4 * tokens * shape.hidden,
+    )
+
+
+def scoring_memory(
+    shape: Shape, *, tokens: int, dtype: str, chunk: int, tile: int, onednn: bool = False
+) -> Memory:
+    """A forward pass over `tokens` tokens, padding included, and the head over `chunk` positions at a time.
+
+    log_probs.py holds the last hidden states twice, and about three times in float32 the `tile` logits, or MIN_COLUMNS
+    of every position of the chunk where those are more. `onednn`: products on a CPU in float32, whose inputs and
+    outputs log_probs.py copies: measured, the feed-forward part then takes twice as much.
+    """
+    number = BYTES[dtype]
+    return Memory(
+        weights=number * shape.parameters,
+        activations=tokens * forward_working(shape, number, copies=2 if onednn else 1),
+        logits=12 * max(tile, MIN_COLUMNS * min(chunk, tokens)) + number * tokens * shape.hidden,
+    )
+
+
+def forward_working(shape: Shape, number: int, copies: int = 1) -> float:
+    """Bytes a token that are alive at once in a forward pass which keeps nothing: the residual stream, a norm's float32
+    copies, and either attention's or the feed-forward part's."""
+    return number * (
+        2 * shape.hidden + max(3 * copies * shape.intermediate, 4 * shape.queries + 2 * shape.keys)
+    )
+
+
+def sampling_memory(
+    shape: Shape, *, batch: int, prompts: int, prompt: int, length: int, dtype: str
+) -> Memory:
+    """The built-in sampler with `batch` responses of up to `length` tokens to `prompts` distinct prompts at once."""
+    number = BYTES[dtype]
+    return Memory(
+        weights=number * shape.parameters,
+        activations=prompts * prompt * forward_working(shape, number),
+        logits=number * batch * shape.vocab + 6 * 8 * min(batch * shape.vocab, DRAW_ELEMENTS),
+        cache=number * shape.cache * batch * (prompt + length),
+    )

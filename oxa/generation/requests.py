@@ -1,0 +1,49 @@
+"""What an engine is asked for and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from oxa.config.generate import Generate, Sampling
+
+
+class Request(NamedTuple):
+    response_id: str
+    """Stable and unique: with the seed, it determines the response's random numbers."""
+    prompt: list[int]
+    """Token ids up to where the response begins."""
+
+
+class Generation(NamedTuple):
+    response_id: str
+    text: str
+    """Verbatim, special tokens included, without the end token."""
+    num_tokens: int
+    """Generated tokens, the end token included; 0 where the prompt fills the model's context, and only there."""
+    finish_reason: str
+    """`stop`: an end token was drawn; `length`: max_tokens or the model's context was reached."""
+    mean_entropy: float
+    """Of the model's own distribution (temperature 1, before top-p), nats a token; NaN where num_tokens is 0. The vLLM
+    engine knows the probabilities of generate.vllm.logprobs tokens only and takes all others for one outcome: a lower
+    bound; NaN where it knows none."""
+
+
+Shard = list[Request]
+
+
+Note = Callable[[dict[str, Any]], None]
+
+
+Engine = Callable[
+    [str | Path, list[Shard], Sampling, Generate, Note, Path],
+    Iterator[tuple[int, list[Generation]]],
+]
+"""Takes the model, the shards that are missing, the settings, a note of what generates and with which settings beside
+those of config.Sampling (to be called before the first response), and a folder for its own files; yields (index,
+generations) as shards finish, in any order.
+
+An engine may work on several shards at once, but what it yields for one must not depend on the others: resuming
+after a kill asks for fewer of them.
+"""

@@ -1,0 +1,71 @@
+"""Stable ids and the random numbers that are drawn from them: the same whatever the order, batch or machine."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Hashes = npt.NDArray[np.uint64]
+
+
+def hash_texts(ids: pa.StringArray) -> Hashes:
+    """64-bit hash of each text: its length and its bytes, eight at a time, each multiplied and folded in."""
+    if not len(ids):
+        return np.empty(0, np.uint64)
+    _, offsets, data = ids.buffers()
+    ends = np.frombuffer(offsets, np.int32)[ids.offset : ids.offset + len(ids) + 1].astype(np.int64)
+    text = np.append(np.frombuffer(data or b"", np.uint8)[: ends[-1]], np.zeros(8, np.uint8))
+    words = np.ndarray((len(text) - 7,), "<u8", text, strides=(1,))  # the eight bytes from each position on
+    lengths = np.diff(ends)
+    tail = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)  # masks what belongs to the next text
+    state = mix(lengths.astype(np.uint64))
+    for k in range(0, int(lengths.max(initial=0)), 8):
+        word = words[np.minimum(ends[:-1] + k, len(words) - 1)] & tail[np.clip(lengths - k, 0, 8)]
+        state = np.where(lengths > k, mix(state ^ word), state)
+    return state
+
+
+def mix(x: Hashes) -> Hashes:
+    """A bijection that spreads every bit over all (splitmix64's finalizer, Steele et al. 2014)."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def problem_id(question: str) -> str:
+    """Stable id: hash of the question with Unicode, case and white space normalised."""
+    normal = re.sub(r"\s+", " ", unicodedata.normalize("NFKC", question)).strip().casefold()
+    return hashlib.sha256(normal.encode()).hexdigest()[:16]
+
+
+def response_id(problem: str, origin: str, model: str, key: str) -> str:
+    """Stable id of a response; `key` tells the problem's responses apart (its text, or "seed/sample_index")."""
+    return hashlib.sha256("\0".join((problem, origin, model, key)).encode()).hexdigest()[:16]
+
+
+def stream_keys(seed: int, response_ids: Sequence[str]) -> np.ndarray:
+    """[B] uint64: where each response's stream of random numbers begins."""
+    digests = (hashlib.sha256(f"{seed}\0{response}".encode()).digest() for response in response_ids)
+    return np.array([int.from_bytes(digest[:8], "little") for digest in digests], dtype=np.uint64)
+
+
+def uniforms(keys: np.ndarray, step: int) -> np.ndarray:
+    """[B] float64 in [0, 1): number `step` of each stream, by SplitMix64's counter and finaliser."""
+    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
+        z = keys + np.uint64((step + 1) * 0x9E3779B97F4A7C15 % 2**64)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def lot(seed: int, response_id: str) -> int:
+    """What chance decides: a 64-bit hash, the same in every arm and whatever the order of rows."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{response_id}".encode()).digest()[:8])

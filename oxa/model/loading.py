@@ -1,0 +1,89 @@
+"""A checkpoint from a folder or the hub: model, tokenizer, end tokens.
+
+Safetensors alone, and no code of the checkpoint's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oxa.errors import DataError
+
+
+def default_device() -> torch.device:
+    """The first CUDA device where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    revision: str | None = None,
+) -> tuple[Any, Any]:
+    """Loads (model, tokenizer) from a checkpoint folder or a hub id, in eval mode.
+
+    `dtype` is float32 on a CPU and bfloat16 on CUDA unless named. Raises DataError where there is no checkpoint, no
+    safetensors weights, no tokenizer, a weight is missing or of another shape (transformers would draw it at random),
+    or the checkpoint wants to run code of its own.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    device = device or default_device()
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    tokenizer = load_tokenizer(path, revision=revision)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(path),
+            dtype=dtype,
+            revision=revision or "main",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DataError(f"{path}: no usable model: {first_line(error)}") from None
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise DataError(
+            f"{path}: no usable model: its weights have other shapes than config.json says; take the checkpoint anew"
+        ) from None
+    if report["missing_keys"]:
+        raise DataError(
+            f"{path}: no usable model: {len(report['missing_keys'])} of its weights are missing, "
+            f"{min(report['missing_keys'])} for one; take the checkpoint anew"
+        )
+    return model.to(device).eval(), tokenizer
+
+
+def load_tokenizer(path: str | Path, *, revision: str | None = None) -> Any:
+    """Loads the tokenizer alone; DataError where there is none."""
+    from transformers import AutoTokenizer
+
+    if isinstance(path, Path) and not (path / "config.json").is_file():
+        raise DataError(f"{path}: not a checkpoint folder (no config.json); `dvc repro base` makes the base")
+    try:
+        return AutoTokenizer.from_pretrained(str(path), revision=revision or "main", trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: no usable tokenizer: {first_line(error)}") from None
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def end_ids(model: Any, tokenizer: Any) -> Tensor:
+    """The tokens that end a response: the generation config's, else the tokenizer's; DataError where none is named."""
+    ends = model.generation_config.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    if ends is None:
+        raise DataError(
+            f"{model.config.name_or_path}: neither generation_config.json nor the tokenizer names an end token"
+        )
+    return torch.tensor(ends, device=model.device).reshape(-1)

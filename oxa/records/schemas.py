@@ -1,0 +1,122 @@
+"""The columns of every table between stages, with their units."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+PROBLEMS = pa.schema(
+    [
+        ("problem_id", pa.string()),
+        ("source", pa.string()),
+        ("question", pa.string()),
+        ("answers", pa.list_(pa.string())),  # accepted gold answers: one is enough
+        ("tier", pa.string()),  # difficulty where the source tells, else ""
+        ("split", pa.string()),  # "train", "rlvr" or the benchmark's name
+    ]
+)
+
+
+RESPONSES = pa.schema(
+    [
+        ("response_id", pa.string()),
+        ("problem_id", pa.string()),
+        ("origin", pa.string()),  # teacher, self
+        ("model", pa.string()),
+        ("sample_index", pa.int32()),
+        ("seed", pa.int64()),  # -1 where nothing was drawn
+        ("text", pa.string()),  # verbatim
+        ("num_tokens", pa.int32()),  # of the model that wrote it; -1 where unknown
+        ("finish_reason", pa.string()),  # stop, length
+        ("mean_entropy", pa.float32()),  # nats a token under the sampler; NaN where unknown
+    ]
+)
+
+
+VERDICTS = pa.schema([("response_id", pa.string()), ("verdict", pa.string()), ("predicted", pa.string())])
+
+
+SCORES = pa.schema(
+    [
+        ("response_id", pa.string()),
+        ("scorer", pa.string()),
+        ("mean_nll", pa.float64()),  # nats a token
+        ("ppl", pa.float64()),
+        ("num_tokens", pa.int32()),
+        ("truncated", pa.bool_()),
+        ("mean_entropy", pa.float64()),  # nats a token
+    ]
+)
+
+
+TRAIN = pa.schema(
+    [
+        ("response_id", pa.string()),
+        ("problem_id", pa.string()),
+        ("prompt", pa.string()),  # the user turn: question and suffix, before the chat template
+        ("completion", pa.string()),
+        ("objective", pa.string()),  # ce, ul
+        ("ppl", pa.float64()),
+        ("num_tokens", pa.int32()),  # of the completion under the scorer
+    ]
+)
+
+
+GENERATIONS = pa.schema(
+    [
+        ("benchmark", pa.string()),
+        ("problem_id", pa.string()),
+        ("tier", pa.string()),
+        ("step", pa.int32()),  # of RL; 0 before it
+        ("sample_index", pa.int32()),
+        ("text", pa.string()),
+        ("num_tokens", pa.int32()),
+        ("finish_reason", pa.string()),
+        ("verdict", pa.string()),
+        ("predicted", pa.string()),
+        ("mean_entropy", pa.float32()),
+    ]
+)
+
+
+TRACES = pa.schema(
+    [
+        ("example_id", pa.string()),  # response_id of the training example beside which it is shown
+        ("role", pa.string()),  # example, beside
+        ("objective", pa.string()),  # ce, ul; "" beside an example
+        ("response_id", pa.string()),
+        ("problem_id", pa.string()),
+        ("question", pa.string()),
+        ("answers", pa.list_(pa.string())),
+        ("origin", pa.string()),  # teacher, self
+        ("verdict", pa.string()),
+        ("ppl", pa.float64()),  # under the base; NaN where it was not scored
+        ("num_tokens", pa.int32()),  # of the whole response
+        ("cut", pa.bool_()),  # whether only the first of them are shown
+        ("tokens", pa.list_(pa.string())),  # pieces of the text; joined, they are the text
+        ("before", pa.list_(pa.float32())),  # ln p under the base
+        ("after", pa.list_(pa.float32())),  # ln p under the trained arm
+    ]
+)
+
+
+REJECTS = pa.schema(
+    [
+        ("source", pa.string()),
+        ("row", pa.int64()),  # from 0, in the source
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("text", pa.string()),  # what was dropped
+    ]
+)
+
+
+CONTAMINATION = pa.schema(
+    [
+        ("problem_id", pa.string()),
+        ("question", pa.string()),
+        ("benchmark", pa.string()),
+        ("benchmark_problem_id", pa.string()),
+        ("benchmark_question", pa.string()),
+        ("share", pa.float64()),
+    ]
+)

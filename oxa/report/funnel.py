@@ -1,0 +1,139 @@
+"""How many responses each condition left, from the raw rows to the training sets, and where the others went.
+
+Counts come from the metrics of ingest, verify and selection; nothing is counted again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from oxa.runtime import files
+
+CONDITIONS = {  # of the selection, in its order: (what is left, what is lost)
+    "verdict": ("verdict", "other verdict"),
+    "scored": ("scored", "not scored"),
+    "train": ("of training problems", "of other problems"),
+    "whole": ("not cut by a limit", "cut by the sampler's or the scorer's limit"),
+    "floor": ("ppl at the floor or above", "ppl below the floor"),
+    "consensus": ("wrong by a second check", "not wrong by a second check"),
+}
+
+
+class Step(NamedTuple):
+    name: str
+    num_responses: int
+    """Responses left."""
+    note: str
+    """Where the others went, or what the set is like."""
+    arm: str | None = None
+    """The arm whose training set this is."""
+
+
+class Loss(NamedTuple):
+    where: str
+    reason: str
+    num_lost: int
+
+
+def sides(metrics: Path, arms: Sequence[str]) -> dict[str, list[Step]]:
+    """The ways to the training sets, by title."""
+    found = {
+        "Teacher responses → CE sets": teacher(metrics, arms),
+        "The student's own responses → UL sets": own(metrics, arms),
+    }
+    return {title: steps for title, steps in found.items() if steps}
+
+
+def losses(metrics: Path, arms: Sequence[str]) -> list[Loss]:
+    """Every row and response that was lost on the way, largest first at each place."""
+    ingested = files.read_json(metrics / "ingest.json")
+    found = _losses("ingestion, teacher", ingested["totals"]["dropped"])
+    for part, title in (("rlvr", "RL problems"), ("benchmarks", "benchmark")):
+        for name, counts in ingested.get(part, {}).items():
+            found += _losses(f"ingestion, {title} {name}", counts.get("dropped", {}))
+    for objective, origin in (("ce", "teacher"), ("ul", "self")):
+        sets = _sets(metrics, arms, objective)
+        for arm, chosen in sets.items():
+            verdicts = files.read_json(metrics / "verify" / f"{origin}.json")["verdicts"]
+            taken = {f"verdict {name}": n for name, n in verdicts.items() if name not in chosen["verdicts"]}
+            before = chosen["funnel"]["verdict"]
+            for key, (_, lost) in CONDITIONS.items():
+                if key in chosen["funnel"] and key != "verdict":
+                    taken[lost], before = before - chosen["funnel"][key], chosen["funnel"][key]
+            found += _losses(f"{objective.upper()} set of {arm}", taken)
+    return found
+
+
+def _losses(where: str, counts: dict[str, int]) -> list[Loss]:
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return [Loss(where, name.replace("_", " "), count) for name, count in ranked if count]
+
+
+def teacher(metrics: Path, arms: Sequence[str]) -> list[Step]:
+    """From the teacher's rows to each arm's CE set."""
+    totals = files.read_json(metrics / "ingest.json")["totals"]
+    verdicts = files.read_json(metrics / "verify" / "teacher.json")["verdicts"]
+    read, kept = totals["responses_read"], totals["responses"]
+    reasons = _listed(totals["dropped"])
+    lost = [f"−{read - kept:,} at ingestion"] if read > kept else []
+    lost += [f"rows and responses dropped: {reasons}"] if reasons else []
+    steps = [Step("read from the sources", read, ""), Step("kept by ingestion", kept, "; ".join(lost))]
+    sets = _sets(metrics, arms, "ce")
+    steps += _conditions(sets[arms[0]], verdicts)
+    return steps + [_chosen(arm, "CE", found) for arm, found in sets.items()]
+
+
+def own(metrics: Path, arms: Sequence[str]) -> list[Step]:
+    """From the student's samples to each UL set; nothing where no arm has one."""
+    sets = _sets(metrics, arms, "ul")
+    if not sets:
+        return []
+    verdicts = files.read_json(metrics / "verify" / "self.json")["verdicts"]
+    first = next(iter(sets.values()))
+    steps = [Step("sampled", first["funnel"]["responses"], "")]
+    for arm, found in sets.items():
+        if found is first or found["funnel"] != first["funnel"]:
+            steps += _conditions(found, verdicts)
+        steps.append(_chosen(arm, "UL", found))
+    return steps
+
+
+def _sets(metrics: Path, arms: Sequence[str], objective: str) -> dict[str, dict[str, Any]]:
+    found = {arm: files.read_json(metrics / "selection" / f"{arm}.json") for arm in arms}
+    return {arm: selection[objective] for arm, selection in found.items() if objective in selection}
+
+
+def _conditions(found: dict[str, Any], verdicts: dict[str, int]) -> list[Step]:
+    """The first condition, and each later one that took something away."""
+    counts, wanted = found["funnel"], found["verdicts"]
+    before, steps = counts["responses"], []
+    for key, (left, lost) in CONDITIONS.items():
+        if key in counts and (key == "verdict" or counts[key] < before):
+            note = f"−{before - counts[key]:,} {lost}" if counts[key] < before else ""
+            if key == "verdict":
+                left = f"verdict {' or '.join(wanted)}"
+                others = _listed({name: count for name, count in verdicts.items() if name not in wanted})
+                note += f" ({others})" if note and others else ""
+            steps.append(Step(left, counts[key], note))
+            before = counts[key]
+    return steps
+
+
+def _chosen(arm: str, objective: str, found: dict[str, Any]) -> Step:
+    notes = [f"of {found['eligible']:,} eligible", f"{found['problems']:,} problems"]
+    if found["mean_tokens"] is not None:
+        notes.append(f"mean {found['mean_tokens']:.0f} tokens")
+    if found["chosen"] < found["asked"]:
+        notes.append(f"{found['asked'] - found['chosen']:,} fewer than asked")
+    return Step(f"{arm}: {objective} set", found["chosen"], ", ".join(notes), arm)
+
+
+def _listed(counts: dict[str, int]) -> str:
+    """The largest counts first, five at most."""
+    ranked = sorted(
+        ((count, name) for name, count in counts.items() if count), key=lambda item: (-item[0], item[1])
+    )
+    shown = [f"{name.replace('_', ' ')} {count:,}" for count, name in ranked[:5]]
+    return ", ".join(shown + ([f"{len(ranked) - 5} more reasons"] if len(ranked) > 5 else []))

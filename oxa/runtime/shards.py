@@ -1,0 +1,60 @@
+"""Work dealt out to the processes of one stage."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from torch import distributed
+from torch.distributed.rendezvous import rendezvous
+
+PATIENCE = timedelta(hours=6)  # for tokenizing and for last shards; a process that dies is noticed at once
+
+
+class Shards:
+    """Deals out shards to the processes of this stage, each to one; alone, to this one."""
+
+    is_first = True
+
+    def __iter__(self) -> Iterator[int]:
+        """0, 1, … for ever, leaving out what other processes are given."""
+        shard = 0
+        while True:
+            yield shard
+            shard += 1
+
+    def meet(self) -> None:
+        """Returns when every process is here."""
+
+
+class SharedShards(Shards):
+    """A counter in the launcher's store deals, and a process group of gloo's meets."""
+
+    def __init__(self) -> None:
+        # not the group's own store, which is private: a second connection to the same server
+        self._store, rank, _ = next(rendezvous("env://", timeout=PATIENCE))
+        self.is_first = rank == 0
+        name = [uuid.uuid4().hex]  # the store may outlive processes that a launcher starts again
+        distributed.broadcast_object_list(name)
+        self._key = f"oxa.score/{name[0]}"
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            yield self._store.add(self._key, 1) - 1
+
+    def meet(self) -> None:
+        distributed.barrier()
+
+
+@contextmanager
+def together() -> Iterator[Shards]:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # as torchrun and accelerate set it
+        yield Shards()
+        return
+    distributed.init_process_group("gloo", timeout=PATIENCE)
+    yield SharedShards()
+    # not after an error: the others would lose the connection and end first, and the launcher would show their fault
+    distributed.destroy_process_group()

@@ -1,0 +1,140 @@
+"""Stage `base`: the student that everything starts from, as a checkpoint folder in safetensors.
+
+Either a tiny one, pretrained here (oxa/model/pretrain.py), or a published one with small edits: the rotary base, the
+context length, and no default system prompt in the chat template. Both pass the preflight, which refuses a student on
+which the pipeline would silently measure something else:
+
+- its template drops or rewrites <think>, or opens <think> itself, so that a response's own would be doubled;
+- its end of sequence is missing or does not end generation;
+- no token of a response would carry loss;
+- its tokenizer does not give <think>, </think> or \\boxed{} back.
+
+A published student's files are untrusted, too. Its weights must be whole safetensors that lie in its folder, and it is
+refused where it wants to run code of its own. Its chat template runs in Jinja's sandbox, which keeps it from files and
+from Python, and `range` below 100,000; but nested loops may still take for ever.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from oxa.config.base import Checkpoint, FromScratch
+from oxa.config.prompt import Prompt
+from oxa.config.sources import Sources
+from oxa.config.world import World
+from oxa.errors import DataError
+from oxa.model import loading
+from oxa.model.preflight import QUESTION, check_checkpoint, check_files, wants_code
+from oxa.model.pretrain import pretrain
+from oxa.runtime.journal import Log
+
+
+def run(
+    section: FromScratch | Checkpoint,
+    prompt: Prompt,
+    world: World,
+    sources: Sources,
+    *,
+    output: Path,
+    scratch: Path,
+    log: Log,
+) -> dict[str, Any]:
+    """Writes the student to `output`; DataError where it could not be used."""
+    if isinstance(section, FromScratch):
+        metrics = pretrain(
+            section, prompt, world, Path(sources.folder), output=output, scratch=scratch, log=log
+        )
+    else:
+        metrics = take_over(section, output)
+    faults = check_checkpoint(output, prompt)
+    if faults:
+        name = section.model if isinstance(section, Checkpoint) else "the pretrained student"
+        raise DataError(f"{name}: not usable as a student: {' '.join(faults)}")
+    return metrics
+
+
+def take_over(section: Checkpoint, output: Path) -> dict[str, Any]:
+    """Writes a published checkpoint with the edits, its weights in their own precision."""
+    import torch
+    from transformers import AutoConfig
+
+    path = Path(section.model) if Path(section.model).is_dir() else section.model
+    if isinstance(path, Path):
+        check_files(path)
+    try:
+        found = AutoConfig.from_pretrained(
+            str(path), revision=section.revision or "main", trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: no usable model: {str(error).splitlines()[0]}") from None
+    if getattr(found, "auto_map", None):
+        raise DataError(wants_code(path, "config.json"))
+    dtype = found.dtype if isinstance(found.dtype, torch.dtype) else torch.float32
+    model, tokenizer = loading.load(path, dtype=dtype, device=torch.device("cpu"), revision=section.revision)
+    if tokenizer.init_kwargs.get("auto_map"):
+        raise DataError(wants_code(path, "tokenizer_config.json"))
+    if section.rope_theta is not None:
+        rope = getattr(model.config, "rope_parameters", None)
+        if not rope or "rope_theta" not in rope:
+            raise DataError(f"{path}: base.rope_theta cannot be set, the model has no single rotary base")
+        rope["rope_theta"] = section.rope_theta
+    if section.max_position_embeddings is not None:
+        model.config.max_position_embeddings = section.max_position_embeddings
+        tokenizer.model_max_length = section.max_position_embeddings
+    if section.drop_system_prompt:
+        tokenizer.chat_template = without_system_prompt(tokenizer)
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    return {"num_parameters": model.num_parameters(), "vocab_size": len(tokenizer)}
+
+
+def without_system_prompt(tokenizer: Any) -> Any:
+    """The chat template without the system message that it adds by itself; one given in the chat still works.
+
+    The default is what stands in the place of the content when a system message is added; the template's quoted text
+    that holds it goes. Raises DataError where that does not give the same chat without the default.
+    """
+    import jinja2
+
+    template = tokenizer.chat_template
+    if not isinstance(template, str):
+        return template  # none at all, which the preflight reports, or several by name, of which none has a default
+    mark, user = "\x01system\x01", {"role": "user", "content": QUESTION}
+
+    def render(source: str, *messages: dict[str, str]) -> str:
+        return str(tokenizer.apply_chat_template(list(messages), chat_template=source, tokenize=False))
+
+    plain = render(template, user)
+    try:
+        explicit = render(template, {"role": "system", "content": mark}, user)
+    except jinja2.TemplateError:
+        return template  # it knows no system messages
+    before, found, after = explicit.partition(mark)
+    default = (
+        plain[len(before) : len(plain) - len(after)]
+        if plain.startswith(before) and plain.endswith(after)
+        else ""
+    )
+    if not found or not default or len(before) + len(after) >= len(plain):
+        return template
+    edited = template
+    for _, kind, literal in jinja2.Environment().lex(template):
+        if kind == "string" and default in _unescape(literal):
+            edited = edited.replace(literal, "''")
+        elif kind == "data" and default in literal:
+            edited = edited.replace(literal, "")
+    header = before.strip().splitlines()[-1]
+    if header in render(edited, user) or explicit != render(
+        edited, {"role": "system", "content": mark}, user
+    ):
+        raise DataError(
+            f"the chat template's default system prompt ({default[:60]!r}) cannot be taken out; set "
+            "base.drop_system_prompt: false, or give base.model a folder whose template has none"
+        )
+    return edited
+
+
+def _unescape(literal: str) -> str:
+    """What a quoted text in a template stands for (as Jinja's own parser reads it)."""
+    return literal[1:-1].encode("ascii", "backslashreplace").decode("unicode-escape")

@@ -1,0 +1,185 @@
+"""The comparison of the arms as files: summary.json, a Markdown table, pictures, CSV for `dvc plots`, and index.html.
+
+Everything is read from the files of earlier stages; what is compared and how sure it is, is in oxa/comparison/arms.py.
+An arm after RL is a checkpoint of its own, `ARM-rl`; where no arm has been through RL, or none was traced, those parts
+are left out.
+
+    summary.json          all numbers that the others show
+    table.md              for a terminal
+    index.html            the page (oxa/report/page.py), one file
+    *.png                 pictures for MLflow (oxa/report/figures.py)
+    plots/                CSV with a column an arm, for `dvc plots`: pass_at_k*.csv, and folders train, rlvr, along_rl
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from oxa.comparison import outcomes
+from oxa.comparison.arms import summarize
+from oxa.comparison.measures import POOLED
+from oxa.comparison.outcomes import BASE, RL, Outcomes
+from oxa.config.report import Report
+from oxa.records import schemas, tables
+from oxa.report import markdown
+from oxa.report.wording import with_answer
+from oxa.runtime import files, journal
+
+if TYPE_CHECKING:
+    from oxa.report.curves import Found
+
+
+def run(
+    section: Report,
+    arms: list[str],
+    seeds: list[int],
+    *,
+    metrics: Path,
+    scores: Path,
+    train_sets: Path,
+    generations: Path,
+    traces: Path,
+    summary: Path,
+    output: Path,
+    log: journal.Log,
+    scratch: Path,
+) -> dict[str, Any]:
+    """Writes `summary` (JSON) and, into the folder `output`, everything else; returns the summary.
+
+    Reads, under `metrics`, the stages' metrics and journals; under `scores`, `train_sets`, `generations` and `traces`,
+    their tables. `scratch` stays empty: a rerun takes seconds.
+    """
+    from oxa.report import curves, figures, funnel, page, training_sets, viewer
+
+    found = _summary(section, arms, seeds, metrics=metrics, generations=generations)
+    sides = funnel.sides(metrics, arms)
+    panels = training_sets.panels(arms, metrics=metrics, scores=scores, train_sets=train_sets)
+    training = curves.read(metrics / "train", arms, seeds, curves.TRAINING)
+    rlvr = curves.read(metrics / "rlvr", arms, seeds, curves.RLVR) if found["steps"] else {}
+    traced = _traces(traces, arms)
+
+    output.mkdir(parents=True, exist_ok=True)
+    figures.ppl(output / "ppl.png", arms, panels)
+    figures.pass_at_k(output / "pass_at_k.png", found)
+    figures.training(output / "training.png", arms, training)
+    figures.funnel(output / "funnel.png", arms, sides)
+    if rlvr:
+        figures.rlvr(output / "rlvr.png", arms, rlvr)
+    curves.write(output / "plots" / "train", training)
+    curves.write(output / "plots" / "rlvr", rlvr)
+    for name, ending in (("pass_at_k", ""), ("pass_at_k_after_rl", RL)):
+        if rows := _pass_at_k(found, arms, ending):
+            curves.write_csv(output / "plots" / f"{name}.csv", ["k", *arms], rows)
+    if found["steps"]:
+        curves.write(output / "plots" / "along_rl", _along_rl(found))
+    with files.atomic(output / "table.md") as temporary:
+        temporary.write_text(markdown.table(found), encoding="utf-8")
+    files.write_json(summary, found)
+    html = page.render(
+        found,
+        _made(section, arms, seeds, summary),
+        sides=sides,
+        losses=funnel.losses(metrics, arms),
+        panels=panels,
+        origins=_origins(scores),
+        training=training,
+        rlvr=rlvr,
+        traces=viewer.data(traced) if traced else None,
+    )
+    with files.atomic(output / "index.html") as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return found
+
+
+def _summary(
+    section: Report, arms: list[str], seeds: list[int], *, metrics: Path, generations: Path
+) -> dict[str, Any]:
+    results = {BASE: [outcomes.outcomes(generations / f"{BASE}.parquet")]}
+    for arm in arms:
+        results[arm] = [outcomes.outcomes(generations / f"{arm}-{seed}.parquet") for seed in seeds]
+    after = {arm: [generations / f"{arm}-{seed}{RL}.parquet" for seed in seeds] for arm in arms}
+    along: dict[str, list[dict[int, Outcomes]]] = {}
+    if any(path.is_file() for paths in after.values() for path in paths):
+        along = {arm: [outcomes.along_rl(path) for path in paths] for arm, paths in after.items()}
+        for arm, runs in along.items():
+            results[f"{arm}{RL}"] = [run[max(run)] for run in runs]
+    found = with_answer(summarize(section, results, along))
+    exams = files.read_json(metrics / "ingest.json")["benchmarks"]
+    found["guess_rate"] = {name: exams[name]["guess_rate"] for name in found["groups"] if name != POOLED}
+    found["gates"] = files.read_json(metrics / "gates.json")
+    found["selection"] = {
+        arm: _selection(files.read_json(metrics / "selection" / f"{arm}.json")) for arm in arms
+    }
+    return found
+
+
+def _selection(found: dict[str, Any]) -> dict[str, Any]:
+    sets = {name: found[name] for name in ("ce", "ul") if name in found}
+    keys = ("chosen", "eligible", "problems", "ppl_mean", "mean_tokens")
+    return {name: {key: part[key] for key in keys} for name, part in sets.items()} | {
+        "shortage": found["shortage"]
+    }
+
+
+def _traces(folder: Path, arms: Sequence[str]) -> dict[str, Any]:
+    """The traced responses by arm; nothing where no arm was traced."""
+    if not folder.is_dir():
+        return {}
+    return {arm: tables.read(folder / f"{arm}.parquet", schemas.TRACES) for arm in arms}
+
+
+def _origins(scores: Path) -> dict[str, Any]:
+    """ppl of everything that was scored, by origin; the student's own only where an arm needed it."""
+    from oxa.report import training_sets
+
+    names = {"teacher": "ce", "self": "ul"}
+    return {
+        origin: training_sets.scored(scores, objective)["ppl"].to_numpy()
+        for origin, objective in names.items()
+        if origin == "teacher" or (scores / f"{origin}.parquet").is_file()
+    }
+
+
+def _pass_at_k(summary: dict[str, Any], arms: Sequence[str], ending: str) -> list[dict[str, Any]]:
+    """A row for each k: pass@k over all benchmarks, by arm; of a phase that there was."""
+    from oxa.report import plots
+
+    group = summary["groups"][-1]
+    if arms[0] + ending not in summary["arms"]:
+        return []
+    return [
+        {"k": k, **{arm: summary["arms"][arm + ending][group][f"pass_at_{k}"] for arm in arms}}
+        for k in plots.k_values(summary, group)
+    ]
+
+
+def _along_rl(summary: dict[str, Any]) -> Found:
+    """pass@1, pass@n and entropy over all benchmarks at the evaluated steps of RL."""
+    group = summary["groups"][-1]
+    found: Found = {}
+    for arm, steps in summary["steps"].items():
+        rows = steps[group]
+        for name in ("pass_at_1", f"pass_at_{rows[0]['num_samples']}", "mean_entropy"):
+            kept = [row for row in rows if row[name] is not None]
+            found.setdefault(name, {})[arm] = (
+                np.array([row["step"] for row in kept]),
+                np.array([row[name] for row in kept]),
+            )
+    return found
+
+
+def _made(section: Report, arms: Sequence[str], seeds: Sequence[int], summary: Path) -> dict[str, str]:
+    """What the page says of its own making; nothing that differs between two runs on the same inputs."""
+    return {
+        "Arms": ", ".join(arms),
+        "Fine-tuning seeds": ", ".join(map(str, seeds)),
+        "Baseline": section.baseline,
+        "Intervals": f"{section.confidence:.0%}, at least {section.resamples:,} resamples, seed {section.seed}",
+        "summary.json": f"sha256 {hashlib.sha256(summary.read_bytes()).hexdigest()}",
+        "Every setting": "params.yaml, explained in oxa/config/; dvc.lock holds the hash of every input and output",
+    }

@@ -1,0 +1,311 @@
+"""Reinforcement learning from verifiable rewards: GRPO from an arm's checkpoint, with TRL's GRPOTrainer.
+
+A rollout is worth 1 when what stands behind its last </think> verifies, else 0 (METHOD §5). The stage is told nothing
+of the arm: arms differ in the checkpoint alone.
+
+What one run does depends on the section, the problems, the checkpoint and the seed, and not on micro-batches,
+processes or batches of generation. The problems of every step are fixed beforehand, by hashes of (seed, pass,
+problem_id), and token t of a rollout is drawn at uniform(seed, response_id, t), where the id names the problem, the
+step and the place in the group (sampler.py): all arms are trained on the same problems with the same random numbers.
+
+The engine `torch` generates with the transformers model that is being trained, through sampler.py. `vllm_colocate`
+and `vllm_server` are TRL's own ways to vLLM on CUDA, which draws with random numbers of its own. Tests hold their
+settings and their prompts' tokens; nothing has been generated with them yet.
+
+The work can be killed at any time. Checkpoints lie in scratch, a rerun goes on from the last whole one, and on a CPU
+with the engine `torch` ends with the same bits as an unbroken run.
+
+Left out on purpose: no entropy bonus, no penalty for length, no format reward, no filtering of groups with equal
+rewards (they are counted), no several updates a batch of rollouts, no dropout, no change of the reference model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.compute as pc
+import torch
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
+from trl import GRPOConfig
+
+from oxa import prompts
+from oxa.config.prompt import Prompt
+from oxa.config.rlvr import Rlvr, entropy_of
+from oxa.config.verify import Verify
+from oxa.errors import ConfigError, DataError
+from oxa.generation import attention
+from oxa.grading.grader import Grader
+from oxa.model import loading
+from oxa.records import schemas, tables
+from oxa.runtime import journal
+from oxa.training import batches, resume, temperature
+from oxa.training.grpo import RLVRTrainer
+from oxa.training.rollouts import Problem, Rollouts
+
+SCHEDULES = {
+    "constant": "constant_with_warmup",
+    "cosine": "cosine",
+    "linear": "linear",
+}  # transformers' names
+
+
+def run(
+    section: Rlvr,
+    prompt: Prompt,
+    verify: Verify,
+    *,
+    model: Path,
+    problems: Path,
+    output: Path,
+    scratch: Path,
+    seed: int,
+    log: journal.Log,
+) -> dict[str, Any]:
+    """Trains `model`; the folder `output` gets a checkpoint folder `step-N` every save_every steps and at the end.
+
+    Logs, each step: reward (mean), entropy and kl (k3 to `model`; only where it has a weight), nats a token at the
+    sampling temperature, mean_tokens and truncated (share) of the rollouts, all_right and all_wrong (shares of the
+    groups, which teach nothing), unparsable and timeout (shares of the rollouts, worth 0 like wrong ones), grad_norm,
+    loss, learning_rate and tokens_per_second (generated tokens over the whole step). Returns counts, the temperature
+    and the means over the last tenth of the steps.
+
+    Under torchrun or accelerate every process calls this; the first alone logs and writes.
+    """
+    disable_progress_bar()  # transformers' own, one for every file of weights
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate set it
+    micro_batch_size, accumulation = _cut(section, num_processes)
+    network, tokenizer = loading.load(model, dtype=torch.float32, device=torch.device("cpu"))
+    attention.share_keys_among_query_heads(network)
+    for module in network.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0  # a number, which TRL's disable_dropout does not reach
+    context = network.config.max_position_embeddings
+    chosen = _choose(section, prompt, problems, tokenizer, context)
+    order = list(islice(_steps(sorted(chosen.problems), section.num_prompts, seed), section.steps))
+    ends = loading.end_ids(network, tokenizer)  # before the trainer edits the model's settings
+    resumable, kept = resume.folder(scratch), scratch / "kept"
+    settings = _settings(section, micro_batch_size, accumulation, context, resumable, seed)
+    assert settings.world_size == num_processes
+    # private, hence the pin of transformers: a process with several GPUs would give each a whole micro-batch
+    settings._n_gpu = 1
+    with Grader(_share_of(verify)) as grader:
+        rollouts = Rollouts(section, chosen.problems, tokenizer, ends, context, grader, seed)
+        explored = _set_temperature(section, settings, rollouts, network, order[0])
+        trainer = RLVRTrainer(
+            network,
+            tokenizer,
+            _dataset(section, chosen.problems, order),
+            settings,
+            rollouts=rollouts,
+            keep=partial(_keep, section, model, kept),
+            log=log,
+        )
+        if section.engine == "torch" and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+            raise ConfigError(
+                "rlvr.engine: torch generates with whole weights in every process, and these are spread over several; "
+                "take vllm_colocate or vllm_server, or launch without FSDP and DeepSpeed"
+            )
+        resume.refuse_parts(getattr(trainer.accelerator.state, "fsdp_plugin", None))
+        trainer.train(resume_from_checkpoint=resume.last_whole(resumable, trainer.is_world_process_zero()))
+    if trainer.is_world_process_zero():
+        shutil.copytree(kept, output, dirs_exist_ok=True)
+    trainer.accelerator.wait_for_everyone()
+    return {
+        "split": chosen.split,
+        "problems": len(chosen.problems),
+        "dropped": chosen.dropped,
+        **explored,
+        **trainer.summary(),
+    }
+
+
+def _share_of(verify: Verify) -> Verify:
+    """The grading workers of one of the processes that share this machine."""
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # as torchrun and accelerate set it
+    if neighbours == 1:
+        return verify
+    workers = (verify.workers or os.cpu_count() or 1) // neighbours
+    return verify.model_copy(update={"workers": max(1, workers)})
+
+
+def _set_temperature(
+    section: Rlvr, settings: GRPOConfig, rollouts: Rollouts, network: Any, problem_ids: Sequence[str]
+) -> dict[str, float]:
+    """The rollouts' temperature; of `entropy(x)` found here, from rollouts on these problems.
+
+    Every process finds it, and the first one's counts: waiting for it could take longer than processes wait.
+    """
+    wanted = entropy_of(section.temperature)
+    if wanted is None:
+        return {"temperature": rollouts.temperature}
+    network.to(settings.device)
+    found = temperature.matching(wanted, partial(rollouts.entropy_at, network, tuple(problem_ids)))
+    ((rollouts.temperature, entropy),) = broadcast_object_list([found])
+    settings.temperature = rollouts.temperature
+    return {"temperature": rollouts.temperature, "entropy_before": entropy}
+
+
+class Chosen(NamedTuple):
+    problems: dict[str, Problem]  # by id
+    split: str  # rlvr, or train where there are none
+    dropped: dict[str, int]  # by reason
+
+
+def _choose(section: Rlvr, prompt: Prompt, path: Path, tokenizer: Any, context: int) -> Chosen:
+    """The problems of lowest id whose prompts fit, from split `rlvr`, without one from split `train`."""
+    table = tables.read(path, schemas.PROBLEMS, ["problem_id", "question", "answers", "split"])
+    split = "rlvr" if "rlvr" in table["split"].unique().to_pylist() else "train"
+    rows = table.filter(pc.equal(table["split"], split)).to_pylist()
+    if not rows:
+        raise DataError(
+            f"{path}: no problem of split 'rlvr' or 'train' for RL; check the sources under ingest.rlvr"
+        )
+    dropped = {"too_long": 0, "no_room": 0}
+    problems: dict[str, Problem] = {}
+    for row in sorted(rows, key=lambda row: str(row["problem_id"])):
+        user = prompts.user_turn(row["question"], prompt.suffix)
+        ids = prompts.prompt_ids(tokenizer, user)
+        if len(ids) > section.max_prompt_tokens:
+            dropped["too_long"] += 1
+        elif len(ids) >= context:
+            dropped["no_room"] += 1
+        else:
+            problems[row["problem_id"]] = Problem(user, ids, row["answers"])
+    if not problems:
+        raise DataError(
+            f"{path}: all {len(rows)} prompts for RL are longer than rlvr.max_prompt_tokens "
+            f"{section.max_prompt_tokens} or fill the model's context of {context} tokens; raise them"
+        )
+    problems = dict(islice(problems.items(), section.num_problems))
+    if len(problems) < section.num_prompts:
+        raise ConfigError(
+            f"rlvr.num_prompts: a step takes {section.num_prompts} different problems, and there are "
+            f"{len(problems)}; take fewer, or raise rlvr.num_problems or the sources under ingest.rlvr"
+        )
+    return Chosen(problems, split, dropped)
+
+
+def _steps(problem_ids: Sequence[str], num_prompts: int, seed: int) -> Iterator[list[str]]:
+    """Each step's problems, all different, for ever: pass after pass over the problems, each in an order of its own.
+
+    The problems that are left when a pass cannot fill another step are left out of it.
+    """
+    for epoch in count():
+        ordered = sorted(
+            problem_ids, key=lambda problem: hashlib.sha256(f"{seed}\0{epoch}\0{problem}".encode()).digest()
+        )
+        for start in range(0, len(ordered) - num_prompts + 1, num_prompts):
+            yield ordered[start : start + num_prompts]
+
+
+def _dataset(section: Rlvr, problems: dict[str, Problem], order: list[list[str]]) -> Dataset:
+    """The steps' prompts, one after the other: the ids for our sampler, the user turns for TRL's template and vLLM."""
+    ids = [problem_id for step in order for problem_id in step]
+    if section.engine == "torch":
+        return Dataset.from_dict({"prompt": ids, "problem_id": ids})
+    turns = [[{"role": "user", "content": problems[problem_id].user}] for problem_id in ids]
+    return Dataset.from_dict({"prompt": turns, "problem_id": ids})
+
+
+def _cut(section: Rlvr, num_processes: int) -> tuple[int, int]:
+    """Rollouts of a micro-batch, and micro-batches that each process adds up for one step."""
+    size = section.num_prompts * section.num_generations
+    step = f"rlvr: a step of {section.num_prompts} x {section.num_generations} = {size} rollouts"
+    micro_batch_size = batches.micro_batch_size(step, size, num_processes, section.micro_batch_size)
+    return micro_batch_size, size // num_processes // micro_batch_size
+
+
+def _settings(
+    section: Rlvr, micro_batch_size: int, accumulation: int, context: int, checkpoints: Path, seed: int
+) -> GRPOConfig:
+    return GRPOConfig(
+        output_dir=str(checkpoints),
+        max_steps=section.steps,
+        per_device_train_batch_size=micro_batch_size,
+        gradient_accumulation_steps=accumulation,
+        steps_per_generation=accumulation,  # new rollouts for every step, which updates once
+        num_iterations=1,
+        num_generations=section.num_generations,
+        max_completion_length=section.max_tokens,
+        shuffle_dataset=False,
+        temperature=section.temperature
+        if entropy_of(section.temperature) is None
+        else 1.0,  # or not known yet
+        top_p=section.top_p,
+        loss_type=section.loss,
+        scale_rewards=section.scale_rewards,
+        beta=section.kl_weight,
+        use_bias_correction_kl=False,  # TRL's default is ρ k3, whose gradient is another
+        disable_dropout=True,
+        learning_rate=section.learning_rate,
+        lr_scheduler_type=SCHEDULES[section.schedule],
+        warmup_steps=math.ceil(section.warmup_ratio * section.steps),
+        weight_decay=section.weight_decay,
+        max_grad_norm=section.max_grad_norm,
+        bf16=section.dtype == "bfloat16",
+        gradient_checkpointing=section.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        seed=seed % 2**32,  # NumPy takes no more
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # it would show the mean of earlier losses for one that is no number
+        save_strategy="steps",
+        save_steps=section.checkpoint_every,
+        save_total_limit=2,  # the last may be half-written when the process dies
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=False,  # rows of text
+        use_cpu=not torch.cuda.is_available(),  # without it several processes on CPUs would each train alone
+        disable_tqdm=True,
+        report_to=[],
+        push_to_hub=False,
+        **_vllm(section, context),
+    )
+
+
+def _vllm(section: Rlvr, context: int) -> dict[str, Any]:
+    """TRL's settings of the vLLM engines; none for `torch`."""
+    if section.engine == "torch":
+        return {}
+    return {
+        "use_vllm": True,
+        "vllm_mode": section.engine.removeprefix("vllm_"),
+        "vllm_server_base_url": section.vllm.url,
+        "vllm_gpu_memory_utilization": section.vllm.memory_share,
+        "vllm_tensor_parallel_size": section.vllm.tensor_parallel,
+        "vllm_max_model_length": min(context, section.max_prompt_tokens + section.max_tokens),
+    }
+
+
+def _keep(section: Rlvr, base: Path, kept: Path, trainer: RLVRTrainer, step: int) -> None:
+    """Saves a step's weights in the base's own type; all other files are the base's."""
+    if step % section.save_every and step != section.steps:
+        return
+    part, whole = kept / ".part", kept / f"step-{step}"
+    if trainer.is_world_process_zero():
+        shutil.rmtree(part, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(part))
+    if trainer.is_world_process_zero():
+        dtype = AutoConfig.from_pretrained(base).dtype
+        if dtype not in (None, torch.float32):
+            AutoModelForCausalLM.from_pretrained(part, dtype=dtype).save_pretrained(part)
+        for path in part.iterdir():
+            if ".safetensors" not in path.name:
+                path.unlink()
+        for path in base.iterdir():
+            if path.is_file() and ".safetensors" not in path.name:
+                shutil.copyfile(path, part / path.name)
+        shutil.rmtree(whole, ignore_errors=True)
+        part.rename(whole)
+    trainer.accelerator.wait_for_everyone()

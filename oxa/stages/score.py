@@ -1,0 +1,258 @@
+"""Perplexity of responses under the base (METHOD §2).
+
+    ppl(y|x) = exp( -1/T · Σ_t ln p(y_t | x, y_<t) ),   T tokens of the response's text, NLL in nats a token
+
+With `condition_on_prompt` x is the rendered prompt; without it the response stands alone and its first token, before
+which nothing stands, is not scored. The end-of-sequence token is not part of the text and is not scored. A response
+with no token left to score (empty, or its prompt fills `max_length`) gets no row and is counted as `unscorable`.
+
+Rows go longest first into batches of at most `batch_tokens` tokens; a finished shard of batches is kept in scratch, so
+a rerun after a kill does the rest with the same batches and ends with the same numbers.
+
+Under torchrun or accelerate every process has the whole model and takes the next shard that nobody has taken, so that
+all end together, however fast each is. Shards do not depend on the number of processes: a rerun may have another one. A
+process that dies costs the shard that it was at.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from oxa import prompts
+from oxa.config.prompt import Prompt
+from oxa.config.score import Score
+from oxa.errors import DataError
+from oxa.model import loading, log_probs
+from oxa.records import schemas, tables
+from oxa.runtime import files, journal, progress
+from oxa.runtime.shards import Shards, together
+from oxa.training import batches
+
+BATCHES_A_SHARD = 64  # at most
+SHARDS = 64  # at least, where there are as many batches: who waits for the last one waits for a 64th
+TOKENIZED_AT_ONCE = 1000
+TOKENS, ROWS = "tokens.bin", "rows.npy"
+
+
+def run(
+    section: Score,
+    prompt: Prompt,
+    *,
+    model: Path,
+    problems: Path,
+    responses: Path,
+    verdicts: Path,
+    output: Path,
+    scratch: Path,
+    log: journal.Log,
+) -> dict[str, Any]:
+    """Scores teacher responses that are correct and self-samples whose verdict is in `self_verdicts`.
+
+    Writes records.SCORES in the order of `responses`; returns counts and ppl quantiles.
+    """
+    device = _device()
+    network, tokenizer = loading.load(model, dtype=getattr(torch, section.dtype), device=device)
+    with together() as shards:
+        if shards.is_first:
+            rows = _rows_to_score(section, problems, responses, verdicts)
+            limit = min(section.max_length, network.config.max_position_embeddings)
+            lengths, starts, truncated = _tokenize(section, prompt, tokenizer, rows, limit, scratch)
+            _check_head(network, scratch)
+        shards.meet()
+        _score(section, network, scratch, shards)
+        shards.meet()
+    if not shards.is_first:
+        return {}
+    scorable = lengths > starts
+    rows = rows.filter(pa.array(scorable))
+    scores = _gather(section, lengths[scorable], scratch)
+    table = pa.table(
+        {
+            "response_id": rows["response_id"],
+            "scorer": pa.array([model.name] * len(rows), pa.string()),
+            "mean_nll": scores[:, 0],
+            "ppl": np.exp(scores[:, 0]),
+            "num_tokens": (lengths - starts)[scorable],
+            "truncated": truncated[scorable],
+            "mean_entropy": scores[:, 1],
+        }
+    )
+    tables.write(output, table, schemas.SCORES)
+    return _metrics(table) | {"unscorable": int((~scorable).sum())}
+
+
+def _device() -> torch.device:
+    """This process's GPU, of as many as there are on its machine, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    place = int(os.environ.get("LOCAL_RANK", "0"))  # as torchrun and accelerate set it
+    device = torch.device("cuda", place % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def _rows_to_score(section: Score, problems: Path, responses: Path, verdicts: Path) -> pa.Table:
+    """response_id, origin, text, question of what is to be scored, in the order of `responses`."""
+    table = tables.read(responses, schemas.RESPONSES, ["response_id", "problem_id", "origin", "text"])
+    graded = tables.read(verdicts, schemas.VERDICTS, ["response_id", "verdict"])
+    if not table["response_id"].equals(graded["response_id"]):
+        raise DataError(f"{verdicts}: its rows are not those of {responses}; run `dvc repro verify` again")
+    is_teacher = pc.equal(table["origin"], "teacher")
+    wanted = pc.or_(
+        pc.and_(is_teacher, pc.equal(graded["verdict"], "correct")),
+        pc.and_(pc.invert(is_teacher), pc.is_in(graded["verdict"], pa.array(section.self_verdicts))),
+    )
+    table = table.filter(wanted)
+    known = tables.read(problems, schemas.PROBLEMS, ["problem_id", "question", "split"])
+    known = known.filter(pc.equal(known["split"], "train"))
+    index = pc.index_in(table["problem_id"], known["problem_id"])
+    if index.null_count:
+        raise DataError(f"{responses}: {index.null_count} rows name a problem that {problems} does not hold")
+    return table.append_column("question", known["question"].take(index))
+
+
+def _tokenize(
+    section: Score, prompt: Prompt, tokenizer: Any, rows: pa.Table, limit: int, scratch: Path
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each row: number of token ids, `limit` at most; index of the first to score; whether something was cut.
+
+    The ids of rows with a token to score are written to scratch, where every process maps them into its memory.
+    """
+    lengths = np.empty(len(rows), np.int64)
+    starts, truncated = np.empty_like(lengths), np.empty(len(rows), np.bool_)
+    contexts: dict[str, list[int]] = {}
+    bar = progress.bar(total=len(rows), desc="tokenizing", unit="response")
+    row = 0
+    with (scratch / TOKENS).open("wb") as file:
+        for part in rows.select(["question", "text"]).to_batches(TOKENIZED_AT_ONCE):
+            texts = part["text"].to_pylist()
+            encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+            for question, ids in zip(part["question"].to_pylist(), encoded, strict=True):
+                if section.condition_on_prompt:
+                    if question not in contexts:
+                        contexts[question] = prompts.prompt_ids(
+                            tokenizer, prompts.user_turn(question, prompt.suffix)
+                        )
+                    context = contexts[question]
+                else:
+                    context = []
+                whole = [*context, *ids]
+                lengths[row], starts[row] = min(len(whole), limit), max(1, len(context))
+                truncated[row] = len(whole) > limit
+                if lengths[row] > starts[row]:
+                    file.write(np.asarray(whole[:limit], np.int32).tobytes())
+                row += 1
+            bar.update(len(texts))
+    bar.close()
+    scorable = lengths > starts
+    _save(scratch / ROWS, np.stack([lengths[scorable], starts[scorable]]))
+    return lengths, starts, truncated
+
+
+class Tokens(NamedTuple):
+    """What is to be scored, as _tokenize has left it."""
+
+    ids: np.ndarray  # int32, one row after the other
+    ends: np.ndarray  # [rows], where each row ends there
+    lengths: np.ndarray  # [rows], tokens
+    starts: np.ndarray  # [rows], index of the first token to score
+
+    @classmethod
+    def open(cls, scratch: Path) -> Tokens:
+        lengths, starts = np.load(scratch / ROWS)
+        path = scratch / TOKENS  # an empty file cannot be mapped
+        ids = np.memmap(path, np.int32, "r") if len(lengths) else np.empty(0, np.int32)
+        return cls(ids, np.cumsum(lengths), lengths, starts)
+
+    def row(self, index: int) -> np.ndarray:
+        return np.array(self.ids[self.ends[index] - self.lengths[index] : self.ends[index]])
+
+
+def _check_head(network: Any, scratch: Path) -> None:
+    tokens = Tokens.open(scratch)
+    if len(tokens.lengths):
+        shortest = tokens.row(int(tokens.lengths.argmin()))[:64]
+        log_probs.check_head(network, torch.from_numpy(shortest).long()[None].to(network.device))
+
+
+def _plan(section: Score, lengths: np.ndarray) -> list[list[list[int]]]:
+    """Rows of the batches of every shard."""
+    plan = batches.by_token_budget(lengths.tolist(), section.batch_tokens)
+    size = min(BATCHES_A_SHARD, max(1, len(plan) // SHARDS))
+    return [plan[first : first + size] for first in range(0, len(plan), size)]
+
+
+def _score(section: Score, network: Any, scratch: Path, shards: Shards) -> None:
+    """Scores the shards that are dealt to this process and are not in scratch already."""
+    tokens = Tokens.open(scratch)
+    plan = _plan(section, tokens.lengths)
+    num_tokens = [int(tokens.lengths[np.concatenate(part)].sum()) for part in plan]
+    bar = progress.bar(
+        total=sum(num_tokens), desc="scoring", unit="tok", unit_scale=True, quiet=not shards.is_first
+    )
+    before = 0
+    for shard in shards:
+        bar.update(sum(num_tokens[before:shard]))  # what others were dealt meanwhile, too
+        if shard >= len(plan):
+            break
+        before = shard
+        if not (path := _shard(scratch, shard)).exists():
+            _save(
+                path, np.concatenate([_score_batch(section, network, batch, tokens) for batch in plan[shard]])
+            )
+    bar.close()
+
+
+def _gather(section: Score, lengths: np.ndarray, scratch: Path) -> np.ndarray:
+    """[rows, 2] float64: mean NLL and mean entropy of each row, nats a token."""
+    scores = np.empty((len(lengths), 2), np.float64)
+    for shard, part in enumerate(_plan(section, lengths)):
+        scores[np.concatenate(part)] = np.load(_shard(scratch, shard))
+    return scores
+
+
+def _shard(scratch: Path, shard: int) -> Path:
+    return scratch / f"shard-{shard:05d}.npy"
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    buffer = io.BytesIO()  # into a file, numpy would hide why it could not be written
+    np.save(buffer, values)
+    with files.atomic(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
+def _score_batch(section: Score, network: Any, batch: list[int], tokens: Tokens) -> np.ndarray:
+    """[B, 2] float64: mean NLL and mean entropy of the batch's rows."""
+    sequences, starts = [tokens.row(row) for row in batch], [int(tokens.starts[row]) for row in batch]
+    statistics, counts = log_probs.batch_statistics(network, sequences, starts, section.chunk)
+    bounds = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    sums = [
+        np.add.reduceat(values.double().cpu().numpy(), bounds)
+        for values in (-statistics.log_probs, statistics.entropies)
+    ]
+    return np.stack(sums, 1) / counts[:, None]
+
+
+def _metrics(table: pa.Table) -> dict[str, Any]:
+    if not len(table):
+        return {"responses": 0, "tokens": 0, "truncated": 0}
+    ppl = table["ppl"].to_numpy()
+    quantiles = {f"p{q}": float(np.quantile(ppl, q / 100)) for q in (5, 25, 50, 75, 95)}
+    return {
+        "responses": len(table),
+        "tokens": int(pc.sum(table["num_tokens"]).as_py()),
+        "truncated": int(pc.sum(pc.cast(table["truncated"], pa.int64())).as_py()),
+        "ppl_mean": math.fsum(ppl) / len(ppl),
+        "ppl": quantiles,
+        "mean_entropy": math.fsum(table["mean_entropy"].to_numpy()) / len(table),
+    }

@@ -1,0 +1,260 @@
+"""Fine-tunes the base on an arm's training set: its rows as tokens, the steps, going on after a kill, the result.
+
+What one run does depends on the section, the data and the seed, and not on micro-batches or processes: a step's rows
+are fixed beforehand (batches.py), and its objective adds up over the micro-batches (sft.py). An arm without
+unlikelihood takes the same path with n_ul = 0.
+
+The work can be killed at any time. Checkpoints lie in scratch, a rerun goes on from the last whole one, and on a CPU
+ends with the same bits as an unbroken run (on CUDA up to kernels that add in no fixed order).
+
+Left out on purpose: no validation loss (the stages measure what the model generates), no packing and no LoRA, no
+KL to the base, no entropy bonus, no early stopping, no best checkpoint: the last weights are the arm's weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
+from trl import KTOConfig, SFTConfig
+
+from oxa import prompts
+from oxa.config.train import TrainArm, TrainShared
+from oxa.errors import ConfigError, DataError
+from oxa.model import loading
+from oxa.records import schemas, tables
+from oxa.runtime import journal, progress
+from oxa.training import batches, kto, resume
+from oxa.training.sft import OXATrainer
+
+OBJECTIVES = ("ce", "ul")
+TOKENIZED_AT_ONCE = 1000
+
+
+def run(
+    shared: TrainShared,
+    arm: TrainArm,
+    *,
+    model: Path,
+    data: Path,
+    output: Path,
+    scratch: Path,
+    seed: int,
+    log: journal.Log,
+) -> dict[str, Any]:
+    """Trains `model` on the table `data` and saves the result as a checkpoint folder `output`.
+
+    Logs loss, ce_loss, ul_loss (nats), ce_entropy, ul_entropy (nats a token), ul_probability (mean p of the tokens
+    that are suppressed), grad_norm, learning_rate, tokens_per_second and epoch (passes over the CE set); the ul_ values
+    only where the arm has a UL set. Of objective `kto`: loss, kl, ce_reward, ul_reward (β r, nats), entropy (nats a
+    token) in place of the first six. Returns counts and the means over the last tenth of the steps.
+
+    Under torchrun or accelerate every process calls this; the first alone logs and writes.
+    """
+    disable_progress_bar()  # transformers' own, one for every file of weights
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate set it
+    size = shared.num_ce + arm.num_ul
+    step = f"train: a step of {shared.num_ce} CE + {arm.num_ul} UL = {size} sequences"
+    micro_batch_size = batches.micro_batch_size(step, size, num_processes, shared.micro_batch_size)
+    network, tokenizer = loading.load(model, dtype=torch.float32, device=torch.device("cpu"))
+    configs = copy.deepcopy(
+        (network.config, network.generation_config)
+    )  # the Trainer edits its special tokens
+    longest = min(shared.max_length, network.config.max_position_embeddings)
+    rows = _tokenize(data, tokenizer, longest)
+    _check(data, shared, arm, rows)
+    order = batches.step_order(rows.num["ce"], rows.num["ul"], shared.num_ce, arm.num_ul, shared.epochs, seed)
+    num_micro_batches = size // micro_batch_size  # of a step, over all processes
+    kept = resume.folder(scratch)
+    accumulation = num_micro_batches // num_processes
+    common = _settings(shared, len(order), micro_batch_size, accumulation, kept, seed)
+    told: dict[str, Any] = {"log": log, "epochs_a_step": shared.num_ce / rows.num["ce"]}
+    trainer: OXATrainer | kto.UnpairedTrainer
+    if arm.objective == "kto":
+        if micro_batch_size == 1:
+            raise ConfigError(
+                "train.shared.micro_batch_size: kto compares the rows of a micro-batch, and they would hold 1 each; "
+                f"take 2 or more, such that {size // num_processes} sequences are cut evenly"
+            )
+        plan = [cut for step in order.tolist() for cut in kto.micro_batches(step, num_micro_batches)]
+        settings = _on_one_device(
+            KTOConfig(
+                **common,
+                beta=arm.kto_beta,
+                undesirable_weight=arm.ul_weight,
+                logging_nan_inf_filter=False,  # it would show the mean of earlier losses for one that is no number
+            )
+        )
+        reference, _ = loading.load(model, dtype=torch.float32, device=torch.device("cpu"))
+        trainer = kto.UnpairedTrainer(
+            network, reference, tokenizer, rows.dataset, plan, shared, settings, longest=longest, **told
+        )
+    else:
+        plan = [
+            step[cut].tolist()
+            for step in order
+            for cut in batches.micro_batches(rows.lengths[step], num_micro_batches)
+        ]
+        settings = _on_one_device(SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True}))
+        trainer = OXATrainer(network, tokenizer, rows.dataset, plan, shared, arm, settings, **told)
+    assert settings.world_size == num_processes
+    resume.refuse_parts(getattr(trainer.accelerator.state, "fsdp_plugin", None))
+    trainer.train(resume_from_checkpoint=resume.last_whole(kept, trainer.is_world_process_zero()))
+    network.config, network.generation_config = configs
+    _save(trainer, model, output)
+    return {
+        "steps": len(order),
+        "ce_rows": rows.num["ce"],
+        "ul_rows": rows.num["ul"],
+        "dropped": rows.dropped,
+        "tokens": _num_tokens(rows, order),
+        "final": trainer.final(),
+    }
+
+
+class Rows(NamedTuple):
+    """The training set as token ids; CE rows first, then UL rows, each in the table's order."""
+
+    dataset: Dataset  # input_ids, num_prompt (ids before the response), objective
+    lengths: np.ndarray  # [rows], tokens, the prompt's included
+    num_scored: np.ndarray  # [rows], tokens of the response
+    num: dict[str, int]  # rows kept, by objective
+    dropped: dict[str, int]  # rows longer than the limit, by objective
+
+
+def _tokenize(data: Path, tokenizer: Any, limit: int) -> Rows:
+    table = tables.read(data, schemas.TRAIN, ["prompt", "completion", "objective"])
+    unknown = set(pc.unique(table["objective"]).to_pylist()) - set(OBJECTIVES)
+    if unknown:
+        raise DataError(f"{data}: objective must be one of {', '.join(OBJECTIVES)}; found {sorted(unknown)}")
+    parts: list[pa.Table] = []
+    num, dropped = dict.fromkeys(OBJECTIVES, 0), dict.fromkeys(OBJECTIVES, 0)
+    bar = progress.bar(total=len(table), desc="tokenizing", unit="row")
+    for objective in OBJECTIVES:
+        chosen = table.filter(pc.equal(table["objective"], objective))
+        for part in chosen.to_batches(TOKENIZED_AT_ONCE):
+            ids, num_prompt = [], []
+            for row in part.to_pylist():
+                context = prompts.prompt_ids(tokenizer, row["prompt"])
+                response = prompts.response_ids(tokenizer, row["completion"], end=True)
+                if len(context) + len(response) <= limit:
+                    ids.append(np.asarray([*context, *response], np.int32))
+                    num_prompt.append(len(context))
+            num[objective] += len(ids)
+            dropped[objective] += len(part) - len(ids)
+            parts.append(
+                pa.table(
+                    {
+                        "input_ids": pa.array(ids, pa.list_(pa.int32())),
+                        "num_prompt": pa.array(num_prompt, pa.int32()),
+                        "suppressed": pa.array([objective == "ul"] * len(ids), pa.bool_()),
+                    }
+                )
+            )
+            bar.update(len(part))
+    bar.close()
+    whole = pa.concat_tables(parts) if parts else pa.table({"input_ids": pa.array([], pa.list_(pa.int32()))})
+    lengths = pc.list_value_length(whole["input_ids"]).to_numpy().astype(np.int64)
+    num_scored = lengths - whole["num_prompt"].to_numpy() if len(whole) else lengths
+    return Rows(Dataset(whole), lengths, num_scored, num, dropped)
+
+
+def _check(data: Path, shared: TrainShared, arm: TrainArm, rows: Rows) -> None:
+    for objective, per_step in (("ce", shared.num_ce), ("ul", arm.num_ul)):
+        kept, dropped = rows.num[objective], rows.dropped[objective]
+        if per_step and not kept and dropped:
+            raise DataError(
+                f"{data}: all {dropped} {objective} rows are longer than train.shared.max_length or the model's "
+                "context allow; raise them or select shorter responses"
+            )
+        if per_step and not kept:
+            raise DataError(
+                f"{data}: holds no row with objective {objective}, of which every step takes {per_step}; select some"
+            )
+        if kept and not per_step:
+            raise DataError(
+                f"{data}: holds {kept} rows with objective {objective}, but train.arms.*.num_ul is 0 for this arm; "
+                "set it or select none"
+            )
+
+
+def _settings(
+    shared: TrainShared,
+    num_steps: int,
+    micro_batch_size: int,
+    accumulation: int,
+    checkpoints: Path,
+    seed: int,
+) -> dict[str, Any]:
+    """What the configs of TRL's trainers have in common."""
+    return {
+        "output_dir": str(checkpoints),
+        "per_device_train_batch_size": micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
+        "num_train_epochs": 1,  # the sampler lays all passes out flat, so that a resume only skips
+        "learning_rate": shared.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": math.ceil(shared.warmup_ratio * num_steps),
+        "adam_beta1": shared.adam_beta1,
+        "adam_beta2": shared.adam_beta2,
+        "weight_decay": shared.weight_decay,
+        "max_grad_norm": shared.max_grad_norm,
+        "bf16": shared.dtype == "bfloat16",
+        "gradient_checkpointing": shared.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "seed": seed % 2**32,  # NumPy takes no more
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": shared.checkpoint_every,
+        "save_total_limit": 2,  # the last may be half-written when the process dies
+        "max_length": None,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": not torch.cuda.is_available(),  # without it several processes on CPUs would each train alone
+        "ddp_find_unused_parameters": False,  # every micro-batch uses all; looking for others walks the graph once more
+        "disable_tqdm": True,
+        "report_to": [],
+        "push_to_hub": False,
+    }
+
+
+def _on_one_device(settings: Any) -> Any:
+    # private, hence the pin of transformers: a process with several GPUs would give each a whole micro-batch
+    settings._n_gpu = 1
+    return settings
+
+
+def _num_tokens(rows: Rows, order: np.ndarray) -> dict[str, int]:
+    """Tokens over the whole training: `all` that went through the model, and the scored ones by objective."""
+    times = np.bincount(order.ravel(), minlength=len(rows.lengths))
+    scored = times * rows.num_scored
+    num_ce = rows.num["ce"]
+    return {
+        "all": int(times @ rows.lengths),
+        "ce": int(scored[:num_ce].sum()),
+        "ul": int(scored[num_ce:].sum()),
+    }
+
+
+def _save(trainer: OXATrainer | kto.UnpairedTrainer, base: Path, output: Path) -> None:
+    """Weights in the base's own type, tokenizer, chat template, generation settings."""
+    dtype = AutoConfig.from_pretrained(base).dtype or torch.float32
+    spread = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if not spread:
+        trainer.model.to(dtype)
+    trainer.save_model(str(output))
+    if trainer.is_world_process_zero():
+        if spread:  # they were gathered in the type of the training, and tied ones twice
+            AutoModelForCausalLM.from_pretrained(output, dtype=dtype).save_pretrained(output)
+        (output / "training_args.bin").unlink(missing_ok=True)  # names this machine's folders
+    trainer.accelerator.wait_for_everyone()

@@ -1,0 +1,206 @@
+"""A study: which experiments it takes, in which worlds, and which of their arms its tables put side by side.
+
+An experiment is params.yaml with some keys changed, run in every one of the study's worlds; a world is a seed of the
+small world and of the student that is pretrained in it. flows/study.py runs them, page.py tells what came out.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from oxa.comparison import outcomes
+from oxa.config.params import check_params, sentence
+from oxa.config.section import Section, Seed
+from oxa.errors import ConfigError
+
+UNSEEN = ("tracking", "flow", "registry", "plan", "report", "traces")
+"""Sections of params.yaml that no experiment's results depend on; what the page tells does on `report`."""
+
+OWN = frozenset({"world", "base", "world.seed", "base.seed", "seeds"})
+"""Keys that a study's worlds and seeds set."""
+SHARED = ("world", "base", "evaluate")
+"""Sections that the rows of one table have in common: problems, student, and how it is asked."""
+
+
+class Experiment(Section):
+    """params.yaml with some keys changed, and how much of the graph is run."""
+
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Key's path in params.yaml, to its value."""
+    stages: list[str] = Field(default_factory=lambda: ["evaluate_base", "evaluate"])
+    """Stages that are brought up to date, with all that they need."""
+
+
+class Table(Section):
+    rows: dict[str, Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+/[A-Za-z0-9][A-Za-z0-9_.]*$")]]
+    """Row's name, to `EXPERIMENT/ARM`."""
+    baseline: str | None = None
+    """Row that all others are compared with."""
+    compare: dict[str, str] = Field(default_factory=dict)
+    """In place of a baseline: row, to the row that it is compared with."""
+    after_rl: bool = False
+    """Tell the rows after RL, too."""
+    beside: list[Literal["tiers", "strategies"]] = Field(default_factory=list)
+    """Further tables: pass@1 by tier; which strategies the arm was taught and takes."""
+
+    @model_validator(mode="after")
+    def _compares_its_rows(self) -> Table:
+        if (self.baseline is None) == (not self.compare):
+            raise ValueError("source rows: a table takes a baseline or compare, one of the two")
+        for name in (self.baseline, *self.compare, *self.compare.values()):
+            if name is not None and name not in self.rows:
+                raise ValueError(
+                    f"source {name!r}: the baseline, and what is compared, must be among the rows"
+                )
+        if any(name == other for name, other in self.compare.items()):
+            raise ValueError("source compare: a row is compared with itself")
+        if any(name.endswith(outcomes.RL) for name in self.rows):
+            raise ValueError(f"a row's name must not end in {outcomes.RL}: after_rl adds those")
+        if outcomes.BASE in self.rows:
+            raise ValueError(f"no row can be called {outcomes.BASE}: every table has a line of that name")
+        return self
+
+    @property
+    def pairs(self) -> dict[str, str]:
+        """Row, to the row that it is compared with."""
+        if self.baseline is None:
+            return self.compare
+        return {name: self.baseline for name in self.rows if name != self.baseline}
+
+
+class Study(Section):
+    worlds: list[Seed] = Field(min_length=1)
+    """Seeds of worlds and their students."""
+    seeds: list[Seed] = Field(min_length=1)
+    """Fine-tuning seeds of every arm."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """What holds for every experiment, over params.yaml."""
+    experiments: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], Experiment] = Field(min_length=1)
+    """In the order in which they run."""
+    tables: dict[str, Table] = Field(default_factory=dict)
+    """By name, which is also their place in the page."""
+
+    @model_validator(mode="after")
+    def _has_each_world_and_seed_once(self) -> Study:
+        for name, values in (("worlds", self.worlds), ("seeds", self.seeds)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"source {name}: one of them is named twice, and would count as two")
+        for where, changes in self._sets():
+            for key in sorted(OWN & {*changes}):
+                raise ValueError(f"source {where}: {key} is set by the study's worlds and seeds")
+        return self
+
+    def _sets(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        yield "set", self.set
+        for name, experiment in self.experiments.items():
+            yield f"experiments.{name}.set", experiment.set
+
+    @model_validator(mode="after")
+    def _compares_what_is_alike(self) -> Study:
+        for name, table in self.tables.items():
+            asked: dict[str, dict[str, Any]] = {}
+            for row, place in table.rows.items():
+                experiment = place.partition("/")[0]
+                if experiment not in self.experiments:
+                    raise ValueError(f"source {place!r} of tables.{name}.rows.{row} is no experiment")
+                changes = self.experiments[experiment].set
+                asked[experiment] = {key: changes[key] for key in changes if key.partition(".")[0] in SHARED}
+            first, *others = asked
+            for other in others:
+                if asked[other] != asked[first]:
+                    raise ValueError(
+                        f"source tables.{name}: {first} and {other} do not have the same student, problems or "
+                        f"evaluation ({', '.join(SHARED)}), so their rows cannot be compared"
+                    )
+        return self
+
+
+class Run(NamedTuple):
+    """One experiment in one world."""
+
+    experiment: str
+    world: int
+    changes: dict[str, Any]
+    """All that is set over params.yaml."""
+    stages: list[str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.experiment}-{self.world}"
+
+
+def load(path: Path) -> Study:
+    """Reads a study's file; ConfigError, with the key's path, where it is not one."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    try:
+        return Study.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(sentence(str(path), fault) for fault in error.errors())) from None
+
+
+def runs(study: Study) -> list[Run]:
+    """Every experiment in every world, a world after the other."""
+    return [
+        Run(
+            name,
+            seed,
+            {"world.seed": seed, "base.seed": seed, "seeds": study.seeds} | study.set | experiment.set,
+            experiment.stages,
+        )
+        for seed in study.worlds
+        for name, experiment in study.experiments.items()
+    ]
+
+
+def changed(raw: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """params.yaml's content with the changes; ConfigError where the result is no params.yaml."""
+    result = copy.deepcopy(dict(raw))
+    for path, value in changes.items():
+        *folders, key = path.split(".")
+        section = result
+        for folder in folders:
+            section = section.setdefault(folder, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"{where}: {path}: {folder} holds no keys in params.yaml")
+        section[key] = _merged(section.get(key), value)
+    check_params(result, where)
+    return result
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """As --set-param merges: keys of a dict that are not named stay."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old | {key: _merged(old.get(key), value) for key, value in new.items()}
+    return copy.deepcopy(new)
+
+
+def refuse_empty_rows(study: Study, arms: Mapping[str, list[str]], where: str) -> None:
+    """ConfigError where a table asks for what its experiment does not make; `arms` are those of each experiment."""
+    for name, table in study.tables.items():
+        for row, place in table.rows.items():
+            experiment, _, arm = place.partition("/")
+            if arm not in arms[experiment]:
+                known = ", ".join(arms[experiment])
+                raise ConfigError(
+                    f"{where}: tables.{name}.rows.{row}: {experiment} has no arm {arm!r}; known here: {known}"
+                )
+            if table.after_rl and "evaluate_rlvr" not in study.experiments[experiment].stages:
+                raise ConfigError(
+                    f"{where}: tables.{name}: after_rl needs evaluate_rlvr among the stages of {experiment}"
+                )
+
+
+def same_results(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether two contents of params.yaml ask for the same results."""
+    return all(ours.get(key) == theirs.get(key) for key in {*ours, *theirs} - {*UNSEEN})

@@ -1,0 +1,211 @@
+"""TRL's GRPOTrainer with rewards from the grader, rollouts from our sampler, and metrics that are exact over a step.
+
+One optimizer step over num_prompts problems with G rollouts each (METHOD §5; GRPO: arXiv 2402.03300, §4.1). A rollout's
+reward r is 1 or 0, and its advantage is what it has over its group,
+
+    A_i = (r_i - mean r) / (std r + 1e-4)        mean and (sample) standard deviation over the group of G
+
+With scale_rewards `batch` the deviation is the step's, with `none` the division is left out. The loss is
+
+    L = mean over tokens t of rollouts i of   -min(ρ A_i, clip(ρ, 1-ε, 1+ε) A_i) + β k3
+    ρ = π(y_t) / π_old(y_t)      k3 = π_ref/π - ln(π_ref/π) - 1  ≥ 0,  the unbiased estimate of KL(π ‖ π_ref)
+
+k3 is differentiated as it stands, as in that paper (TRL's default multiplies it by ρ, which changes its gradient even
+where ρ = 1). The mean goes over each rollout's tokens and then over rollouts (`grpo`), over all tokens of the step
+(`dapo`), or over rollouts of the tokens' sum divided by max_tokens (`dr_grpo`). Each step draws new rollouts and
+updates once, so that π_old = π and ρ = 1: the clip never acts, and ε is no setting here. What vLLM's probabilities
+differ by, TRL corrects for.
+
+π is the policy at the sampling temperature (top_p left out), here as in TRL: so are the logged entropy and KL.
+
+Legend: B rollouts of a micro-batch, G of a group, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PrinterCallback, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from oxa.config.verify import Verdict
+from oxa.model import log_probs
+from oxa.runtime import journal
+from oxa.training.rollouts import Rollouts, not_finite
+from oxa.training.steps import FINAL_SHARE, Bar
+
+VERDICTS: tuple[str, ...] = get_args(Verdict)
+
+
+class RLVRTrainer(GRPOTrainer):
+    """GRPOTrainer whose rewards are verdicts, with the project's metrics and one log line a step."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        dataset: Dataset,
+        settings: GRPOConfig,
+        *,
+        rollouts: Rollouts,
+        keep: Callable[[RLVRTrainer, int], None],
+        log: journal.Log,
+    ) -> None:
+        self._rollouts, self._keep, self._user_log = rollouts, keep, log
+        self._micro_tokens: list[Tensor] = []  # of a step's micro-batches, this process's
+        self._judged = torch.empty(0, 3, dtype=torch.int64)  # a step's rollouts, all processes'
+        with warnings.catch_warnings():  # TRL calls rollout_func experimental; hence the pin of trl
+            warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
+            super().__init__(
+                model=model,
+                reward_funcs=self._reward,
+                args=settings,
+                train_dataset=dataset,
+                processing_class=tokenizer,
+                callbacks=[Bar(), Keeper(self)],
+                rollout_func=None if settings.use_vllm else rollouts.draw,
+            )
+        self.remove_callback(PrinterCallback)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL writes one into every checkpoint; ours are scratch."""
+
+    def keep(self, step: int) -> None:
+        """Keeps the weights of a step that is to be evaluated."""
+        self._keep(self, step)
+
+    def get_batch_samples(self, *args: Any) -> Any:
+        self._step_begun = time.perf_counter()
+        return super().get_batch_samples(*args)
+
+    def _reward(self, completion_ids: list[list[int]], problem_id: list[str], **_: Any) -> list[float]:
+        """1 for a rollout whose answer is correct, else 0; every process calls this once a step, with its own part."""
+        judged = self._rollouts.grade(problem_id, completion_ids)
+        rows = [
+            [VERDICTS.index(one.verdict), int(one.truncated), len(ids)]
+            for one, ids in zip(judged, completion_ids, strict=True)
+        ]
+        self._judged = self.accelerator.gather(torch.tensor(rows, device=self.args.device)).cpu()
+        return [float(one.verdict == "correct") for one in judged]
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """TRL's loss, without the columns that are padding in the whole micro-batch.
+
+        TRL pads to the longest rollout of the step, in reasoning models often one that was cut at max_tokens.
+        """
+        self._micro_tokens.append(inputs["completion_mask"].sum())
+        with log_probs.products(self.args):
+            loss: Tensor = super().compute_loss(model, _trimmed(inputs), return_outputs, num_items_in_batch)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Called after every optimizer step, and once at the end with a summary that is of no use here."""
+        step = self._step_metrics(logs) if "learning_rate" in logs else {}
+        super().log({**logs, "rlvr": step}, start_time)  # kept by checkpoints
+        if step and self.is_world_process_zero():
+            seconds = time.perf_counter() - self._step_begun
+            self._user_log(
+                self.state.global_step,
+                **_shown(step),
+                learning_rate=logs["learning_rate"],
+                tokens_per_second=step["num_tokens"] / seconds,
+            )
+
+    def _step_metrics(self, logs: dict[str, float]) -> dict[str, float]:
+        """Means and counts over all rollouts of the step, whatever the micro-batches and processes."""
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(logs[name]):
+                raise not_finite(self.args.learning_rate, name, logs[name], self.state.global_step)
+        tokens = self.accelerator.reduce(torch.stack(self._micro_tokens), "sum").tolist()
+        self._micro_tokens.clear()
+        # private, hence the pin of trl: one mean over the tokens of each micro-batch
+        means = self._metrics["train"]
+        verdict, truncated, num_tokens = self._judged.T
+        right = (verdict == VERDICTS.index("correct")).reshape(-1, self.num_generations)
+        return {
+            "reward": right.double().mean().item(),
+            "entropy": _weighted(means["entropy"], tokens),
+            **({"kl": _weighted(means["kl"], tokens)} if self.beta else {}),
+            "mean_tokens": num_tokens.double().mean().item(),
+            "truncated": truncated.double().mean().item(),
+            "num_tokens": int(num_tokens.sum()),
+            "num_groups": len(right),
+            "num_all_right": int(right.all(1).sum()),
+            "num_all_wrong": int((~right).all(1).sum()),
+            **{f"num_{name}": int((verdict == i).sum()) for i, name in enumerate(VERDICTS)},
+            "grad_norm": float(logs["grad_norm"]),
+            "loss": logs["loss"],
+        }
+
+    def _history(self) -> list[dict[str, Any]]:
+        """Every step's metrics so far, those before a resume included."""
+        rows: list[Any] = self.state.log_history
+        return [row["rlvr"] for row in rows if row.get("rlvr")]
+
+    def summary(self) -> dict[str, Any]:
+        """Counts over all steps, and means over the last ones."""
+        history = self._history()
+        last = [_shown(row) for row in history[-max(1, round(FINAL_SHARE * len(history))) :]]
+        total = {name: sum(row[name] for row in history) for name in history[0] if name.startswith("num_")}
+        mixed = total["num_groups"] - total["num_all_right"] - total["num_all_wrong"]
+        return {
+            "steps": len(history),
+            "rollouts": sum(total[f"num_{name}"] for name in VERDICTS),
+            "tokens": total["num_tokens"],
+            "groups": {
+                "all_right": total["num_all_right"],
+                "all_wrong": total["num_all_wrong"],
+                "mixed": mixed,
+            },
+            "verdicts": {name: total[f"num_{name}"] for name in VERDICTS},
+            "final": {name: math.fsum(row[name] for row in last) / len(last) for name in last[0]},
+        }
+
+
+class Keeper(TrainerCallback):
+    """Keeps a step's weights before its checkpoint is written: what a resumed run stands on has been kept."""
+
+    def __init__(self, trainer: RLVRTrainer) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.keep(state.global_step)
+
+
+def _shown(step: dict[str, float]) -> dict[str, float]:
+    """What is logged of a step's metrics: shares in place of counts."""
+    shown = {name: value for name, value in step.items() if not name.startswith("num_")}
+    rollouts = sum(step[f"num_{name}"] for name in VERDICTS)
+    return shown | {
+        "all_right": step["num_all_right"] / step["num_groups"],
+        "all_wrong": step["num_all_wrong"] / step["num_groups"],
+        "unparsable": step["num_unparsable"] / rollouts,
+        "timeout": step["num_timeout"] / rollouts,
+    }
+
+
+def _trimmed(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Without the first columns of prompts and the last ones of completions, [B, T] each, that all rows pad."""
+    prompt = int(inputs["prompt_mask"].sum(1).max())
+    completion = int(inputs["completion_mask"].sum(1).max())
+    trimmed = {}
+    for name, value in inputs.items():
+        if name.startswith("prompt"):
+            value = value[:, -prompt:]
+        elif isinstance(value, Tensor) and value.dim() == 2:
+            value = value[:, :completion]
+        trimmed[name] = value
+    return trimmed
+
+
+def _weighted(values: Sequence[float], weights: Sequence[float]) -> float:
+    return math.fsum(v * w for v, w in zip(values, weights, strict=True)) / math.fsum(weights)

@@ -1,0 +1,220 @@
+"""TRL's SFTTrainer with fixed steps and the objective of losses.py.
+
+One optimizer step over exactly n_ce cross-entropy and n_ul unlikelihood sequences (METHOD §4):
+
+    L = 1/n_ce Σ_ce mean_t( -ln p_t ) + λ · 1/n_ul Σ_ul mean_t( -ln(1 - p_t) )
+
+or what an arm minimises in place of these (`ce_loss`, `ul_tokens`; losses.py).
+
+Every micro-batch of every process adds its share of L, and no share is divided by the number of micro-batches.
+
+Log-probabilities and entropies come from TRL's fused LM head: no [tokens, vocabulary] tensor larger than a tile.
+
+Legend: B sequences of a micro-batch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from trl.trainer.utils import add_fused_lm_head
+
+from oxa.config.train import TrainArm, TrainShared
+from oxa.model import log_probs
+from oxa.runtime import journal
+from oxa.training import losses
+from oxa.training.steps import FINAL_SHARE, Bar, means, not_finite
+
+
+@dataclass
+class Collator(DataCollatorForLanguageModeling):
+    """TRL's right-padded batch with -100 as label of the prompt, and `suppressed` [B]."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super().torch_call(
+            [
+                {
+                    "input_ids": row["input_ids"],
+                    "labels": [-100] * row["num_prompt"] + row["input_ids"][row["num_prompt"] :],
+                }
+                for row in examples
+            ]
+        )
+        batch["suppressed"] = torch.tensor([row["suppressed"] for row in examples])
+        return batch
+
+
+class OXATrainer(SFTTrainer):
+    """SFTTrainer with fixed steps, the mixed objective, and metrics that are exact over a step's micro-batches."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        dataset: Dataset,
+        plan: list[list[int]],
+        shared: TrainShared,
+        arm: TrainArm,
+        settings: SFTConfig,
+        *,
+        log: journal.Log,
+        epochs_a_step: float,
+    ) -> None:
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._plan = plan  # rows of every micro-batch; those of a step share nothing but its loss
+        self._shared, self._arm = shared, arm
+        self._user_log, self._epochs_a_step = log, epochs_a_step
+        super().__init__(
+            model=model,
+            args=settings,
+            data_collator=Collator(pad_token_id=pad),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            callbacks=[Bar()],
+        )
+        add_fused_lm_head(self.model, outputs=("log_probs", "entropy"))  # TRL's own also finds the argmax
+        self.remove_callback(PrinterCallback)
+        self.model_accepts_loss_kwargs = True  # our loss is a share of a sum: nothing is to be divided
+        self._sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=self.args.device)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Micro-batches as planned, of any number of rows; the processes take turns."""
+        return self.accelerator.prepare(
+            DataLoader(
+                self.train_dataset,
+                batch_sampler=self._plan,
+                collate_fn=self.data_collator,
+                pin_memory=self.args.dataloader_pin_memory,
+            )
+        )
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL writes one into every checkpoint; ours are scratch."""
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """The step's micro-batches of this process, and losses.Totals over all processes as a tensor [4]."""
+        self._step_begun = time.perf_counter()
+        micro_batches = [next(epoch_iterator) for _ in range(num_batches)]
+        counts = torch.zeros(4, dtype=torch.int64, device=device)
+        for batch in micro_batches:
+            suppressed = batch["suppressed"]
+            num_tokens = (batch["labels"][:, 1:] != -100).sum(1)
+            counts += torch.stack(
+                [
+                    (~suppressed).sum(),
+                    suppressed.sum(),
+                    (num_tokens * ~suppressed).sum(),
+                    (num_tokens * suppressed).sum(),
+                ]
+            )
+        totals = self.accelerator.reduce(counts, "sum")
+        self._totals = losses.Totals(*totals.unbind())
+        return micro_batches, totals
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The micro-batch's share of the step's L, times the number of processes, over which DDP takes the mean.
+
+        The model sees no attention mask: what is causal never sees the padding, which is on the right, and attention
+        without a mask computes half as much.
+        """
+        with log_probs.products(self.args):
+            outputs = model(input_ids=inputs["input_ids"], labels=inputs["labels"], fused_lm_head=True)
+        suppressed, scored, limit = inputs["suppressed"], outputs.label_mask, self._arm.ul_tokens
+        share = losses.mix(
+            outputs.log_probs,
+            scored,
+            suppressed,
+            self._totals,
+            ul_weight=self._arm.ul_weight,
+            normalization=self._shared.normalization,
+            ce_loss=self._arm.ce_loss,
+            pushed=None if limit is None else losses.surest(outputs.entropy, scored, limit),
+        )
+        with torch.no_grad():  # what is not scored is 0 in both
+            entropy = outputs.entropy.sum(1, dtype=torch.float64)
+            probability = (outputs.log_probs.exp() * scored).sum(1, dtype=torch.float64)
+            self._sums += torch.stack(
+                Sums(
+                    loss=share.loss.double(),
+                    ce_loss=share.ce_loss.double(),
+                    ul_loss=share.ul_loss.double(),
+                    ce_entropy=(entropy * ~suppressed).sum(),
+                    ul_entropy=(entropy * suppressed).sum(),
+                    ul_probability=(probability * suppressed).sum(),
+                    tokens=inputs["attention_mask"].sum().double(),
+                )
+            )
+        return share.loss * self.accelerator.num_processes
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Called after every optimiser step, and once at the end with a summary that is of no use here."""
+        is_step = "learning_rate" in logs
+        if is_step:
+            logs = {**logs, **self._step_metrics()}
+        super().log(logs, start_time)  # into state.log_history, which a checkpoint keeps
+        step, every = self.state.global_step, self._shared.log_every
+        if is_step and self.is_world_process_zero() and (step % every == 0 or step == self.state.max_steps):
+            self._report(step, self._history()[-((step - 1) % every + 1) :])
+
+    def _step_metrics(self) -> dict[str, float]:
+        sums = Sums(*self.accelerator.reduce(self._sums, "sum").tolist())
+        self._sums.zero_()
+        num_ce, num_ul = int(self._totals.ce_tokens), int(self._totals.ul_tokens)
+        if not math.isfinite(sums.loss):
+            raise not_finite(self._shared.learning_rate, sums.loss, self.state.global_step)
+        metrics = {
+            "loss": sums.loss,
+            "ce_loss": sums.ce_loss,
+            "ce_entropy": sums.ce_entropy / num_ce,
+            "tokens": sums.tokens,
+            "seconds": time.perf_counter() - self._step_begun,
+        }
+        if num_ul:
+            metrics |= {
+                "ul_loss": sums.ul_loss,
+                "ul_entropy": sums.ul_entropy / num_ul,
+                "ul_probability": sums.ul_probability / num_ul,
+            }
+        return metrics
+
+    def _history(self) -> list[dict[str, float]]:
+        """Every step's metrics so far, those before a resume included."""
+        return [row for row in self.state.log_history if "ce_loss" in row]
+
+    def _report(self, step: int, window: list[dict[str, float]]) -> None:
+        self._user_log(
+            step,
+            **means(window),
+            learning_rate=window[-1]["learning_rate"],
+            tokens_per_second=sum(row["tokens"] for row in window) / sum(row["seconds"] for row in window),
+            epoch=step * self._epochs_a_step,
+        )
+
+    def final(self) -> dict[str, float]:
+        """Means over the last steps."""
+        history = self._history()
+        return means(history[-max(1, round(FINAL_SHARE * len(history))) :])
+
+
+class Sums(NamedTuple):
+    """What a step's micro-batches add up, [] float64 each."""
+
+    loss: Any  # L, nats
+    ce_loss: Any  # mean cross-entropy of the CE sequences, nats
+    ul_loss: Any  # L's second term before λ, nats
+    ce_entropy: Any  # nats, over scored CE tokens
+    ul_entropy: Any  # nats, over scored UL tokens
+    ul_probability: Any  # p, over scored UL tokens
+    tokens: Any  # all tokens but padding

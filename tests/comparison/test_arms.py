@@ -1,0 +1,443 @@
+"""What is said of the arms, on generations whose truth is known: outcomes, differences, claims, the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from oxa.comparison import arms, estimators, outcomes
+from oxa.config.report import Report
+from oxa.errors import DataError
+from oxa.records import schemas, tables
+from oxa.report import markdown, wording
+
+SECTION = Report(baseline="sft", resamples=300)
+
+
+def summarized(*args: Any) -> dict[str, Any]:
+    """The whole summary, as the report's stage makes it."""
+    return wording.with_answer(arms.summarize(*args))
+
+
+def write(
+    path: Path,
+    rate: float,
+    *,
+    seed: int = 0,
+    benchmarks: Mapping[str, int] = {"world": 80},
+    num_samples: int = 8,
+    steps: tuple[int, ...] = (0,),
+    entropy: float = 0.4,
+    **fixed: Any,
+) -> Path:
+    """Generations of a checkpoint that is right with this chance on the mean problem; `fixed` columns."""
+    draws, rows = np.random.default_rng(seed), []
+    for step in steps:
+        for benchmark, num_problems in benchmarks.items():
+            ease = np.random.default_rng(7).uniform(-0.2, 0.2, num_problems)
+            for place in range(num_problems):
+                for index in range(num_samples):
+                    right = draws.random() < rate + ease[place]
+                    row = {
+                        "benchmark": benchmark,
+                        "problem_id": f"{benchmark}{place:03d}",
+                        "tier": "hard" if place % 2 else "easy",
+                        "step": step,
+                        "sample_index": index,
+                        "text": "",
+                        "num_tokens": int(draws.integers(20, 60)),
+                        "finish_reason": "length" if draws.random() < 0.1 else "stop",
+                        "verdict": "correct" if right else "incorrect",
+                        "predicted": "1" if right else str(draws.integers(2, 5)),
+                        "mean_entropy": entropy + 0.05 * draws.standard_normal(),
+                    }
+                    rows.append(row | fixed)
+    tables.write(path, rows, schemas.GENERATIONS)
+    return path
+
+
+RATES = {"base": 0.3, "sft": 0.5, "oxa_mle": 0.7, "oxa_full": 0.51}
+
+
+def results(
+    folder: Path, *, rl: bool = True, seeds: tuple[int, ...] = (0,), **options: Any
+) -> tuple[Any, Any]:
+    """Outcomes as the report gathers them; oxa_mle leads by 20 points, after RL no arm does."""
+    found: dict[str, list[outcomes.Outcomes]] = {}
+    along: dict[str, list[dict[int, outcomes.Outcomes]]] = {}
+    for place, (arm, rate) in enumerate(RATES.items()):
+        for seed in seeds if arm != "base" else (0,):
+            path = write(folder / f"{arm}-{seed}.parquet", rate, seed=10 * place + seed, **options)
+            found.setdefault(arm, []).append(outcomes.outcomes(path))
+    for place, arm in enumerate(list(RATES)[1:] if rl else []):
+        for seed in seeds:
+            path = folder / f"{arm}-{seed}-rl.parquet"
+            write(path, 0.7, seed=100 + 10 * place + seed, steps=(10, 20), **options)
+            along.setdefault(arm, []).append(outcomes.along_rl(path))
+            found.setdefault(f"{arm}-rl", []).append(outcomes.outcomes(path))
+    return found, along
+
+
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    found = summarized(SECTION, *results(tmp_path_factory.mktemp("generations")))
+    return found | {"guess_rate": {"world": 0.018}}
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return {
+        "benchmark": "b",
+        "problem_id": "p",
+        "tier": "",
+        "step": 0,
+        "sample_index": 0,
+        "text": "",
+        "num_tokens": 10,
+        "finish_reason": "stop",
+        "verdict": "incorrect",
+        "predicted": "7",
+        "mean_entropy": 0.5,
+    } | changes
+
+
+def outcomes_of(folder: Path, rows: list[dict[str, Any]]) -> outcomes.Outcomes:
+    tables.write(folder / "rows.parquet", rows, schemas.GENERATIONS)
+    return outcomes.outcomes(folder / "rows.parquet")
+
+
+def test_outcomes_count_what_the_rows_hold_whatever_their_order(tmp_path: Path) -> None:
+    rows = [
+        row(problem_id="q", sample_index=1, verdict="correct", num_tokens=30, finish_reason="length"),
+        row(problem_id="p", sample_index=0, mean_entropy=0.1),
+        row(problem_id="q", sample_index=0, verdict="timeout"),
+        row(problem_id="p", sample_index=1, mean_entropy=float("nan")),
+    ]
+    found = outcomes_of(tmp_path, rows)
+    assert found.problem_id.tolist() == ["p", "q"]
+    assert (found.num_samples.tolist(), found.num_correct.tolist()) == ([2, 2], [0, 1])
+    assert found.mean_entropy == pytest.approx([0.1, 0.5])
+    assert found.mean_tokens.tolist() == [10, 20]
+    assert found.truncated.tolist() == [0, 0.5]
+    assert (found.redrawn.num_correct[0] == 0).all()
+    assert set(found.redrawn.num_correct[1]) == {0, 1, 2}
+    assert found.redrawn.mean_entropy[0] == pytest.approx(0.1), "the sample without one never counts as 0"
+
+
+def test_equal_answers_vote_together_and_silence_does_not_vote(tmp_path: Path) -> None:
+    rows = [
+        *(row(sample_index=i, verdict="correct", predicted=text) for i, text in enumerate(["1/2", "0.5"])),
+        *(row(sample_index=2 + i, predicted=text) for i, text in enumerate(["x + 1", "x+1"])),
+        row(sample_index=4, predicted=None, verdict="unparsable"),
+    ]
+    found = outcomes_of(tmp_path, rows)
+    assert (found.majority.tolist(), found.distinct_answers.tolist()) == ([0.5], [2])
+
+
+def test_the_last_step_is_taken_unless_another_is_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", 0.5, steps=(10, 20))
+    steps = outcomes.along_rl(path)
+    assert list(steps) == [10, 20]
+    assert outcomes.outcomes(path).num_correct.tolist() == steps[20].num_correct.tolist()
+    assert outcomes.outcomes(path, 10).num_correct.tolist() == steps[10].num_correct.tolist()
+    assert (steps[10].num_correct != steps[20].num_correct).any()
+    with pytest.raises(DataError, match=r"a.parquet: nothing of step 15; found 10, 20"):
+        outcomes.outcomes(path, 15)
+
+
+def test_two_checkpoints_draw_the_same_samples_again(tmp_path: Path) -> None:
+    a, b = (outcomes.outcomes(write(tmp_path / f"{name}.parquet", 0.5)) for name in "ab")
+    np.testing.assert_array_equal(a.redrawn.num_correct, b.redrawn.num_correct)
+    found = arms.differences(SECTION, [a], [b], np.ones(80, bool))
+    assert (found["pass_at_1"]["low"], found["pass_at_1"]["high"]) == (0, 0)
+
+
+def test_numbers_are_those_of_the_outcomes(tmp_path: Path, summary: dict[str, Any]) -> None:
+    found, _ = results(tmp_path)
+    numbers, one = summary["arms"]["oxa_mle"]["world"], found["oxa_mle"][0]
+    assert (numbers["num_problems"], numbers["num_samples"], numbers["num_seeds"]) == (80, 8, 1)
+    for k in (1, 2, 4, 8):
+        for name, formula in (("pass_at", estimators.pass_at_k), ("pass_hat", estimators.pass_hat_k)):
+            values = formula(8, one.num_correct, k)
+            assert numbers[f"{name}_{k}"] == pytest.approx(values.mean())
+            assert (
+                0 <= numbers[f"{name}_{k}_low"] <= numbers[f"{name}_{k}"] <= numbers[f"{name}_{k}_high"] <= 1
+            )
+    assert numbers["maj_at_8"] == pytest.approx(one.majority.mean())
+    assert numbers["distinct_answers"] == pytest.approx(one.distinct_answers.mean())
+    bayes = estimators.bayes_interval(one.num_samples, one.num_correct, resamples=300)
+    assert (numbers["pass_at_1_bayes_low"], numbers["pass_at_1_bayes_high"]) == bayes[1:]
+    hard = one.tier == "hard"
+    assert numbers["tiers"]["hard"]["pass_at_1"] == pytest.approx(one.num_correct[hard].mean() / 8)
+
+
+def test_arms_are_compared_with_the_baseline_of_their_phase_and_with_themselves_before_rl(
+    tmp_path: Path, summary: dict[str, Any]
+) -> None:
+    found, _ = results(tmp_path)
+    assert set(summary["differences"]) == {"base", "oxa_mle", "oxa_full", "oxa_mle-rl", "oxa_full-rl"}
+    assert set(summary["gains"]) == {"sft", "oxa_mle", "oxa_full"}
+
+    def rate(name: str) -> float:
+        return float((found[name][0].num_correct / 8).mean())
+
+    for kind, name, ours, theirs in (
+        ("differences", "oxa_mle", "oxa_mle", "sft"),
+        ("differences", "oxa_mle-rl", "oxa_mle-rl", "sft-rl"),
+        ("differences", "base", "base", "sft"),
+        ("gains", "sft", "sft-rl", "sft"),
+    ):
+        row = summary[kind][name]["world"]["pass_at_1"]
+        assert row["difference"] == pytest.approx(rate(ours) - rate(theirs)), name
+        assert row["low"] <= row["difference"] <= row["high"]
+
+
+def test_gains_are_paired_by_seed(tmp_path: Path) -> None:
+    found, _ = results(tmp_path, seeds=(0, 3))
+    gain = summarized(SECTION, found)["gains"]["sft"]["world"]["pass_at_2"]
+    members = np.ones(80, bool)
+    names = ("sft", "oxa_mle", "oxa_full")
+    gains = [
+        arms.observed(found[f"{arm}-rl"], members, "pass_at_2")
+        - arms.observed(found[arm], members, "pass_at_2")
+        for arm in names
+    ]
+    after, before = (arms.measured(found[name], members, "pass_at_2") for name in ("sft-rl", "sft"))
+    paired, apart = (
+        estimators.paired_difference(
+            after[0], before[0], (after[1], before[1]), same_seeds=same, pool=gains, resamples=300
+        )
+        for same in (True, False)
+    )
+    assert (gain["low"], gain["high"]) == pytest.approx((paired.low, paired.high))
+    assert paired != apart
+
+
+def test_how_much_seeds_differ_is_asked_of_all_arms_of_a_phase(tmp_path: Path) -> None:
+    found, _ = results(tmp_path, seeds=(0, 3), rl=False)
+    widths = []
+    for names in (["base", "sft", "oxa_mle"], ["base", "sft", "oxa_mle", "oxa_full"]):
+        summary = summarized(SECTION, {arm: found[arm] for arm in names})
+        row = summary["differences"]["oxa_mle"]["world"]["pass_at_2"]
+        assert row["difference"] > 0
+        widths.append(row["high"] - row["low"])
+    assert widths[1] < 0.8 * widths[0], "three arms' seeds know more than two arms'"
+
+
+def test_holm_has_a_family_for_the_question_and_one_for_what_stands_beside_it(
+    summary: dict[str, Any],
+) -> None:
+    families: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    for kind in ("differences", "gains"):
+        for name, found in summary[kind].items():
+            rows = [found["world"][metric] for metric in ("pass_at_1", "pass_at_8", "mean_entropy")]
+            families[kind == "gains" or name == "base"] += rows
+    assert summary["num_comparisons"] == len(families[False]) == 12
+    assert summary["num_beside"] == len(families[True]) == 12
+    for rows in families.values():
+        expected = estimators.holm([row["p_value"] for row in rows])
+        np.testing.assert_allclose([row["p_holm"] for row in rows], expected)
+        for row in rows:
+            excludes = row["low"] > 0 or row["high"] < 0
+            assert row["shown"] == (excludes and row["p_holm"] <= 1 - summary["confidence"])
+    others = summary["differences"]["oxa_mle"]["world"]
+    assert others["pass_at_2"]["low"] > 0
+    assert (others["pass_at_2"]["p_holm"], others["pass_at_2"]["shown"]) == (None, False)
+
+
+def test_a_problem_without_an_entropy_is_left_out_of_its_comparison_only(tmp_path: Path) -> None:
+    found, _ = results(tmp_path, rl=False)
+    for runs in found.values():
+        runs[0].mean_entropy[3] = np.nan
+        runs[0].redrawn.mean_entropy[3] = np.nan
+    row = summarized(SECTION, found)["differences"]["oxa_mle"]["world"]["mean_entropy"]
+    ours, theirs = (np.delete(found[name][0].mean_entropy, 3).mean() for name in ("oxa_mle", "sft"))
+    assert row["difference"] == pytest.approx(ours - theirs)
+
+
+def test_enough_resamples_are_taken_for_a_clear_difference_to_survive_holm(summary: dict[str, Any]) -> None:
+    clear = summary["differences"]["oxa_mle"]["world"]["pass_at_1"]
+    assert 2 * 12 / (SECTION.resamples + 1) > 0.05, "300 alone could not show anything"
+    assert clear["shown"]
+
+
+def test_steps_begin_before_rl_and_end_with_the_arm_after_it(summary: dict[str, Any]) -> None:
+    steps = summary["steps"]["sft"]["world"]
+    assert [row["step"] for row in steps] == [0, 10, 20]
+    for name, row in (("sft", steps[0]), ("sft-rl", steps[-1])):
+        for metric in ("pass_at_1", "pass_at_8", "mean_entropy"):
+            for end in ("", "_low", "_high"):
+                assert row[metric + end] == summary["arms"][name]["world"][metric + end]
+
+
+def test_the_answer_names_what_is_shown_and_nothing_else(summary: dict[str, Any]) -> None:
+    sentence, claims = summary["answer"]["sentence"], summary["answer"]["claims"]
+    assert sentence.startswith("Problems solved at the first try, against sft: before RL oxa_mle +")
+    assert ", no difference shown for oxa_full; after RL no difference shown. " in sentence
+    assert sentence.endswith(" Entropy: no difference shown, before and after RL.")
+    places = {(claim["phase"], claim["claim"], claim["arm"]) for claim in claims}
+    assert len(claims) == len(places) == 2 * 3 * 2
+    for claim in claims:
+        name = claim["arm"] + ("-rl" if claim["phase"] == "after RL" else "")
+        metric = {"pass@1": "pass_at_1", "pass@8": "pass_at_8", "entropy": "mean_entropy"}[claim["claim"]]
+        assert claim["shown"] == summary["differences"][name]["world"][metric]["shown"]
+        assert ("no difference shown" in claim["text"]) == (not claim["shown"])
+    first = next(claim for claim in claims if claim["shown"])
+    row = summary["differences"]["oxa_mle"]["world"]["pass_at_1"]
+    interval = f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+    points = f"+{100 * row['difference']:.1f} points"
+    assert first["text"] == f"oxa_mle solved more at the first try than sft, {points} {interval}"
+
+
+def said(**differences: float) -> str:
+    """The sentence for one arm whose differences these are, 0 meaning that none is shown."""
+    rows = {
+        metric: {
+            "difference": value,
+            "low": value - 0.01,
+            "high": value + 0.01,
+            "p_holm": 0.5,
+            "shown": value != 0,
+        }
+        for metric, value in differences.items()
+    }
+    numbers = {"num_samples": 8}
+    return wording.answer(
+        {
+            "baseline": "sft",
+            "num_comparisons": 3,
+            "order": ["base", "sft", "oxa"],
+            "groups": ["a", "pooled"],
+            "arms": {"sft": {"pooled": numbers}, "oxa": {"pooled": numbers}},
+            "differences": {"oxa": {"pooled": rows}},
+        }
+    )["sentence"]
+
+
+def test_the_sentence_tells_all_three_metrics_the_first_of_them_in_numbers() -> None:
+    opening = "Problems solved at the first try, against sft: before RL "
+    assert said(pass_at_1=0, pass_at_8=0, mean_entropy=0) == (
+        f"{opening}no difference shown. Pass@8: no difference shown, before RL. "
+        "Entropy: no difference shown, before RL."
+    )
+    assert said(pass_at_1=-0.05, pass_at_8=0.1, mean_entropy=-0.2) == (
+        f"{opening}oxa −5.0 points [−6.0, −4.0]. Pass@8: higher for oxa, before RL. Entropy: lower for oxa, before RL."
+    )
+
+
+def test_what_every_problem_reaches_is_not_called_equal(tmp_path: Path) -> None:
+    found, _ = results(tmp_path, rl=False)
+    for name in ("sft", "oxa_mle"):
+        found[name][0].num_correct[:] = 8
+        found[name][0].redrawn.num_correct[:] = 8
+    summary = summarized(SECTION, found)
+    numbers = summary["arms"]["sft"]["world"]
+    low = 0.025 ** (1 / 80)  # the rate at which 80 of 80 are as unlikely as 2.5%
+    assert (numbers["pass_at_1_low"], numbers["pass_at_1_high"]) == (pytest.approx(low), 1)
+    row = summary["differences"]["oxa_mle"]["world"]["pass_at_1"]
+    assert (row["low"], row["high"], row["shown"]) == (pytest.approx(low - 1), pytest.approx(1 - low), False)
+    (claim,) = [c for c in summary["answer"]["claims"] if (c["arm"], c["claim"]) == ("oxa_mle", "pass@1")]
+    assert "which cannot tell them apart" in claim["text"]
+
+
+def test_a_worse_arm_is_said_to_be_worse(tmp_path: Path) -> None:
+    found, _ = results(tmp_path, rl=False)
+    found["sft"], found["oxa_mle"] = found["oxa_mle"], found["sft"]
+    claims = summarized(SECTION, found)["answer"]["claims"]
+    assert "fewer at the first try than sft" in claims[0]["text"]
+
+
+def test_without_rl_nothing_is_said_of_it(tmp_path: Path) -> None:
+    found, _ = results(tmp_path, rl=False)
+    summary = summarized(SECTION, found) | {"guess_rate": {}}
+    assert (summary["gains"], summary["steps"]) == ({}, {})
+    assert {claim["phase"] for claim in summary["answer"]["claims"]} == {"before RL"}
+    assert "-rl" not in markdown.table(summary)
+    assert "after RL" not in markdown.table(summary)
+
+
+def test_a_baseline_alone_has_a_table_too(tmp_path: Path) -> None:
+    found, _ = results(tmp_path, rl=False)
+    alone = {name: found[name] for name in ("base", "sft")}
+    summary = summarized(SECTION, alone) | {"guess_rate": {}}
+    assert "| base − sft " in markdown.table(summary)
+    assert summary["answer"]["claims"] == []
+
+
+def test_benchmarks_are_pooled_and_seeds_counted(tmp_path: Path) -> None:
+    found, along = results(tmp_path, seeds=(0, 3), benchmarks={"a": 20, "z": 40}, num_samples=4)
+    summary = summarized(SECTION, found, along) | {"guess_rate": {}}
+    assert summary["groups"] == ["a", "z", "pooled"]
+    assert summary["num_comparisons"] == summary["num_beside"] == 12
+    for group, num_problems in (("a", 20), ("z", 40), ("pooled", 60)):
+        numbers = summary["arms"]["sft"][group]
+        assert (numbers["num_problems"], numbers["num_seeds"]) == (num_problems, 2)
+        row = summary["differences"]["base"][group]
+        assert (row["num_seeds"], row["num_seeds_baseline"]) == (1, 2)
+    parts = [summary["arms"]["sft"][group]["pass_at_2"] for group in ("a", "z")]
+    assert summary["arms"]["sft"]["pooled"]["pass_at_2"] == pytest.approx(
+        (20 * parts[0] + 40 * parts[1]) / 60
+    )
+    text = markdown.table(summary)
+    assert "One fine-tuning seed" not in text
+    small, large = (text.split(f"## {name}:")[1].split("\n## ")[0] for name in ("a", "pooled"))
+    assert "Bayes of pass@1, %" in small
+    assert "Bayes of pass@1" not in large
+
+
+def test_majorities_of_different_numbers_of_samples_are_not_pooled(tmp_path: Path) -> None:
+    rows = [row(benchmark=name, sample_index=i) for name, n in (("a", 2), ("b", 4)) for i in range(n)]
+    one = outcomes_of(tmp_path, rows)
+    summary = summarized(SECTION, {"base": [one], "sft": [one]})
+    assert {"maj_at_2"} == {name for name in summary["arms"]["sft"]["a"] if name == "maj_at_2"}
+    assert not any(name.startswith("maj_at") for name in summary["arms"]["sft"]["pooled"])
+    assert "pass_at_2" in summary["arms"]["sft"]["pooled"]
+
+
+def test_an_unknown_entropy_is_not_taken_for_zero(tmp_path: Path) -> None:
+    found, _ = results(tmp_path, rl=False)
+    found["base"] = [outcomes.outcomes(write(tmp_path / "nan.parquet", 0.3, mean_entropy=float("nan")))]
+    summary = summarized(SECTION, found) | {"guess_rate": {}}
+    assert summary["arms"]["base"]["world"]["mean_entropy"] is None
+    assert "mean_entropy" not in summary["differences"]["base"]["world"]
+    assert "| – " in markdown.table(summary)
+
+
+def test_other_problems_or_numbers_of_samples_cannot_be_compared(tmp_path: Path) -> None:
+    found, _ = results(tmp_path, rl=False)
+    fewer = outcomes.outcomes(write(tmp_path / "x.parquet", 0.5, benchmarks={"world": 79}))
+    with pytest.raises(
+        DataError, match="sft and base cannot be compared: evaluated on 79 and 80 problems, 79 of"
+    ):
+        summarized(SECTION, found | {"sft": [fewer]})
+    other = outcomes.outcomes(write(tmp_path / "y.parquet", 0.5, num_samples=4))
+    with pytest.raises(DataError, match="evaluated with 4 and 8 samples a problem of world"):
+        summarized(SECTION, found | {"sft": [other]})
+
+
+def test_the_table_holds_every_arm_its_counts_and_what_is_not_shown(summary: dict[str, Any]) -> None:
+    text = markdown.table(summary)
+    said = " ".join(text.split("\n\n")[1].split("\n"))
+    assert (text.split("\n")[0], said) == ("# Comparison of the arms", summary["answer"]["sentence"])
+    guess = "always giving the most frequent answer solves 1.8%"
+    assert f"## world: 80 problems, 8 samples a problem; {guess}\n" in text
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    names = ["base", "sft", "oxa_mle", "oxa_full", "sft-rl", "oxa_mle-rl", "oxa_full-rl"]
+    assert [name for name in lines if name in names] == names == summary["order"]
+    difference = lines["oxa_mle − sft"].split("|")
+    assert "n.s." not in difference[2]
+    assert " n.s." in lines["oxa_full − sft"].split("|")[2]
+    assert "oxa_mle-rl − sft-rl" in lines
+    assert "sft-rl − sft" in lines
+    notes = " ".join(text.split())
+    assert "Holm's method over the 12 between arms, and apart from these over the 12 others" in notes
+    assert "One fine-tuning seed" in text
+    assert max(map(len, (line for line in text.splitlines() if line.startswith("|")))) <= 140
+
+
+def test_the_same_outcomes_give_the_same_summary(tmp_path: Path, summary: dict[str, Any]) -> None:
+    again = summarized(SECTION, *results(tmp_path)) | {"guess_rate": {"world": 0.018}}
+    assert again == summary

@@ -1,0 +1,314 @@
+import json
+import os
+import resource
+import shutil
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from flows import cli
+from oxa.cli import STAGES
+from oxa.config.params import load_params
+from oxa.runtime import guard
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def fails_with_one_sentence(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Runs a command that must fail as a user's mistake; returns its sentence."""
+    assert cli.main(argv) == 2
+    said = capsys.readouterr().err
+    sentences = [line for line in said.splitlines() if line.startswith("oxa: ")]
+    assert len(sentences) == 1, said
+    assert "Traceback" not in said
+    return sentences[0]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project folder with the default parameters, and the working directory there."""
+    quiet = (
+        (ROOT / "params.yaml").read_text().replace("enabled: true", "enabled: false")
+    )  # MLflow has its own tests
+    (tmp_path / "params.yaml").write_text(quiet)
+    (tmp_path / "sources").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+INGEST = [
+    "ingest",
+    *(
+        w
+        for name in ("problems", "responses", "rejects", "contamination", "metrics")
+        for w in (f"--{name}", f"out/{name}")
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *STAGES,
+        *("run", "ui", "doctor", "plan", "use", "summary", "track"),
+        *("register", "promote", "lineage", "model", "world"),
+    ],
+)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, "--help"])
+    assert end.value.code == 0
+    assert len(capsys.readouterr().out) > 150
+
+
+def test_without_params_it_says_where_to_go(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "params.yaml: no such file" in fails_with_one_sentence(capsys, *INGEST)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_input_is_named_with_its_option(project, capsys):
+    said = fails_with_one_sentence(
+        capsys,
+        "verify",
+        "--origin",
+        "self",
+        "--problems",
+        "p",
+        "--responses",
+        "r",
+        "--output",
+        "o",
+        "--metrics",
+        "m",
+    )
+    assert "p: no such file or folder (--problems)" in said
+    assert not (project / "o").exists()
+
+
+def test_an_arm_nobody_described_is_named(project, capsys):
+    paths = [w for option in STAGES["selection"].inputs for w in (f"--{option.replace('_', '-')}", "x")]
+    said = fails_with_one_sentence(
+        capsys, "selection", "--arm", "new", *paths, "--output", "o", "--metrics", "m"
+    )
+    assert "selection.arms.new: missing; known here: sft, sft_lp, oxa_mle, oxa_full" in said
+
+
+def test_a_path_that_cannot_be_written_is_named_and_nothing_is_left(project, capsys):
+    (project / "out").write_text("a file where the folder should be")
+    assert "out: cannot be written" in fails_with_one_sentence(capsys, *INGEST)
+    assert (project / "out").read_text() == "a file where the folder should be"
+
+
+def test_a_stage_writes_all_its_outputs_or_none(project, capsys):
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["world"] |= {"num_train": 20, "num_benchmark": 8}
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    assert cli.main(INGEST) == 0
+    assert {path.name for path in (project / "out").iterdir()} == {
+        "problems",
+        "responses",
+        "rejects",
+        "contamination",
+        "metrics",
+    }
+    assert json.loads((project / "out" / "metrics").read_text())["totals"]["problems"] > 0
+    shutil.rmtree(project / "out")
+    params["ingest"]["teacher"].append({"source": "none.jsonl", "mapping": "math"})
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    assert "none.jsonl" in fails_with_one_sentence(capsys, *INGEST)
+    assert list((project / "out").iterdir()) == []
+
+
+def test_a_stage_whose_outputs_find_no_room_is_not_told_as_finished(project, monkeypatch):
+    """The limit lets the stage write its own small files, and not what shows that the disk has room."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # where nobody listens
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["world"] |= {"num_train": 20, "num_benchmark": 8}
+    params["tracking"]["enabled"] = True
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (guard.PROBE // 2, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            cli.main(INGEST)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((project / "out").iterdir()) == []
+    (events,) = (project / ".tracking").glob("*/events.jsonl")
+    told = [json.loads(line) for line in events.read_text().splitlines()]
+    assert (told[-1]["event"], told[-1]["status"]) == ("end", "FAILED")
+    assert "result" not in {event["event"] for event in told}
+
+
+def test_a_list_of_sources_can_be_set_on_the_way(project, capsys):
+    (project / "preset.yaml").write_text((ROOT / "params.yaml").read_text())
+    teacher = '[{source: "hf:openai/gsm8k:main:train", mapping: gsm8k, part: 1/2}]'
+    assert cli.main(["use", "preset.yaml", "--set", f"ingest.teacher={teacher}"]) == 0
+    written = yaml.safe_load((project / "params.yaml").read_text())  # as DVC reads it
+    assert written["ingest"]["teacher"][0]["source"] == "hf:openai/gsm8k:main:train"
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_fault(project):
+    done = subprocess.run(["bash", "-c", "oxa summary --help | true"], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_preset_becomes_the_params_file_with_values_set_on_the_way(project, capsys):
+    (project / "preset.yaml").write_text("# why\n" + (ROOT / "params.yaml").read_text())
+    (project / "params.yaml").unlink()
+    assert (
+        cli.main(["use", "preset.yaml", "--set", "sources.folder=../data", "--set", "sample.temperature=0.5"])
+        == 0
+    )
+    params = load_params(project / "params.yaml")
+    assert params.sources.folder == "../data"
+    assert params.sample.temperature == 0.5
+    assert (project / "params.yaml").read_text().startswith("# why\n"), "comments stay"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "sentence"),
+    [
+        ("sources.folder", "expected KEY=VALUE"),
+        ("sample.temprature=1", "sample.temprature: unknown key"),
+        ("sample.temperature=hot", "sample.temperature: input should be a valid number"),
+        ("ingest.teacher=[{source: hf:a/b:c, mapping: gsm8k}]", "not valid YAML, a quoted text may help"),
+        ("seeds.first=1", "does not lead through sections"),
+    ],
+)
+def test_a_wrong_setting_leaves_the_params_file_as_it_was(project, capsys, assignment, sentence):
+    (project / "preset.yaml").write_text((ROOT / "params.yaml").read_text())
+    (project / "params.yaml").write_text("old")
+    assert sentence in fails_with_one_sentence(capsys, "use", "preset.yaml", "--set", assignment)
+    assert (project / "params.yaml").read_text() == "old"
+
+
+def test_the_doctor_accepts_a_fine_student_and_names_what_is_wrong_with_another(
+    project, checkpoint, tmp_path, capsys
+):
+    assert cli.main(["doctor"]) == 0
+    assert "not made yet" in capsys.readouterr().out
+    assert cli.main(["doctor", "--model", str(checkpoint)]) == 0
+    assert f"{checkpoint}: fine" in capsys.readouterr().out
+    broken = shutil.copytree(checkpoint, tmp_path / "broken")
+    (broken / "generation_config.json").unlink()
+    settings = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(settings | {"eos_token_id": None}))
+    assert "not usable as a student" in fails_with_one_sentence(capsys, "doctor", "--model", str(broken))
+
+
+def test_a_plan_is_printed_for_people_and_for_machines_and_writes_nothing(project, capsys):
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    device = {"name": "tiny", "memory": 0.01, "bandwidth": 1, "bfloat16": 1, "float32": 1}
+    (project / "params.yaml").write_text(yaml.safe_dump(params | {"plan": {"device": device}}))
+    before = sorted(project.rglob("*"))
+    assert cli.main(["plan"]) == 0, "a forecast, not a check"
+    assert "DOES NOT FIT  train@*: " in capsys.readouterr().out
+    assert cli.main(["plan", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["fits"] is False
+    assert {"base", "train@oxa_full", "report"} <= {stage["name"] for stage in told["stages"]}
+    assert sorted(project.rglob("*")) == before
+
+
+def test_a_plan_of_a_file_that_is_not_there_is_one_sentence(project, capsys):
+    assert "none.yaml: no such file" in fails_with_one_sentence(capsys, "plan", "--params", "none.yaml")
+
+
+def test_the_worlds_gates_are_measured_on_a_student_of_the_world_alone(project, capsys, checkpoint):
+    raw = yaml.safe_load(Path("params.yaml").read_text())
+    raw["gates"] = {"num_problems": 3, "num_samples": 2, "max_tokens": 4}
+    Path("params.yaml").write_text(yaml.safe_dump(raw))
+    said = fails_with_one_sentence(capsys, "world", "check")
+    assert said == "oxa: models/base: no such folder; `oxa run base` makes the student"
+    assert cli.main(["world", "check", "--model", str(checkpoint)]) == 1
+    shown = capsys.readouterr().out
+    assert "| G1 competence " in shown
+    assert "places, forced: right" in shown
+    assert "3 held-out problems, temperature 1" in shown
+    assert "Beware: the base fails G1 (competence)" in shown
+    raw["base"] = {"kind": "checkpoint", "model": "owner/name"}
+    Path("params.yaml").write_text(yaml.safe_dump(raw))
+    assert "base.corpus holds no source `world`" in fails_with_one_sentence(capsys, "world", "check")
+
+
+def test_what_was_out_of_reach_has_an_exit_code_of_its_own_and_offline_mode_has_not(
+    project, capsys, monkeypatch
+):
+    import httpx
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    from oxa.errors import DataError, is_out_of_reach
+
+    def wrapped(inner: Exception) -> Exception:
+        try:
+            try:
+                raise inner
+            except Exception:
+                raise DataError("hf:owner/name: the hub dataset could not be loaded") from None
+        except DataError as error:
+            return error
+
+    assert is_out_of_reach(wrapped(httpx.ConnectError("refused")))
+    assert is_out_of_reach(wrapped(ConnectionResetError()))
+    assert is_out_of_reach(TimeoutError())
+    assert not is_out_of_reach(wrapped(OfflineModeIsEnabled("off")))
+    assert not is_out_of_reach(wrapped(FileNotFoundError()))
+
+
+def test_a_hub_that_does_not_answer_exits_with_75(project, monkeypatch):
+    """A real attempt: the address is one where nobody listens."""
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(
+        text.replace(
+            "  teacher:\n    - source: world", "  teacher:\n    - {source: 'hf:a/b', mapping: openr1}"
+        )
+    )
+    nobody = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(project / "hub")}
+    done = subprocess.run(["oxa", *INGEST], env=os.environ | nobody, capture_output=True, text=True)
+    assert done.returncode == os.EX_TEMPFAIL, done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("oxa: ")]
+    assert "Traceback" not in done.stderr
+
+
+TRAIN = ["train", "--arm", "sft", "--seed", "0"]
+TRAIN += [w for name in ("model", "data", "output", "metrics", "journal") for w in (f"--{name}", name)]
+
+SLEEPER = """
+import os, time
+from pathlib import Path
+from oxa.runtime import guard
+with guard.stage("s", module="oxa.prompts", inputs={}, outputs={"o": Path("o")}, config=None):
+    os.write(1, f"{os.getpid()} {os.environ.get('OXA_LAUNCH')}\\n".encode())  # whole lines only
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("launcher", ["'", "  ", "no-such-launcher --num 2"])
+def test_a_launcher_that_cannot_be_started_is_named(project, capsys, monkeypatch, launcher):
+    monkeypatch.setenv("OXA_LAUNCH", launcher)
+    said = fails_with_one_sentence(capsys, *TRAIN)
+    assert said.startswith(f"oxa: OXA_LAUNCH: {launcher!r} cannot be started")
+
+
+def test_the_processes_of_a_launched_stage_end_with_a_launcher_that_is_killed(project):
+    (project / "sleeper.py").write_text(SLEEPER)  # what follows it on the line are its arguments
+    launcher = "torchrun --standalone --nproc-per-node 2 sleeper.py"
+    kept = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
+    with subprocess.Popen(
+        ["oxa", *TRAIN], env=kept | {"OXA_LAUNCH": launcher}, stdout=subprocess.PIPE, text=True
+    ) as launched:
+        assert launched.stdout is not None
+        told = [launched.stdout.readline().split() for _ in range(2)]
+        workers = psutil.Process(launched.pid).children()
+        launched.kill()
+        _, alive = psutil.wait_procs(workers, timeout=10)
+        outlived = [worker.pid for worker in alive if worker.status() != psutil.STATUS_ZOMBIE]
+        for worker in alive:
+            worker.kill()
+    assert outlived == []
+    assert sorted(told) == sorted([str(worker.pid), "None"] for worker in workers), "none launches again"

@@ -1,0 +1,312 @@
+"""`oxa regrade` in a real DVC repository whose evaluation stages copy tables that were made beforehand."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from conftest import Repository
+from flows import bridge, cli
+from flows import regrade as flow
+from oxa.config.verify import Verify
+from oxa.errors import DataError, UserError
+from oxa.grading.regrade import regrade
+from oxa.records import schemas, tables
+from oxa.runtime import files as records
+from oxa.stages import evaluate
+
+SECTION = Verify(timeout=10.0, require_think=False, workers=1)
+TEXTS = {
+    r"\boxed{4}": "correct",
+    r"\boxed{5}": "incorrect",
+    r"\boxed{2+2}": "correct",
+    "": "unparsable",
+}
+
+
+def rows(stale: dict[str, str] = {}, step: int = 0) -> list[dict[str, Any]]:  # noqa: B006  read only
+    """Generations of one problem; `stale`: verdicts as an older verifier gave them."""
+    return [
+        {
+            "benchmark": "world",
+            "problem_id": "p",
+            "tier": "",
+            "step": step,
+            "sample_index": index,
+            "text": text,
+            "num_tokens": 3,
+            "finish_reason": "stop",
+            "verdict": stale.get(text, verdict),
+            "predicted": text.removeprefix(r"\boxed{").removesuffix("}") or None,
+            "mean_entropy": 0.5,
+        }
+        for index, (text, verdict) in enumerate(TEXTS.items())
+    ]
+
+
+def problems(path: Path) -> Path:
+    row = {"problem_id": "p", "source": "s", "question": "2+2?", "answers": ["4"], "tier": ""}
+    # the same question among the training problems, with another answer, decides nothing
+    tables.write(
+        path, [row | {"split": "world"}, row | {"split": "train", "answers": ["7"]}], schemas.PROBLEMS
+    )
+    return path
+
+
+STALE = {r"\boxed{2+2}": "incorrect", r"\boxed{5}": "unparsable"}
+
+
+def test_new_verdicts_come_from_the_text_and_changes_are_counted(tmp_path: Path):
+    tables.write(tmp_path / "a.parquet", rows(STALE), schemas.GENERATIONS)
+    found = regrade(SECTION, tmp_path / "a.parquet", problems(tmp_path / "problems.parquet"))
+    assert found.table.to_pylist() == rows()
+    assert found.changes == Counter({("incorrect", "correct"): 1, ("unparsable", "incorrect"): 1})
+    assert str(found) == "of 4 generations: 1 incorrect -> correct, 1 unparsable -> incorrect"
+    again = regrade(
+        SECTION.model_copy(update={"require_think": True}),
+        tmp_path / "a.parquet",
+        tmp_path / "problems.parquet",
+    )
+    assert set(again.table["verdict"].to_pylist()) == {"unparsable"}
+
+
+def test_what_has_not_changed_is_said_to_be_kept(tmp_path: Path):
+    tables.write(tmp_path / "a.parquet", rows(), schemas.GENERATIONS)
+    found = regrade(SECTION, tmp_path / "a.parquet", problems(tmp_path / "problems.parquet"))
+    assert not found.changed
+    assert str(found) == "4 generations keep their verdicts"
+
+
+def test_a_generation_whose_problem_is_gone_is_named(tmp_path: Path):
+    tables.write(tmp_path / "a.parquet", [rows()[0] | {"problem_id": "q"}], schemas.GENERATIONS)
+    with pytest.raises(DataError, match="problem q of world is not in"):
+        regrade(SECTION, tmp_path / "a.parquet", problems(tmp_path / "problems.parquet"))
+
+
+STAGES = {"evaluate_base": "base", "evaluate@sft-0": "sft-0"}
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with two evaluations as an older verifier left them, known to DVC; tests work in copies."""
+    folder = tmp_path_factory.mktemp("template")
+    with contextlib.chdir(folder):
+        for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+            subprocess.run(command, check=True)
+        shutil.copy(Path(__file__).resolve().parents[2] / "params.yaml", folder)
+        problems(Path("data/problems.parquet"))
+        for name in ("grading/grader", "generation/generate"):
+            Path(f"oxa/{name}.py").parent.mkdir(parents=True)
+            Path(f"oxa/{name}.py").write_text("# old\n")
+        made: dict[str, Any] = {}
+        for stage, name in STAGES.items():
+            tables.write(Path(f"made/{name}.parquet"), rows(STALE), schemas.GENERATIONS)
+            table = tables.read(Path(f"made/{name}.parquet"), schemas.GENERATIONS)
+            records.write_json(Path(f"made/{name}.json"), evaluate.summarize(table))
+            files = [f"data/generations/{name}.parquet", f"metrics/evaluate/{name}.json"]
+            copies = [f"mkdir -p {Path(path).parent} && cp made/{Path(path).name} {path}" for path in files]
+            made[stage] = {
+                "cmd": " && ".join(copies),
+                "params": ["verify", "evaluate"],
+                "deps": ["data/problems.parquet", "oxa/grading/grader.py", "oxa/generation/generate.py"],
+                "outs": [files[0]],
+                "metrics": [files[1]],
+            }
+        made["evaluate"] = made.pop("evaluate@sft-0") | {"matrix": {"arm": ["sft"], "seed": [0]}}
+        Repository(folder).stages(**made)
+        dvc("repro", "-q")
+    return folder
+
+
+@pytest.fixture
+def evaluated(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
+    folder = Path(shutil.copytree(template, tmp_path / "project"))
+    monkeypatch.chdir(folder)
+    return Repository(folder)
+
+
+def dvc(*command: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *command], text=True, capture_output=True, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+CHANGES = "of 4 generations: 1 incorrect -> correct, 1 unparsable -> incorrect"
+CUT_OFF = f"{CHANGES} (written by a run that was cut off)"
+
+
+def run(*checkpoints: str, dry_run: bool = False) -> list[str]:
+    return list(flow.run(SECTION, evaluate.summarize, checkpoints, dry_run=dry_run))
+
+
+def verdicts(name: str) -> list[str]:
+    return tables.read(Path(f"data/generations/{name}.parquet"), schemas.GENERATIONS)["verdict"].to_pylist()
+
+
+def contents() -> dict[Path, bytes]:
+    return {
+        path: path.read_bytes()
+        for path in [*Path("data").rglob("*.*"), *Path("metrics").rglob("*.*"), Path("dvc.lock")]
+    }
+
+
+def test_a_changed_verifier_is_applied_and_dvc_takes_the_stages_for_done(evaluated: Repository):
+    Path("oxa/grading/grader.py").write_text("# new\n")
+    before = bridge.locked()
+    said = run()
+    assert said == [
+        *(f"{name}: {CHANGES}" for name in ("sft-0", "base")),
+        "DVC has taken 2 of 2 evaluations; `dvc repro --single-item report` makes the report again",
+    ]
+    assert verdicts("base") == verdicts("sft-0") == list(TEXTS.values())
+    assert records.read_json(Path("metrics/evaluate/base.json"))["pooled"]["pass_at_1"] == 0.5
+    assert dvc("status", "--json").strip() == "{}"
+    assert bridge.locked()["evaluate@sft-0"].outs.keys() == before["evaluate@sft-0"].outs.keys()
+    assert bridge.locked()["evaluate@sft-0"].outs != before["evaluate@sft-0"].outs
+    Path("data/generations/base.parquet").unlink()
+    dvc("checkout", "-q")
+    assert verdicts("base") == list(TEXTS.values()), "DVC's cache holds the new table"
+    unchanged = contents()
+    assert run() == [f"{name}: 4 generations keep their verdicts" for name in ("sft-0", "base")]
+    assert contents() == unchanged
+
+
+def test_other_stages_that_the_old_verifier_made_are_named(evaluated: Repository):
+    stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
+    graded = {"cmd": "true", "deps": ["oxa/grading/grader.py"]}
+    origins = {"matrix": {"origin": ["teacher", "self"]}}
+    drawn = {"cmd": "true", "deps": ["oxa/generation/generate.py"]}
+    evaluated.stages(**stages, ingest=graded, verify=graded | origins, rlvr=drawn, sample=graded)
+    dvc("repro", "-q")
+    Path("oxa/grading/grader.py").write_text("# new\n")
+    Path("oxa/generation/generate.py").touch()
+    said = run()
+    assert said[-1] == (
+        "ingest, verify still stand on the old verifier (which problems are sound, training sets); a full `dvc repro` "
+        "makes them again, with all that follows from them"
+    )
+    assert said[-2].startswith("DVC has taken 2 of 2 evaluations")
+
+
+def test_the_stages_that_may_stand_on_an_old_verifier_are_those_of_the_graph():
+    stages = yaml.safe_load((Path(__file__).resolve().parents[2] / "dvc.yaml").read_text())["stages"]
+    using = {name for name, stage in stages.items() if "verify" in stage["params"]}
+    assert {name for name in using if not name.startswith("evaluate")} == set(flow.GRADERS)
+
+
+def test_a_dry_run_says_it_all_and_writes_nothing(evaluated: Repository):
+    Path("oxa/grading/grader.py").write_text("# new\n")
+    before = contents()
+    assert run("base", dry_run=True) == [f"base: {CHANGES}"]
+    assert contents() == before
+    assert not Path(".work").exists()
+
+
+def test_a_stage_with_another_changed_input_is_left_alone(evaluated: Repository):
+    Path("oxa/grading/grader.py").write_text("# new\n")
+    Path("oxa/generation/generate.py").write_text("# new\n")
+    evaluated.set("evaluate.temperature", 0.123)
+    before = contents()
+    changed = "evaluate, oxa/generation/generate.py changed, too"
+    why = f"left alone, since {changed}; `dvc repro evaluate@sft-0` evaluates it again"
+    assert run("sft-0") == [f"sft-0: {why}"]
+    assert contents() == before
+
+
+def test_changed_parameters_of_the_verifier_are_its_own_matter(evaluated: Repository):
+    evaluated.set("verify.timeout", 3.0)
+    assert "1 incorrect -> correct" in run("base")[0]
+    assert set(yaml.safe_load(dvc("status", "--json"))) == {"evaluate@sft-0"}, "only what was named"
+
+
+def test_generations_that_somebody_else_has_changed_are_left_alone(evaluated: Repository):
+    tables.write(Path("data/generations/base.parquet"), rows()[:2], schemas.GENERATIONS)
+    Path("oxa/grading/grader.py").write_text("# new\n")
+    assert "left alone, since data/generations/base.parquet changed, too" in run("base")[0]
+    assert len(verdicts("base")) == 2
+
+
+def test_killed_before_dvc_was_told_the_next_run_goes_on(evaluated: Repository):
+    Path("oxa/grading/grader.py").write_text("# new\n")
+    table, metrics = Path("data/generations/base.parquet"), Path("metrics/evaluate/base.json")
+    found = regrade(SECTION, table, Path("data/problems.parquet"))
+    numbers = evaluate.summarize(found.table)
+    flow._write(found, numbers, table, metrics, Path(".work/regrade/base.json"), [])
+    assert verdicts("base") == list(TEXTS.values())
+    assert "evaluate_base" in dvc("status", "--json")
+    assert run("base", dry_run=True) == [f"base: {CUT_OFF}"]
+    assert run("base")[0] == f"base: {CUT_OFF}"
+    assert "evaluate_base" not in dvc("status", "--json")
+    assert not Path(".work/regrade/base.json").exists()
+    assert run("base") == ["base: 4 generations keep their verdicts"]
+
+
+@pytest.mark.parametrize("num_placed", [0, 1])
+def test_killed_while_it_wrote_the_changes_are_said_once(evaluated: Repository, num_placed: int):
+    Path("oxa/grading/grader.py").write_text("# new\n")
+    table, metrics = Path("data/generations/base.parquet"), Path("metrics/evaluate/base.json")
+    old = [path.read_bytes() for path in (table, metrics)]
+    found = regrade(SECTION, table, Path("data/problems.parquet"))
+    numbers = evaluate.summarize(found.table)
+    flow._write(found, numbers, table, metrics, Path(".work/regrade/base.json"), [])
+    for path, content in list(zip((table, metrics), old, strict=True))[num_placed:]:
+        path.write_bytes(content)  # as if it had not been replaced yet
+    assert run("base")[0] == f"base: {CUT_OFF if num_placed else CHANGES}"
+    assert verdicts("base") == list(TEXTS.values())
+    assert records.read_json(metrics) == numbers
+    assert "evaluate_base" not in dvc("status", "--json")
+
+
+def test_a_verifier_that_changes_again_after_a_kill_adds_its_changes(evaluated: Repository):
+    Path("oxa/grading/grader.py").write_text("# new\n")
+    table, metrics = Path("data/generations/base.parquet"), Path("metrics/evaluate/base.json")
+    note = Path(".work/regrade/base.json")
+    found = regrade(SECTION, table, Path("data/problems.parquet"))
+    flow._write(found, evaluate.summarize(found.table), table, metrics, note, [])
+    evaluated.set("verify.require_think", True)
+    strict = SECTION.model_copy(update={"require_think": True})
+    again = "of 4 generations: 2 correct -> unparsable, 1 incorrect -> unparsable"
+    said = next(flow.run(strict, evaluate.summarize, ["base"]))
+    assert said == f"base: {CUT_OFF}; {again}"
+    assert note.exists(), "cut off right after it was said"
+    both = f"base: {CUT_OFF}; {again} (written by a run that was cut off)"
+    assert next(flow.run(strict, evaluate.summarize, ["base"])) == both
+
+
+def test_why_dvc_could_not_commit_is_shown(evaluated: Repository):
+    with pytest.raises(DataError, match=r"dvc commit nobody: (.*\n)*ERROR: .*'nobody'") as caught:
+        bridge.commit("nobody")
+    assert len(str(caught.value).splitlines()) <= bridge.KEPT_LINES
+
+
+def test_a_module_that_also_draws_is_named_when_it_has_changed(evaluated: Repository):
+    dvc_yaml = Path("dvc.yaml")
+    dvc_yaml.write_text(dvc_yaml.read_text().replace("oxa/grading/grader.py", "oxa/prompts.py"))
+    Path("oxa/prompts.py").write_text("# new\n")
+    assert run("base")[0].endswith("(oxa/prompts.py changed, taken to ask and draw as before)")
+
+
+def test_the_command_reads_the_verifiers_parameters_from_params_yaml(
+    evaluated: Repository, capsys: pytest.CaptureFixture[str]
+):
+    evaluated.set("verify.require_think", True)
+    assert cli.main(["regrade", "base", "--dry-run"]) == 0
+    said = "base: of 4 generations: 1 correct -> unparsable, 1 incorrect -> unparsable, "
+    assert capsys.readouterr().out.startswith(said)
+    assert cli.main(["regrade", "nobody"]) == 2
+    assert capsys.readouterr().err.startswith("oxa: nobody: dvc.lock knows no generations of it")
+
+
+def test_an_unknown_checkpoint_is_refused_with_those_that_are_known(evaluated: Repository):
+    with pytest.raises(UserError, match=r"sft-9: dvc\.lock knows no generations of it; known: sft-0, base"):
+        run("sft-9")

@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from oxa import hashes
+from oxa.errors import DataError
+from oxa.records import schemas, tables
+from oxa.runtime import files
+
+
+def test_rows_come_back_as_written_and_only_the_asked_columns(tmp_path: Path):
+    rows = [{"response_id": "a", "verdict": "correct", "predicted": None}]
+    tables.write(tmp_path / "v.parquet", rows, schemas.VERDICTS)
+    assert tables.read(tmp_path / "v.parquet", schemas.VERDICTS).to_pylist() == rows
+    assert tables.read(tmp_path / "v.parquet", schemas.VERDICTS, ["verdict"]).column_names == ["verdict"]
+
+
+def test_notes_stay_with_a_table_and_are_no_part_of_its_schema(tmp_path: Path):
+    rows = [{"response_id": "a", "verdict": "correct", "predicted": None}]
+    notes = {"sampling": {"seed": 7, "made_by": ["ümlaut"]}, "other": [1.5]}
+    tables.write(tmp_path / "at-once.parquet", rows, schemas.VERDICTS, notes)
+    with tables.Writer(tmp_path / "by-row.parquet", schemas.VERDICTS) as writer:
+        writer.note("sampling", notes["sampling"])
+        writer.add(**rows[0])
+        writer.note("other", notes["other"])
+    for name in ("at-once", "by-row"):
+        assert tables.notes(tmp_path / f"{name}.parquet") == notes
+        table = tables.read(tmp_path / f"{name}.parquet", schemas.VERDICTS)
+        assert (table.to_pylist(), table.schema.metadata) == (rows, None)
+    tables.write(tmp_path / "none.parquet", rows, schemas.VERDICTS)
+    assert tables.notes(tmp_path / "none.parquet") == {}
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path):
+    path = tmp_path / "v.json"
+    files.write_json(path, {"old": 1})
+    with pytest.raises(RuntimeError), files.atomic(path) as temporary:
+        temporary.write_text("half of the n")
+        raise RuntimeError
+    assert files.read_json(path) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["v.json"]
+
+
+def test_missing_broken_and_foreign_files_are_named(tmp_path: Path):
+    with pytest.raises(DataError, match=r"none.parquet: no such file"):
+        tables.read(tmp_path / "none.parquet", schemas.VERDICTS)
+    with pytest.raises(DataError, match=r"none.parquet: no such file"):
+        tables.num_rows(tmp_path / "none.parquet")
+    (tmp_path / "text.parquet").write_text("not parquet")
+    with pytest.raises(DataError, match=r"text.parquet: not a readable Parquet file"):
+        tables.read(tmp_path / "text.parquet", schemas.VERDICTS)
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x.parquet: no column 'response_id'; found \['x'\]"):
+        tables.read(tmp_path / "x.parquet", schemas.VERDICTS)
+    assert tables.num_rows(tmp_path / "x.parquet") == 1
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(DataError, match=r"x.json: not valid JSON"):
+        files.read_json(tmp_path / "x.json")
+
+
+def test_a_problem_keeps_its_id_over_case_space_and_unicode_forms():
+    assert hashes.problem_id("What is  2+2?\n") == hashes.problem_id("what is 2+2?")
+    assert hashes.problem_id("ﬁnd x") == hashes.problem_id("find x")
+    assert hashes.problem_id("find x") != hashes.problem_id("find y")
+
+
+def test_response_ids_tell_their_parts_apart():
+    assert hashes.response_id("ab", "c", "", "") != hashes.response_id("a", "bc", "", "")

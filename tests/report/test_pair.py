@@ -1,0 +1,150 @@
+"""`oxa compare` on generations whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_arms import write
+
+from flows import cli
+from oxa.comparison import estimators
+from oxa.comparison.arms import differences
+from oxa.comparison.outcomes import outcomes
+from oxa.config.report import Report
+from oxa.errors import DataError
+from oxa.report import pair
+
+ROOT = Path(__file__).resolve().parents[2]
+SECTION = Report(baseline="sft", resamples=300)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("generations")
+    write(found / "base.parquet", 0.3, seed=9)
+    for seed in (0, 3):
+        write(found / f"sft-{seed}.parquet", 0.5, seed=seed)
+        write(found / f"oxa_mle-{seed}.parquet", 0.7, seed=10 + seed)
+        write(found / f"sft-{seed}-rl.parquet", 0.7, seed=20 + seed, steps=(10, 20))
+    return found
+
+
+def test_values_and_differences_are_those_of_the_generations(folder: Path):
+    found = pair.run(SECTION, "oxa_mle-0", "sft-0", folder=folder)
+    part = found["groups"]["world"]
+    assert (part["num_problems"], part["num_samples"], part["num_seeds"]) == (80, 8, 1)
+    assert list(part["metrics"]) == ["pass_at_1", "pass_at_8", "maj_at_8", "mean_entropy", "mean_tokens"]
+    a, b = (outcomes(folder / f"{name}.parquet") for name in ("oxa_mle-0", "sft-0"))
+    for metric, row in part["metrics"].items():
+        assert row["difference"] == pytest.approx(row["a"] - row["b"]), metric
+        assert row["low"] <= row["difference"] <= row["high"]
+    row = part["metrics"]["pass_at_1"]
+    assert (row["a"], row["b"]) == pytest.approx((a.num_correct.mean() / 8, b.num_correct.mean() / 8))
+    assert row["shown"]
+    assert not part["metrics"]["mean_tokens"]["shown"]
+    rows = list(part["metrics"].values())
+    assert [row["p_holm"] for row in rows] == pytest.approx(
+        list(estimators.holm([row["p_value"] for row in rows]))
+    )
+
+
+def test_an_arm_stands_for_all_its_seeds(folder: Path):
+    part = pair.run(SECTION, "oxa_mle", "base", folder=folder)["groups"]["world"]
+    assert (part["num_seeds"], part["num_seeds_baseline"]) == (2, 1)
+    rates = [outcomes(folder / f"oxa_mle-{seed}.parquet").num_correct.mean() / 8 for seed in (0, 3)]
+    assert part["metrics"]["pass_at_1"]["a"] == pytest.approx(sum(rates) / 2)
+
+
+def test_an_arm_before_and_after_rl_is_paired_by_seed(folder: Path):
+    assert pair.run(SECTION, "sft-rl", "sft", folder=folder)["same_seeds"]
+    assert pair.run(SECTION, "sft-0-rl", "sft-0", folder=folder)["same_seeds"]
+    assert pair.run(SECTION, "sft-rl@10", "sft-rl@20", folder=folder)["same_seeds"]
+    assert not pair.run(SECTION, "sft-3", "sft-0", folder=folder)["same_seeds"]
+    assert not pair.run(SECTION, "oxa_mle", "sft", folder=folder)["same_seeds"]
+
+
+def test_a_step_of_rl_can_be_asked_for(folder: Path):
+    found = pair.run(SECTION, "sft-0-rl@10", "sft-0-rl", folder=folder)["groups"]["world"]["metrics"][
+        "pass_at_1"
+    ]
+    path = folder / "sft-0-rl.parquet"
+    steps = [outcomes(path, step).num_correct.mean() / 8 for step in (10, 20)]
+    assert (found["a"], found["b"]) == pytest.approx(steps)
+    with pytest.raises(DataError, match="nothing of step 11; found 10, 20"):
+        pair.run(SECTION, "sft-0-rl@11", "sft-0", folder=folder)
+
+
+def test_step_0_of_rl_is_the_checkpoint_before_it(folder: Path):
+    for name in ("sft", "sft-0"):
+        before = pair.run(SECTION, f"{name}-rl", name, folder=folder)
+        found = pair.run(SECTION, f"{name}-rl", f"{name}-rl@0", folder=folder)
+        assert found == before | {"b": f"{name}-rl@0"}
+        assert found["same_seeds"]
+    with pytest.raises(DataError, match="nobody-rl@0: no such checkpoint, arm or table"):
+        pair.run(SECTION, "nobody-rl@0", "sft", folder=folder)
+
+
+def test_shares_differ_by_1_at_most_and_so_do_the_ends_of_the_interval(tmp_path: Path):
+    paths = [
+        write(tmp_path / f"{name}.parquet", rate, benchmarks={"world": 3})
+        for name, rate in (("most", 0.95), ("few", 0.05))
+    ]
+    most, few = (outcomes(path) for path in paths)
+    wide = differences(SECTION, [most], [few], np.ones(3, bool), metrics=["pass_at_1"])
+    assert wide["pass_at_1"]["high"] > 1, "three problems say little"
+    metrics = pair.run(SECTION, "most", "few", folder=tmp_path)["groups"]["world"]["metrics"]
+    assert (
+        metrics["pass_at_1"]["low"] < metrics["pass_at_1"]["difference"] < metrics["pass_at_1"]["high"] == 1
+    )
+    back = pair.run(SECTION, "few", "most", folder=tmp_path)["groups"]["world"]["metrics"]
+    assert back["pass_at_1"]["low"] == -1
+    assert metrics["mean_tokens"]["high"] > 1
+
+
+def test_a_table_anywhere_can_be_compared(folder: Path, tmp_path: Path):
+    elsewhere = shutil.copy(folder / "sft-0.parquet", tmp_path / "other.parquet")
+    found = pair.run(SECTION, str(elsewhere), "sft-0", folder=folder)["groups"]["world"]["metrics"][
+        "pass_at_1"
+    ]
+    assert (found["difference"], found["low"], found["high"], found["p_value"]) == (0, 0, 0, 1)
+
+
+def test_what_cannot_be_compared_is_refused_in_a_sentence(folder: Path, tmp_path: Path):
+    fewer = write(tmp_path / "fewer.parquet", 0.5, benchmarks={"world": 79})
+    with pytest.raises(
+        DataError, match="cannot be compared: evaluated on 79 and 80 problems, 79 of them the same"
+    ):
+        pair.run(SECTION, str(fewer), "sft", folder=folder)
+    with pytest.raises(
+        DataError, match=r"nobody: no such checkpoint, arm or table; .* holds base, oxa_mle-0, "
+    ):
+        pair.run(SECTION, "nobody", "sft", folder=folder)
+    with pytest.raises(DataError, match="pass@9 needs 9 samples of every problem of world, found 8"):
+        pair.run(SECTION, "sft", "base", folder=folder, k=9)
+    with pytest.raises(DataError, match="no benchmark 'aime'; found world"):
+        pair.run(SECTION, "sft", "base", folder=folder, benchmark="aime")
+
+
+def test_the_command_prints_a_table_or_json(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(ROOT)
+    command = ["compare", "oxa_mle", "sft", "--folder", str(folder), "--k", "2"]
+    assert cli.main(command) == 0
+    text = capsys.readouterr().out
+    assert "## world: 80 problems, 8 samples a problem, seeds 2 and 2" in text
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    assert "| no difference shown |" in lines["tokens"]
+    assert cli.main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    row = found["groups"]["world"]["metrics"]["pass_at_2"]
+    assert (
+        f"{100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+        in lines["pass@2, %"]
+    )
+    assert cli.main([*command[:2], "nobody", *command[3:]]) == 2
+    assert capsys.readouterr().err.startswith("oxa: nobody: no such checkpoint")

@@ -1,0 +1,171 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from oxa.errors import DataError, UserError
+from oxa.runtime import guard
+
+
+def run_stage(
+    tmp_path: Path, text: str = "out", *, config: object = None, during=lambda run: None
+) -> guard.Run:
+    with guard.stage(
+        "stage@a",
+        module="oxa.prompts",
+        inputs={"data": tmp_path / "input"},
+        outputs={"output": tmp_path / "deep" / "out.txt", "folder": tmp_path / "made"},
+        config=config,
+        work=tmp_path / ".work",
+    ) as run:
+        during(run)
+        run.outputs["output"].write_text(text)
+        run.outputs["folder"].mkdir()
+        (run.outputs["folder"] / "a").write_text(text)
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input" / "rows").write_text("1")
+    return tmp_path
+
+
+def test_outputs_take_their_names_and_the_scratch_goes_when_the_stage_succeeds(folder: Path):
+    run_stage(folder)
+    run_stage(folder, "second")
+    assert (folder / "deep" / "out.txt").read_text() == "second"
+    assert (folder / "made" / "a").read_text() == "second"
+    assert not list((folder / ".work" / "stage@a").iterdir())
+
+
+def test_a_failed_stage_leaves_no_output_and_keeps_its_scratch_for_the_same_inputs_only(folder: Path):
+    seen = []
+
+    def fail(run: guard.Run) -> None:
+        seen.append(run.scratch)
+        (run.scratch / "checkpoint").write_text("half way")
+        raise KeyError("boom")
+
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            run_stage(folder, during=fail)
+    assert seen[0] == seen[1]
+    assert (seen[0] / "checkpoint").exists()
+    assert not (folder / "deep" / "out.txt").exists()
+    for change in (lambda: (folder / "input" / "rows").write_text("2"), lambda: None):
+        change()
+        with pytest.raises(KeyError):
+            run_stage(folder, config={"steps": len(seen)}, during=fail)
+    assert len(set(seen)) == 3
+    run_stage(folder)
+    assert not list((folder / ".work" / "stage@a").iterdir()), "scratch of stale inputs goes, too"
+
+
+def test_an_input_edited_meanwhile_fails_the_stage_and_keeps_nothing(folder: Path):
+    with pytest.raises(DataError, match="changed while stage stage@a was reading it"):
+        run_stage(folder, during=lambda run: (folder / "input" / "rows").write_text("3"))
+    assert not (folder / "deep" / "out.txt").exists()
+
+
+def test_an_input_added_meanwhile_fails_the_stage(folder: Path):
+    with pytest.raises(DataError, match="changed while"):
+        run_stage(folder, during=lambda run: (folder / "input" / "more").write_text("3"))
+
+
+def test_an_input_touched_but_not_changed_is_fine(folder: Path):
+    run_stage(folder, during=lambda run: os.utime(folder / "input" / "rows", (1, 1)))
+    assert (folder / "deep" / "out.txt").exists()
+
+
+def test_a_missing_input_is_named(tmp_path: Path):
+    with pytest.raises(DataError, match=r"input: no such file or folder \(--data\)"):
+        run_stage(tmp_path)
+
+
+def test_an_output_that_cannot_be_written_is_named_before_any_work(folder: Path):
+    (folder / "deep").write_text("a file where a folder must be")
+    with pytest.raises(DataError, match="deep: cannot be written"):
+        run_stage(folder, during=lambda run: pytest.fail("the stage ran"))
+
+
+def test_the_second_of_two_copies_says_who_runs(folder: Path):
+    with pytest.raises(UserError, match=f"already runs on the same inputs .process {os.getpid()}"):
+        run_stage(folder, during=lambda run: run_stage(folder))
+
+
+def test_imports_inside_functions_and_of_imports_count():
+    names = guard.imported_modules("oxa.stages.score")
+    expected = {"stages/score", "records/tables", "errors", "training/batches", "model/log_probs"}
+    assert {f"oxa/{name}.py" for name in expected} <= set(names)
+    assert "oxa/cli.py" not in names
+    assert not any(name.endswith("__init__.py") for name in names)
+
+
+def test_a_stage_dies_with_the_dvc_that_started_it(folder: Path):
+    code = (
+        "import time; from pathlib import Path; from oxa.runtime import guard\n"
+        "with guard.stage('s', module='oxa.prompts', inputs={}, outputs={'o': Path('o')}, config=None):\n"
+        "    print('up', flush=True); time.sleep(600)"
+    )
+    parent_code = (
+        "import subprocess, sys, time;"
+        f"child = subprocess.Popen([sys.executable, '-c', {code!r}], stdout=subprocess.PIPE, text=True);"
+        "assert child.stdout.readline() == 'up\\n'; print(child.pid, flush=True); time.sleep(600)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", parent_code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"DVC_STAGE": "stage@a"},
+        cwd=folder,
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    os.kill(child, 0)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
+        assert time.monotonic() < deadline, "the stage outlived its DVC"
+        time.sleep(0.05)
+
+
+def test_md5s_are_the_ones_that_dvc_has(repository):
+    folder = repository.folder / "made"
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "b.txt").write_text("b")
+    (folder / "deep" / "a é.txt").write_text("a")
+    (folder / "deep" / "er" / "c").write_bytes(bytes(range(256)) * 5000)
+    (folder / "deep-2").write_text("sorts before deep/ as text, after it as a path")
+    for name in (".git", ".hg", "deep/.git"):
+        (folder / name).mkdir()
+        (folder / name / "HEAD").write_text("a repository's own, which DVC leaves out")
+    (repository.folder / "file.txt").write_text("one\r\ntwo\n")
+    subprocess.run(["dvc", "add", "-q", "made", "file.txt"], check=True)
+    for name in ("made", "file.txt"):
+        recorded = yaml.safe_load((repository.folder / f"{name}.dvc").read_text())["outs"][0]["md5"]
+        assert guard.dvc_md5(Path(name)) == recorded
+
+
+def test_a_run_knows_the_md5_of_its_inputs_and_outputs_under_their_final_names(folder: Path):
+    hashed: dict[str, str] = {}
+
+    def during(run: guard.Run) -> None:
+        run.outputs["output"].write_text("out")
+        run.outputs["folder"].mkdir()
+        (run.outputs["folder"] / "a").write_text("out")
+        hashed.update(run.hash_outputs())
+        guard._remove(run.outputs["folder"])
+
+    run = run_stage(folder, during=during)
+    assert run.inputs == {str(folder / "input"): guard.dvc_md5(folder / "input")}
+    assert hashed == {
+        str(path): guard.dvc_md5(path) for path in (folder / "deep" / "out.txt", folder / "made")
+    }

@@ -1,0 +1,38 @@
+import io
+import re
+
+import pytest
+
+from oxa.runtime import progress
+
+
+def test_a_log_file_is_spared(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(progress.ASKED, raising=False)
+    shown = io.StringIO()
+    assert list(progress.bar(range(100), desc="work", file=shown)) == list(range(100))
+    assert shown.getvalue() == ""
+
+
+def test_a_parent_that_asks_can_read_how_far_the_work_is(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(progress.ASKED, "1")
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    shown = io.StringIO()
+    list(progress.bar(range(4), desc="scoring text", unit="tok", miniters=1, file=shown))
+    said = [progress.read(line) for line in re.split(r"[\r\n]", shown.getvalue()) if line.strip()]
+    assert [percent for _, percent in filter(None, said)] == [0, 25, 50, 75, 100, 100][-len(said) :]
+    assert {what for what, _ in filter(None, said)} == {"scoring text"}
+    assert None not in said
+
+
+def test_quiet_work_says_nothing_even_when_asked(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(progress.ASKED, "1")
+    shown = io.StringIO()
+    list(progress.bar(range(4), desc="work", quiet=True, file=shown))
+    assert shown.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    "line", ["", "oxa: data.jsonl: row 3: 50% of it", "Running stage 'train@sft-0':", "12 | 3%"]
+)
+def test_other_lines_are_no_progress(line: str):
+    assert progress.read(line) is None

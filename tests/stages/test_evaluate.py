@@ -1,0 +1,322 @@
+"""The stage that grades a checkpoint; METHOD §6 points 7 (verdicts, verbatim text) and 8 (unbiased pass@k, seeds)."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from oxa import hashes
+from oxa.config.evaluate import Evaluate
+from oxa.config.generate import Generate
+from oxa.config.prompt import Prompt
+from oxa.config.verify import Verify
+from oxa.errors import DataError
+from oxa.generation import generate, requests
+from oxa.grading.grader import Grader
+from oxa.records import schemas, tables
+from oxa.stages import evaluate
+
+SECTION = Evaluate(max_tokens=12, num_samples=3, seed=4)
+
+
+def _problems(folder: Path, rows: list[tuple[str, str, str]]) -> Path:
+    """From (question, split, tier); every gold answer is 8."""
+    table = [
+        {
+            "problem_id": hashes.problem_id(question),
+            "source": "test",
+            "question": question,
+            "answers": ["8"],
+            "tier": tier,
+            "split": split,
+        }
+        for question, split, tier in rows
+    ]
+    tables.write(folder / "problems.parquet", table, schemas.PROBLEMS)
+    return folder / "problems.parquet"
+
+
+ROWS = [
+    ("a", "train", ""),
+    ("r", "rlvr", ""),
+    ("b", "aime", ""),
+    ("c", "world", "easy"),
+    ("d", "world", "hard"),
+    ("e", "world", "hard"),
+]
+
+
+def _run(
+    section: Evaluate, model: Path, problems: Path, folder: Path, log: Any, batch_size: int = 8
+) -> dict[str, Any]:
+    return evaluate.run(
+        section,
+        Generate(batch_size=batch_size),
+        Prompt(suffix=""),
+        Verify(workers=1),
+        model=model,
+        problems=problems,
+        output=folder / "generations.parquet",
+        scratch=folder / "scratch",
+        log=log,
+    )
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    return tables.read(folder / "generations.parquet", schemas.GENERATIONS).to_pylist()
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], tuple[str, str]]], None]:
+    """Puts another engine behind `generate`: text and finish_reason by the request's place."""
+
+    def install(script: Callable[[int], tuple[str, str]]) -> None:
+        def engine(_: Any, shards: list[requests.Shard], *__: Any) -> Any:
+            place = itertools.count()
+            for index, shard in enumerate(shards):
+                made = [(request.response_id, *script(next(place))) for request in shard]
+                yield (
+                    index,
+                    [requests.Generation(i, text, len(text), reason, 0.5) for i, text, reason in made],
+                )
+
+        monkeypatch.setitem(generate.ENGINES, "torch", engine)
+
+    return install
+
+
+def test_every_benchmark_problem_gets_its_samples_and_training_problems_none(
+    checkpoint: Path, tmp_path: Path, log: Any
+) -> None:
+    section = SECTION.model_copy(update={"num_samples_by_benchmark": {"aime": 5}})
+    metrics = _run(section, checkpoint, _problems(tmp_path, ROWS), tmp_path, log)
+    rows = _rows(tmp_path)
+    expected = [("aime", "b")] * 5 + [("world", question) for question in "cde" for _ in range(3)]
+    assert [(row["benchmark"], row["problem_id"]) for row in rows] == [
+        (benchmark, hashes.problem_id(question)) for benchmark, question in expected
+    ]
+    assert [row["sample_index"] for row in rows] == [*range(5), *[0, 1, 2] * 3]
+    sizes = {name: (m["num_problems"], m["num_samples"]) for name, m in metrics["benchmarks"].items()}
+    assert sizes == {"aime": (1, 5), "world": (3, 3)}
+    assert (metrics["pooled"]["num_problems"], metrics["pooled"]["num_samples"]) == (4, 3)
+
+
+def test_tiers_are_given_only_where_a_benchmark_has_them(checkpoint: Path, tmp_path: Path, log: Any) -> None:
+    benchmarks = _run(SECTION, checkpoint, _problems(tmp_path, ROWS), tmp_path, log)["benchmarks"]
+    assert "tiers" not in benchmarks["aime"]
+    tiers = benchmarks["world"]["tiers"]
+    assert {tier: numbers["num_problems"] for tier, numbers in tiers.items()} == {"easy": 1, "hard": 2}
+    assert set(tiers["easy"]) == set(benchmarks["world"]) - {"tiers"}
+
+
+def test_checkpoints_answer_with_common_random_numbers(checkpoint: Path, tmp_path: Path, log: Any) -> None:
+    """Two copies of one checkpoint under different names give the same text; another seed gives others."""
+    import shutil
+
+    twin = Path(shutil.copytree(checkpoint, tmp_path / "another-name"))
+    problems = _problems(tmp_path, ROWS)
+    _run(SECTION, checkpoint, problems, tmp_path / "1", log)
+    _run(SECTION, twin, problems, tmp_path / "2", log, batch_size=5)
+    texts = [[row["text"] for row in _rows(tmp_path / name)] for name in "12"]
+    assert texts[0] == texts[1]
+    _run(SECTION.model_copy(update={"seed": 5}), checkpoint, problems, tmp_path / "3", log)
+    assert not set(texts[0]) & {row["text"] for row in _rows(tmp_path / "3")}
+
+
+def test_checkpoints_along_rl_are_evaluated_step_after_step_each_as_if_alone(
+    checkpoint: Path, talker: Path, tmp_path: Path, log: Any
+) -> None:
+    import shutil
+
+    along = tmp_path / "along"
+    for step, source in ((10, checkpoint), (9, talker)):
+        shutil.copytree(source, along / f"step-{step}")
+    problems = _problems(tmp_path, ROWS)
+    metrics = _run(SECTION, along, problems, tmp_path, log)
+    rows = _rows(tmp_path)
+    assert [row["step"] for row in rows] == [9] * 12 + [10] * 12
+    for step, source in ((9, talker), (10, checkpoint)):
+        alone = _run(SECTION, source, problems, tmp_path / str(step), log)
+        expected = [row | {"step": step} for row in _rows(tmp_path / str(step))]
+        assert [row for row in rows if row["step"] == step] == expected
+        for numbers in alone["benchmarks"].values():
+            numbers.pop("tiers", None)
+        assert metrics["steps"][str(step)] == alone
+    assert metrics["pooled"] == metrics["steps"]["10"]["pooled"]
+
+
+def test_two_runs_write_equal_bytes_and_metrics(checkpoint: Path, tmp_path: Path, log: Any) -> None:
+    problems = _problems(tmp_path, ROWS)
+    assert _run(SECTION, checkpoint, problems, tmp_path / "a", log) == _run(
+        SECTION, checkpoint, problems, tmp_path / "b", log
+    )
+    a, b = ((tmp_path / name / "generations.parquet").read_bytes() for name in "ab")
+    assert a == b
+
+
+def test_verdicts_stay_apart_and_text_stays_verbatim(
+    checkpoint: Path, tmp_path: Path, log: Any, scripted: Callable[..., None]
+) -> None:
+    texts = [
+        "<think>\n3 + 5\r\n\n\tis 8 </think>\n\n\\boxed{8}\n",
+        "<think> x </think> \\boxed{9}",
+        "no end of thinking \\boxed{8}",
+        "<think> cut </think> \\boxed{",
+    ]
+    scripted(lambda i: (texts[i % 4], "length" if i % 4 == 3 else "stop"))
+    section = SECTION.model_copy(update={"num_samples": 4})
+    metrics = _run(section, checkpoint, _problems(tmp_path, [("b", "aime", "")]), tmp_path, log)
+    by_text = {row["text"]: row for row in _rows(tmp_path)}
+    assert set(by_text) == set(texts)
+    assert [by_text[text]["verdict"] for text in texts[:3]] == ["correct", "incorrect", "unparsable"]
+    assert by_text[texts[0]]["predicted"] == "8"
+    with Grader(Verify(workers=1)) as grader:
+        cut = grader.grade([(["8"], texts[3], "length")])[0]
+    assert (by_text[texts[3]]["verdict"], by_text[texts[3]]["predicted"]) == cut
+    numbers = metrics["benchmarks"]["aime"]
+    assert numbers["pass_at_1"] == 0.25
+    assert numbers["truncated"] == 0.25
+    shares = sum(numbers[verdict] for verdict in ("incorrect", "unparsable", "timeout", "bad_gold"))
+    assert numbers["pass_at_1"] + shares == pytest.approx(1)
+
+
+def test_a_problem_that_fills_the_context_is_kept_as_not_solved_and_counted(
+    checkpoint: Path, tmp_path: Path, log: Any
+) -> None:
+    problems = _problems(
+        tmp_path,
+        [("b", "aime", ""), ("c" * 1100, "world", "hard"), ("d", "world", "easy"), ("e", "world", "")],
+    )
+    metrics = _run(SECTION, checkpoint, problems, tmp_path, log)
+    rows = _rows(tmp_path)
+    assert len(rows) == 12
+    for row in rows[3:6]:
+        assert (row["text"], row["num_tokens"], row["finish_reason"]) == ("", 0, "length")
+        assert (row["verdict"], row["predicted"]) == ("unparsable", None)
+        assert math.isnan(row["mean_entropy"])
+    drawn = rows[:3] + rows[6:]
+    assert all(row["num_tokens"] > 0 for row in drawn)
+    world, pooled = metrics["benchmarks"]["world"], metrics["pooled"]
+    hard = world["tiers"]["hard"]
+    assert [numbers["no_room"] for numbers in (metrics["benchmarks"]["aime"], world, hard, pooled)] == [
+        0,
+        3,
+        3,
+        3,
+    ]
+    assert (pooled["num_problems"], world["num_problems"], hard["num_problems"]) == (4, 3, 1)
+    assert (hard["mean_entropy"], hard["mean_tokens"], hard["unparsable"], hard["pass_at_1"]) == (
+        None,
+        0,
+        1,
+        0,
+    )
+    assert pooled["mean_entropy"] == pytest.approx(np.mean([row["mean_entropy"] for row in drawn]))
+    assert pooled["mean_tokens"] == pytest.approx(np.sum([row["num_tokens"] for row in drawn]) / 12)
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_problems_that_all_fill_the_context_are_one_clear_sentence(
+    checkpoint: Path, tmp_path: Path, log: Any
+) -> None:
+    with pytest.raises(DataError, match="leaves no room in the context of 1024 tokens"):
+        _run(SECTION, checkpoint, _problems(tmp_path, [("b" * 1100, "aime", "")]), tmp_path, log)
+    assert not (tmp_path / "generations.parquet").exists()
+
+
+def test_the_settings_are_kept_with_the_generations_step_by_step(
+    checkpoint: Path, tmp_path: Path, log: Any
+) -> None:
+    import shutil
+
+    problems = _problems(tmp_path, ROWS)
+    _run(SECTION, checkpoint, problems, tmp_path / "one", log)
+    alone = tables.notes(tmp_path / "one" / "generations.parquet")
+    assert alone["sampling"]["engine"] == "torch"
+    assert alone["sampling"]["max_tokens"] == SECTION.max_tokens
+    for step in (2, 10):
+        shutil.copytree(checkpoint, tmp_path / "rl" / f"step-{step}")
+    _run(SECTION, tmp_path / "rl", problems, tmp_path / "two", log)
+    found = tables.notes(tmp_path / "two" / "generations.parquet")
+    assert found == {"sampling.2": alone["sampling"], "sampling.10": alone["sampling"]}
+
+
+def test_mean_entropy_is_over_the_samples_that_have_one() -> None:
+    table = _generations({("a", "1", ""): "iic", ("a", "2", ""): "ii", ("a", "3", ""): "i"})
+    rows = table.to_pylist()
+    for row in (rows[0], rows[5]):  # of problem 1 the first sample, of problem 3 all
+        row |= {"text": "", "num_tokens": 0, "verdict": "unparsable", "mean_entropy": float("nan")}
+    numbers = evaluate.summarize(pa.Table.from_pylist(rows, schema=schemas.GENERATIONS))["pooled"]
+    assert numbers["no_room"] == 2
+    assert numbers["mean_entropy"] == pytest.approx(((0.25 + 0.5) / 2 + (0 + 0.25) / 2) / 2)
+    assert numbers["mean_tokens"] == pytest.approx(((0 + 20 + 30) / 3 + 15 + 0) / 3)
+    assert numbers["pass_at_1"] == pytest.approx(1 / 9)
+
+
+def _generations(marks: dict[tuple[str, str, str], str]) -> pa.Table:
+    """From {(benchmark, problem, tier): string of c and i}, each sample correct or incorrect."""
+    rows = [
+        {
+            "benchmark": benchmark,
+            "problem_id": problem,
+            "tier": tier,
+            "step": 0,
+            "sample_index": i,
+            "text": "x",
+            "num_tokens": 10 * (i + 1),
+            "finish_reason": "length" if i == 0 else "stop",
+            "verdict": {"c": "correct", "i": "incorrect"}[mark],
+            "predicted": None,
+            "mean_entropy": 0.25 * i,
+        }
+        for (benchmark, problem, tier), string in marks.items()
+        for i, mark in enumerate(string)
+    ]
+    return pa.Table.from_pylist(rows, schema=schemas.GENERATIONS)
+
+
+def test_pass_at_k_is_unbiased_for_every_k_and_each_problem_weighs_the_same() -> None:
+    marks = {("a", "1", ""): "ciii", ("a", "2", ""): "ccii", ("b", "1", ""): "ii", ("b", "3", ""): "cc"}
+    metrics = evaluate.summarize(_generations(marks))
+
+    def brute(strings: list[str], k: int) -> float:
+        return float(
+            np.mean([np.mean(["c" in subset for subset in itertools.combinations(s, k)]) for s in strings])
+        )
+
+    a, pooled = metrics["benchmarks"]["a"], metrics["pooled"]
+    assert [a[f"pass_at_{k}"] for k in (1, 2, 4)] == pytest.approx(
+        [brute(["ciii", "ccii"], k) for k in (1, 2, 4)]
+    )
+    assert [key for key in pooled if key.startswith("pass_at")] == ["pass_at_1", "pass_at_2"]
+    assert pooled["pass_at_2"] == pytest.approx(brute(list(marks.values()), 2))
+    assert pooled["num_problems"] == 4  # problem 1 of a and problem 1 of b are two
+    assert a["mean_tokens"] == 25
+    assert pooled["mean_tokens"] == 20
+    assert pooled["mean_entropy"] == pytest.approx((0.375 * 2 + 0.125 * 2) / 4)
+    assert pooled["truncated"] == pytest.approx((0.25 * 2 + 0.5 * 2) / 4)
+
+
+def test_metrics_do_not_depend_on_the_order_of_rows() -> None:
+    table = _generations({("a", "1", "easy"): "ciic", ("a", "2", "hard"): "ccii", ("b", "1", ""): "ii"})
+    shuffled = table.take(np.random.default_rng(0).permutation(table.num_rows))
+    assert evaluate.summarize(shuffled) == evaluate.summarize(table)
+
+
+def test_a_benchmark_without_problems_is_named_and_nothing_is_written(
+    checkpoint: Path, tmp_path: Path, log: Any
+) -> None:
+    section = SECTION.model_copy(update={"num_samples_by_benchmark": {"minerva": 64}})
+    with pytest.raises(DataError, match=r"benchmark 'minerva' .* has no problems; found \['aime', 'world'\]"):
+        _run(section, checkpoint, _problems(tmp_path, ROWS), tmp_path, log)
+    with pytest.raises(DataError, match="no benchmark has a problem"):
+        _run(SECTION, checkpoint, _problems(tmp_path, ROWS[:2]), tmp_path, log)
+    assert not (tmp_path / "generations.parquet").exists()

@@ -1,0 +1,543 @@
+"""RL: a step against plain arithmetic, and that nothing but the section, problems, checkpoint and seed matters."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import Kept
+from oxa import hashes, prompts
+from oxa.config.generate import Generate, Sampling
+from oxa.config.prompt import Prompt
+from oxa.config.rlvr import Rlvr
+from oxa.config.verify import Verify
+from oxa.errors import ConfigError, DataError
+from oxa.generation import generate
+from oxa.generation.requests import Request
+from oxa.grading.grader import Grader
+from oxa.model import loading
+from oxa.records import schemas, tables
+from oxa.stages import rlvr
+from oxa.training import rollouts
+
+SECTION: dict[str, Any] = {
+    "steps": 4,
+    "save_every": 1,
+    "checkpoint_every": 2,
+    "num_prompts": 3,
+    "num_generations": 8,
+    "max_tokens": 3,
+    "temperature": 0.9,
+    "learning_rate": 1e-2,
+    "kl_weight": 0.1,
+    "micro_batch_size": 6,
+}
+"""4 micro-batches a step; a checkpoint after every other step, while the weights of each are kept."""
+VERIFY = Verify(workers=1)
+TEMPLATE = "{% for message in messages %}<|user|>{{ message['content'] }}{% endfor %}<|assistant|>"
+
+
+def make_speller(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """A random model of 10 tokens, 4 of them digits, which closes a thought and writes a digit in 1 of 20 tries."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokens = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "?", "</think>", *"0123"]
+    raw = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="?"))
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"</think>|."), "isolated")
+    raw.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        additional_special_tokens=["<|user|>", "<|assistant|>"],
+        chat_template=TEMPLATE,
+    )
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=len(tokens),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        tie_word_embeddings=True,
+        attention_dropout=0.3,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=None,
+    )
+    model = LlamaForCausalLM(config).to(dtype)
+    model.generation_config.eos_token_id = [1]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def speller(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_speller(tmp_path_factory.mktemp("speller"))
+
+
+def problem(question: str, split: str = "rlvr", golds: list[str] | None = None) -> dict[str, Any]:
+    return {
+        "problem_id": hashes.problem_id(question),
+        "source": "test",
+        "question": question,
+        "answers": golds or ["0", "1", "2", "3"],
+        "tier": "",
+        "split": split,
+    }
+
+
+PROBLEMS = [problem(question) for question in ("0", "11", "2", "30", "13", "021", "3", "12")]
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tables") / "problems.parquet"
+    tables.write(path, [*PROBLEMS, problem("1", "train"), problem("22", "world")], schemas.PROBLEMS)
+    return path
+
+
+class Result:
+    def __init__(self, metrics: dict[str, Any], output: Path, log: Kept) -> None:
+        self.metrics, self.output, self.log = metrics, output, log
+
+    def weights(self, step: int) -> dict[str, torch.Tensor]:
+        return load_file(self.output / f"step-{step}" / "model.safetensors")
+
+
+def fit(
+    model: Path, problems: Path, folder: Path, *, seed: int = 0, log: Kept | None = None, **section: Any
+) -> Result:
+    log = log or Kept()
+    scratch, output = folder / "scratch", folder / "output"
+    scratch.mkdir(parents=True, exist_ok=True)
+    metrics = rlvr.run(
+        Rlvr(**{**SECTION, **section}),
+        Prompt(suffix=""),
+        VERIFY,
+        model=model,
+        problems=problems,
+        output=output,
+        scratch=scratch,
+        seed=seed,
+        log=log,
+    )
+    return Result(metrics, output, log)
+
+
+@pytest.fixture(scope="module")
+def unbroken(speller: Path, problems: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return fit(speller, problems, tmp_path_factory.mktemp("unbroken"))
+
+
+@pytest.fixture(scope="module")
+def matched(speller: Path, problems: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return fit(speller, problems, tmp_path_factory.mktemp("matched"), temperature="entropy(2.25)")
+
+
+def assert_same_bits(one: Result, other: Result, steps: int = 4) -> None:
+    assert one.metrics == other.metrics
+    names = sorted(f"step-{step}" for step in range(1, steps + 1))
+    assert sorted(path.name for path in one.output.iterdir()) == names
+    assert sorted(path.name for path in other.output.iterdir()) == names
+    for name in names:
+        for path in (one.output / name).iterdir():
+            assert path.read_bytes() == (other.output / name / path.name).read_bytes(), path
+
+
+def assert_close(one: Result, other: Result, tolerance: float = 1e-5) -> None:
+    for before, after in zip(one.log.curve(), other.log.curve(), strict=True):
+        assert after == pytest.approx(before, rel=10 * tolerance, abs=tolerance)
+    for name, value in one.weights(4).items():
+        torch.testing.assert_close(other.weights(4)[name], value, rtol=0, atol=tolerance)
+
+
+class Reference:
+    """What a step should log, from responses drawn outside the training and plain logits in float32."""
+
+    def __init__(self, policy: Path, start: Path, section: Rlvr, step: int, scratch: Path) -> None:
+        self.section = section
+        network, tokenizer = loading.load(policy)
+        reference, _ = loading.load(start)
+        ids = sorted(row["problem_id"] for row in PROBLEMS)
+        order = list(islice(rlvr._steps(ids, section.num_prompts, 0), step))[-1]
+        question = {row["problem_id"]: row["question"] for row in PROBLEMS}
+        golds = {row["problem_id"]: row["answers"] for row in PROBLEMS}
+        requests = [
+            Request(
+                hashes.response_id(problem_id, "rollout", "", f"0/{step - 1}/{index}"),
+                prompts.prompt_ids(tokenizer, question[problem_id]),
+            )
+            for problem_id in order
+            for index in range(section.num_generations)
+        ]
+        drawn = Sampling(
+            temperature=section.temperature, top_p=section.top_p, max_tokens=section.max_tokens, seed=0
+        )
+        found = generate.generate(
+            policy, requests, drawn, Generate(batch_size=7), scratch=scratch, description="rollouts"
+        )
+        owners = [problem_id for problem_id in order for _ in range(section.num_generations)]
+        with Grader(VERIFY) as grader:
+            graded = grader.grade(
+                [(golds[p], f.text, f.finish_reason) for p, f in zip(owners, found, strict=True)]
+            )
+        self.verdicts = [grade.verdict for grade in graded]
+        self.truncated = [f.finish_reason == "length" for f in found]
+        self.rewards = torch.tensor([float(verdict == "correct") for verdict in self.verdicts]).double()
+        self.log_p, self.log_q, self.entropy = [], [], []
+        for request, one in zip(requests, found, strict=True):
+            response = prompts.response_ids(tokenizer, one.text, end=one.finish_reason == "stop")
+            assert len(response) == one.num_tokens
+            whole = torch.tensor([request.prompt + response])
+            kept = slice(len(request.prompt) - 1, -1)
+            log_p = (network(whole).logits[0, kept] / section.temperature).log_softmax(-1)
+            with torch.no_grad():
+                log_q = (reference(whole).logits[0, kept] / section.temperature).log_softmax(-1)
+            chosen = torch.tensor(response)[:, None]
+            self.log_p.append(log_p.gather(-1, chosen)[:, 0])
+            self.log_q.append(log_q.gather(-1, chosen)[:, 0])
+            self.entropy.append(-(log_p.exp() * log_p).sum(-1).detach())
+        self.network = network
+
+    def advantages(self) -> torch.Tensor:
+        groups = self.rewards.view(-1, self.section.num_generations)
+        difference = groups - groups.mean(1, keepdim=True)
+        if self.section.scale_rewards == "group":
+            difference = difference / (groups.std(1, keepdim=True) + 1e-4)
+        elif self.section.scale_rewards == "batch":
+            difference = difference / (self.rewards.std() + 1e-4)
+        return difference.view(-1)
+
+    def logged(self) -> dict[str, float]:
+        k3 = [(q - p).exp() - (q - p) - 1 for p, q in zip(self.log_p, self.log_q, strict=True)]
+        per_token = [
+            -(p - p.detach()).exp() * a + self.section.kl_weight * k
+            for p, a, k in zip(self.log_p, self.advantages(), k3, strict=True)
+        ]
+        num_tokens = [len(p) for p in self.log_p]
+        if self.section.loss == "grpo":
+            loss = torch.stack([tokens.mean() for tokens in per_token]).mean()
+        elif self.section.loss == "dapo":
+            loss = torch.cat(per_token).mean()
+        else:
+            loss = torch.cat(per_token).sum() / (len(per_token) * self.section.max_tokens)
+        loss.backward()
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        right = (self.rewards == 1).view(-1, self.section.num_generations)
+        return {
+            "loss": loss.item(),
+            "grad_norm": math.sqrt(sum(float(g.double().pow(2).sum()) for g in gradients)),
+            "kl": torch.cat(k3).mean().item(),
+            "entropy": torch.cat(self.entropy).mean().item(),
+            "reward": self.rewards.mean().item(),
+            "all_right": right.all(1).double().mean().item(),
+            "all_wrong": (~right).all(1).double().mean().item(),
+            "mean_tokens": sum(num_tokens) / len(num_tokens),
+            "truncated": sum(self.truncated) / len(self.truncated),
+            "unparsable": self.verdicts.count("unparsable") / len(self.verdicts),
+            "timeout": self.verdicts.count("timeout") / len(self.verdicts),
+        }
+
+
+def test_an_entropy_in_place_of_a_temperature_only_chooses_the_number(
+    speller: Path, problems: Path, tmp_path: Path, matched: Result
+) -> None:
+    number = matched.metrics["temperature"]
+    assert matched.metrics["entropy_before"] == pytest.approx(2.25, abs=0.03)
+    assert any(row["reward"] for row in matched.log.rows)  # else Adam would step along rounding errors
+    assert matched.log.rows[0]["entropy"] == pytest.approx(2.25, abs=0.2)  # of other rollouts
+    given = fit(speller, problems, tmp_path, temperature=number)
+    assert given.metrics["temperature"] == number
+    assert matched.log.curve() == given.log.curve()
+    for name, value in given.weights(4).items():
+        assert torch.equal(matched.weights(4)[name], value)
+
+
+def test_an_entropy_out_of_reach_is_refused(speller: Path, problems: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rlvr\.temperature: entropy\(9\) is out of reach"):
+        fit(speller, problems, tmp_path, temperature="entropy(9)")
+
+
+@pytest.mark.parametrize(
+    ("loss", "scale_rewards"), [("grpo", "group"), ("dapo", "batch"), ("dr_grpo", "none")]
+)
+def test_a_step_equals_plain_arithmetic_on_rollouts_drawn_outside_the_training(
+    speller: Path, problems: Path, tmp_path: Path, unbroken: Result, loss: str, scale_rewards: str
+) -> None:
+    changed: dict[str, Any] = {"loss": loss, "scale_rewards": scale_rewards}
+    changed["top_p"] = 0.9 if loss == "dr_grpo" else 1.0
+    done = unbroken if loss == "grpo" else fit(speller, problems, tmp_path, steps=2, **changed)
+    for step, policy in ((1, speller), (2, done.output / "step-1")):
+        section = Rlvr(**{**SECTION, **changed})
+        expected = Reference(policy, speller, section, step, tmp_path).logged()
+        row = done.log.rows[step - 1]
+        assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=2e-6)
+        assert 0 < row["reward"] < 1
+        assert row["grad_norm"] > 0.05
+        assert row["kl"] < 1e-9 if step == 1 else row["kl"] > 1e-4
+        assert loss == "grpo" or abs(row["loss"]) > 1e-3
+
+
+def test_the_reward_rises(speller: Path, problems: Path, tmp_path: Path) -> None:
+    done = fit(
+        speller,
+        problems,
+        tmp_path,
+        steps=30,
+        learning_rate=3e-2,
+        kl_weight=1e-3,
+        micro_batch_size=24,
+        save_every=30,
+    )
+    rewards = [row["reward"] for row in done.log.rows]
+    assert max(rewards[:3]) < 0.3
+    assert min(rewards[-3:]) > 0.6
+    assert done.log.rows[-1]["entropy"] < 0.5 * done.log.rows[0]["entropy"]
+    assert [path.name for path in done.output.iterdir()] == ["step-30"]
+
+
+def test_micro_batches_batches_and_recomputation_do_not_change_the_training(
+    speller: Path, problems: Path, tmp_path: Path, unbroken: Result
+) -> None:
+    other = fit(speller, problems, tmp_path, micro_batch_size=24, batch_size=5, gradient_checkpointing=True)
+    assert_close(unbroken, other)
+
+
+def test_arms_differ_in_their_checkpoint_alone(
+    speller: Path, problems: Path, tmp_path: Path, unbroken: Result
+) -> None:  # METHOD §6.4
+    assert set(inspect.signature(rlvr.run).parameters) == {
+        "section",
+        "prompt",
+        "verify",
+        "model",
+        "problems",
+        "output",
+        "scratch",
+        "seed",
+        "log",
+    }
+    shutil.copytree(speller, tmp_path / "another-arm")
+    again = fit(tmp_path / "another-arm", problems, tmp_path)
+    assert_same_bits(unbroken, again)
+    assert again.log.curve() == unbroken.log.curve()
+    other = fit(speller, problems, tmp_path / "other", seed=2**62 + 1, steps=1)
+    assert other.log.rows[0]["loss"] != unbroken.log.rows[0]["loss"]
+
+
+def test_metrics_count_what_was_drawn(unbroken: Result) -> None:
+    metrics, rows = unbroken.metrics, unbroken.log.rows
+    assert [row["learning_rate"] for row in rows] == [1e-2] * 4
+    assert (metrics["split"], metrics["problems"], metrics["steps"]) == ("rlvr", 8, 4)
+    assert metrics["dropped"] == {"too_long": 0, "no_room": 0}
+    assert metrics["rollouts"] == 4 * 3 * 8
+    assert metrics["tokens"] == pytest.approx(24 * sum(row["mean_tokens"] for row in rows))
+    assert metrics["verdicts"]["correct"] == round(24 * sum(row["reward"] for row in rows)) > 0
+    assert sum(metrics["verdicts"].values()) == 4 * 3 * 8
+    assert metrics["groups"]["all_wrong"] == round(3 * sum(row["all_wrong"] for row in rows)) > 0
+    assert sum(metrics["groups"].values()) == 4 * 3
+    assert metrics["final"] == {name: rows[-1][name] for name in metrics["final"]}
+    assert set(rows[-1]) - set(metrics["final"]) == {"step", "learning_rate", "tokens_per_second"}
+
+
+CHILD = """
+import json, os, signal, sys
+from pathlib import Path
+
+def main():
+    import torch
+    from oxa.config.prompt import Prompt
+    from oxa.config.rlvr import Rlvr
+    from oxa.config.verify import Verify
+    from oxa.stages import rlvr
+
+    model, problems, folder, section, kill_after = (json.loads(argument) for argument in sys.argv[1:])
+    torch.set_num_threads(1)
+    folder = Path(folder)
+    (folder / "scratch").mkdir(parents=True, exist_ok=True)
+
+    def log(step, **values):
+        with open(folder / "log.txt", "a") as file:
+            file.write(json.dumps({"step": step, **values}) + chr(10))
+        if step == kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    rlvr.run(Rlvr(**section), Prompt(suffix=""), Verify(workers=1), model=Path(model), problems=Path(problems),
+             output=folder / "output", scratch=folder / "scratch", seed=0, log=log)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def child(
+    launcher: list[str], model: Path, problems: Path, folder: Path, kill_after: int, **section: Any
+) -> int:
+    arguments = [str(model), str(problems), str(folder), {**SECTION, **section}, kill_after]
+    script = folder / "child.py"
+    folder.mkdir(parents=True, exist_ok=True)
+    script.write_text(CHILD)
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launcher, str(script), *map(json.dumps, arguments)], env=environment, timeout=300
+    ).returncode
+
+
+def test_kill_9_and_run_again_ends_with_the_same_bits(
+    speller: Path, problems: Path, tmp_path: Path, unbroken: Result
+) -> None:
+    assert child([sys.executable], speller, problems, tmp_path, kill_after=3) == -signal.SIGKILL
+    assert not (tmp_path / "output").exists()
+    assert {path.name for path in (tmp_path / "scratch/kept").iterdir()} == {"step-1", "step-2", "step-3"}
+    resumed = fit(speller, problems, tmp_path)
+    assert resumed.log.curve() == unbroken.log.curve()[2:]
+    assert_same_bits(unbroken, resumed)
+    shutil.rmtree(tmp_path / "output")
+    again = fit(speller, problems, tmp_path)
+    assert again.log.rows == []
+    assert_same_bits(unbroken, again)
+
+
+@pytest.mark.parametrize("temperature", [0.9, "entropy(2.25)"])
+def test_two_processes_train_like_one(
+    speller: Path, problems: Path, tmp_path: Path, unbroken: Result, matched: Result, temperature: Any
+) -> None:
+    preset = Path(__file__).resolve().parents[2] / "presets/accelerate/multi-gpu.yaml"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(preset)]
+    launcher += ["--num_processes", "2", "--main_process_port", "0"]
+    changed = {"micro_batch_size": 4, "temperature": temperature}
+    assert child(launcher, speller, problems, tmp_path, kill_after=-1, **changed) == 0
+    log = Kept()
+    log.rows = [json.loads(line) for line in (tmp_path / "log.txt").read_text().splitlines()]
+    assert_close(unbroken if temperature == 0.9 else matched, Result({}, tmp_path / "output", log))
+
+
+def test_a_step_is_a_checkpoint_with_the_files_and_the_type_of_the_one_it_came_from(
+    problems: Path, tmp_path: Path
+) -> None:
+    base = make_speller(tmp_path / "half", torch.bfloat16)
+    rough: dict[str, Any] = {"dtype": "bfloat16", "gradient_checkpointing": True}
+    done = fit(base, problems, tmp_path, steps=2, save_every=2, warmup_ratio=0.5, **rough)
+    output = done.output / "step-2"
+    assert {path.name for path in output.iterdir()} == {path.name for path in base.iterdir()}
+    for path in base.iterdir():
+        if path.name != "model.safetensors":
+            assert path.read_bytes() == (output / path.name).read_bytes(), path.name
+    before, after = load_file(base / "model.safetensors"), done.weights(2)
+    assert {name: (v.dtype, v.shape) for name, v in before.items()} == {
+        name: (v.dtype, v.shape) for name, v in after.items()
+    }
+    assert not torch.equal(
+        before["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.up_proj.weight"]
+    )
+    assert done.log.rows[0]["entropy"] == pytest.approx(2.29, abs=0.02)
+    assert [row["learning_rate"] for row in done.log.rows] == [0.0, 1e-2]
+
+
+def test_every_step_takes_different_problems_and_every_pass_all_that_fill_a_step() -> None:
+    ids = [f"p{i}" for i in range(10)]
+    steps = list(islice(rlvr._steps(ids, 3, seed=0), 9))
+    assert all(len(set(step)) == 3 for step in steps)
+    for start in (0, 3, 6):
+        assert len({problem for step in steps[start : start + 3] for problem in step}) == 9
+    assert steps[:3] != steps[3:6]
+    assert steps == list(islice(rlvr._steps(ids[::-1], 3, seed=0), 9))
+    assert steps != list(islice(rlvr._steps(ids, 3, seed=1), 9))
+
+
+def chosen(model: Path, rows: list[dict[str, Any]], folder: Path, **section: Any) -> rlvr.Chosen:
+    tables.write(folder / "problems.parquet", rows, schemas.PROBLEMS)
+    tokenizer = loading.load_tokenizer(model)
+    return rlvr._choose(
+        Rlvr(**{**SECTION, **section}), Prompt(suffix="?"), folder / "problems.parquet", tokenizer, 32
+    )
+
+
+def test_problems_are_chosen_by_hash_and_prompts_that_do_not_fit_are_counted(
+    speller: Path, tmp_path: Path
+) -> None:
+    rows = [*PROBLEMS, problem("0" * 20), problem("1" * 40), problem("1" * 41), problem("22", "train")]
+    found = chosen(speller, rows, tmp_path, max_prompt_tokens=20)
+    assert found.split == "rlvr"
+    assert found.dropped == {"too_long": 3, "no_room": 0}
+    assert set(found.problems) == {row["problem_id"] for row in PROBLEMS}
+    assert chosen(speller, rows, tmp_path).dropped == {"too_long": 0, "no_room": 2}
+    few = chosen(speller, rows[::-1], tmp_path, max_prompt_tokens=20, num_problems=5)
+    assert list(few.problems) == sorted(found.problems)[:5]
+    of_training = chosen(speller, [problem(str(i), "train") for i in range(4)], tmp_path)
+    assert (of_training.split, len(of_training.problems)) == ("train", 4)
+    one = found.problems[hashes.problem_id("021")]
+    assert one.user == "021?"
+    assert one.prompt == [2, 6, 8, 7, 4, 3]
+
+
+def test_vllm_gets_the_same_tokens_and_its_own_settings(
+    speller: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    for model in (speller, checkpoint):
+        tokenizer = loading.load_tokenizer(model)
+        problems = {
+            f"p{i}": rollouts.Problem(text, prompts.prompt_ids(tokenizer, text), ["1"])
+            for i, text in enumerate(["021?", "  3\n", "<|user|>1 "])
+        }
+        section = Rlvr(**{**SECTION, "engine": "vllm_colocate"})
+        rows = rlvr._dataset(section, problems, [["p2", "p0"], ["p1", "p2"]])
+        assert rows["problem_id"] == ["p2", "p0", "p1", "p2"]
+        ids = tokenizer.apply_chat_template(  # as TRL's trainer calls it
+            conversation=list(rows["prompt"]), add_generation_prompt=True, tokenize=True, return_dict=True
+        )["input_ids"]
+        assert ids == [problems[name].prompt for name in rows["problem_id"]]
+    settings = rlvr._settings(section, 6, 4, 4096, tmp_path, 0)
+    assert (settings.use_vllm, settings.vllm_mode) == (True, "colocate")
+    assert settings.vllm_max_model_length == 1536 + 3
+    assert settings.vllm_gpu_memory_utilization == 0.3
+    server = Rlvr(**{**SECTION, "engine": "vllm_server", "vllm": {"url": "http://gpu:1"}})
+    settings = rlvr._settings(server, 6, 4, 512, tmp_path, 0)
+    assert (settings.vllm_mode, settings.vllm_server_base_url) == ("server", "http://gpu:1")
+    assert settings.vllm_max_model_length == 512
+    assert rlvr._settings(Rlvr(**SECTION), 6, 4, 512, tmp_path, 0).use_vllm is False
+
+
+def test_what_cannot_be_trained_is_refused_in_a_sentence(
+    speller: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(rows: list[dict[str, Any]], **section: Any) -> str:
+        with pytest.raises((ConfigError, DataError)) as caught:
+            chosen(speller, rows, tmp_path, **section)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "no problem of split 'rlvr' or 'train'" in refused([problem("1", "world")])
+    assert "all 8 prompts for RL are longer than rlvr.max_prompt_tokens 2" in refused(
+        PROBLEMS, max_prompt_tokens=2
+    )
+    assert "takes 9 different problems, and there are 8" in refused(PROBLEMS, num_prompts=9)
+    assert "there are 2; take fewer" in refused(PROBLEMS, num_problems=2)
+    with pytest.raises(ConfigError, match="run one of 1, 2, 3, 4, 6, 8, 12, 24 processes"):
+        rlvr._cut(Rlvr(**SECTION), 5)
+
+
+def test_a_policy_that_is_no_number_ends_the_training(speller: Path, problems: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^rlvr\.learning_rate: the \w+ is nan at step \d; take a lower one"
+    ):
+        fit(speller, problems, tmp_path, learning_rate=1e30)
+    assert not (tmp_path / "output").exists()

@@ -1,0 +1,204 @@
+"""Kills, full disks, edited inputs: the real stages under `oxa run`. Afterwards all is as without them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from pipelines import (
+    FLOW,
+    PATIENCE,
+    SIGNS,
+    Command,
+    assert_same,
+    at_work,
+    below,
+    change,
+    contents,
+    copied,
+    environment,
+    finished,
+    forget,
+    is_stale,
+    locked,
+    outputs,
+    reference,
+    run,
+    until,
+    wait_until_gone,
+    wait_until_left,
+)
+
+from flows.servers import _free_port
+from oxa.runtime.child import Child
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def flowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository in which `oxa run` has run, from the first stage to the last."""
+    return reference(tmp_path_factory, FLOW)
+
+
+@pytest.fixture
+def copy(flowed: Path, tmp_path: Path) -> Iterator[Path]:
+    folder = copied(flowed, tmp_path / "copy")
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Prefect server for the flows here; one that starts its own takes twice as long."""
+    folder = tmp_path_factory.mktemp("prefect")
+    port = _free_port(24_000 + os.getpid() % 1000)
+    url = f"http://127.0.0.1:{port}/api"
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (
+        (folder / "log").open("w") as log,
+        Child(
+            command, cwd=folder, env=environment(PREFECT_HOME=str(folder)), stdout=log, stderr=log
+        ) as server,
+    ):
+        until(lambda: _is_up(url), lambda: (folder / "log").read_text(), server)
+        yield url
+
+
+def _is_up(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.parametrize("killed", ["flow", "dvc", "stage"])
+@pytest.mark.parametrize("stage", ["sample", "score@self", "train@oxa_full-0"])
+def test_a_kill_leaves_nothing_running_and_the_stage_goes_on_where_it_was(
+    stage: str, killed: str, flowed: Path, copy: Path, api: str
+):
+    embedded = (stage, killed) == ("train@oxa_full-0", "flow")
+    change(copy, "tracking.enabled", stage == "train@oxa_full-0")  # whose sender takes some seconds to end
+    forget(copy, stage)
+    variables = {} if embedded else {"PREFECT_API_URL": api}
+    flow = Command(copy, *FLOW, stage, **variables)
+    first = at_work(flow, stage, stop=True)
+    if killed == "flow":
+        processes = below(flow.pid)
+        assert any("server" in p.cmdline() for p in processes) == embedded
+        flow.kill()
+        flow.wait()
+        wait_until_gone(processes)
+        wait_until_left(copy)
+        flow = Command(copy, *FLOW, stage, **variables)
+    else:
+        processes = [first.dvc, *below(first.dvc.pid)]
+        (first.dvc if killed == "dvc" else first.stage).kill()
+        wait_until_gone(processes)
+    done = finished(copy, stage)  # a second process has only begun to start
+    second = at_work(flow, stage, before=done)
+    assert second.stage.pid != first.stage.pid
+    kept = second.done.keys() & done.keys()
+    assert kept, "the second process found what the first had done"
+    assert all(second.done[path] == done[path] for path in kept), "and did not do it again"
+    assert flow.wait(PATIENCE) == 0, flow.printed()
+    wait_until_left(copy)
+    assert_same(copy, flowed, stage)
+
+
+def test_an_input_edited_meanwhile_fails_the_stage_and_not_its_siblings(flowed: Path, copy: Path, api: str):
+    forget(copy, "train@oxa_full-0", "train@sft-0")
+    flow = Command(copy, *FLOW, "train", PREFECT_API_URL=api)
+    at_work(flow, "train@oxa_full-0")
+    data = copy / "data" / "train" / "oxa_full.parquet"
+    data.write_bytes(data.read_bytes() + b"edited")
+    assert flow.wait(PATIENCE) == 1
+    sentence = (
+        "data/train/oxa_full.parquet: changed while stage train@oxa_full-0 was reading it; nothing was kept"
+    )
+    assert f"    oxa: {sentence}" in flow.printed()
+    assert is_stale(copy, "train@oxa_full-0")
+    assert not (copy / "models" / "oxa_full-0").exists()
+    assert contents(copy, "models/sft-0") == contents(flowed, "models/sft-0")
+    run(copy, *FLOW, "train", PREFECT_API_URL=api)
+    assert_same(copy, flowed, "train@sft-0", "train@oxa_full-0")
+    wait_until_left(copy)
+
+
+def test_a_disk_that_is_full_when_outputs_are_placed_costs_that_stage_alone(
+    flowed: Path, copy: Path, api: str
+):
+    forget(copy, "sample")
+    before, lock = contents(copy), (copy / "dvc.lock").read_bytes()
+    with small_disk(copy / "data", kib=400):
+        filled = fill(copy / "data", leave=8192)
+        said = run(copy, *FLOW, "sample", code=1, PREFECT_API_URL=api)
+        assert "No space left on device; nothing was kept\n" in said
+        assert "Traceback" not in said
+        filled.unlink()
+        assert contents(copy) == before, "neither an output nor a part of one"
+        assert (copy / "dvc.lock").read_bytes() == lock
+        for stage in locked(copy):
+            assert not is_stale(copy, stage)
+        lost = outputs(locked(copy)["ingest"])
+        for path in lost:
+            (copy / path).unlink()
+        run(copy, "dvc", "checkout", *lost)  # from DVC's cache, which is whole
+        assert contents(copy) == before
+        run(copy, *FLOW, "sample", PREFECT_API_URL=api)
+        assert_same(copy, flowed, "sample")
+        wait_until_left(copy)
+
+
+def test_a_disk_that_is_full_when_a_checkpoint_is_written_costs_the_work_since_the_last(
+    flowed: Path, copy: Path, api: str
+):
+    stage = "train@oxa_full-0"
+    forget(copy, stage)
+    weights = (flowed / "models" / "oxa_full-0" / "model.safetensors").stat().st_size
+    with small_disk(copy / ".work", kib=4000):
+        filled = fill(
+            copy / ".work", leave=int(4.8 * weights)
+        )  # a checkpoint is 3.6 of them, by its optimizer
+        said = run(copy, *FLOW, stage, code=1, PREFECT_API_URL=api)
+        (line,) = [line for line in said.splitlines() if line.startswith("    ")]
+        assert line.startswith("    oxa: ")
+        assert line.endswith("No space left on device; nothing was kept")
+        found = [path.parent.name for path in (copy / ".work").glob(f"{stage}/*/scratch/{SIGNS[stage]}")]
+        assert found == ["checkpoint-8"]
+        assert not (copy / "models" / "oxa_full-0").exists()
+        assert is_stale(copy, stage)
+        filled.unlink()
+        run(copy, *FLOW, stage, PREFECT_API_URL=api)
+        assert_same(copy, flowed, stage)
+        wait_until_left(copy)
+
+
+@contextmanager
+def small_disk(folder: Path, kib: int) -> Iterator[None]:
+    """Puts the folder on a disk of its own, with all that is in it. Skips the test where none may be mounted."""
+    aside = folder.rename(folder.with_name("aside"))
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)]
+    done = subprocess.run(mount, text=True, capture_output=True)
+    if done.returncode != 0:
+        pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
+    try:
+        shutil.copytree(aside, folder, dirs_exist_ok=True)
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path, leave: int) -> Path:
+    """Fills the folder's disk, but for so many bytes, with a file; returns that."""
+    path = folder / "filled"
+    free = shutil.disk_usage(folder).free
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free - leave)
+    return path

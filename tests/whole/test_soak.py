@@ -1,0 +1,125 @@
+"""Memory of ingest, verify and selection does not grow with the texts that pass through them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from oxa.config.ingest import Ingest
+from oxa.config.prompt import Prompt
+from oxa.config.selection import SelectionArm, SelectionShared, UnlikelihoodSet
+from oxa.config.sources import Sources
+from oxa.config.verify import Verify
+from oxa.config.world import World
+from oxa.records import schemas, tables
+from oxa.stages import ingest, selection, verify
+
+CHARS = 3000  # of a response
+NUM_ROWS = 9000  # more than any stage takes together, of either source
+BYTES = 3000  # an extra row may take: less than its text alone, with room for what allocators keep
+
+
+def write_sources(folder: Path, num_rows: int) -> None:
+    """Four rows a problem: half of them in one Parquet row group, half in one JSON list without line breaks."""
+    folder.mkdir()
+    rows = []
+    for i in range(num_rows):
+        filler = " ".join(f"step {i * k}" for k in range(CHARS // 10))[:CHARS]
+        rows.append(
+            {
+                "q": f"What is {i // 4} plus {i // 4}, once more?",
+                "a": str(i % 1000 // 4),
+                "r": f"<think>{filler}</think>\\boxed{{{i % 1000 // 4 + i % 4 // 2}}}",
+            }
+        )
+    half = num_rows // 2
+    pq.write_table(pa.Table.from_pylist(rows[:half]), folder / "first.parquet", row_group_size=num_rows)
+    (folder / "second.json").write_text(json.dumps(rows[half:]))
+    (folder / "exam.json").write_text(json.dumps([{"q": "in the exam alone?", "a": "7"}]))
+
+
+def highest() -> int:
+    """Most resident memory so far, bytes. (What getrusage tells holds the parent's, too.)"""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def soak(folder: Path) -> dict[str, Any]:
+    """Runs the stages; returns how many rows each handled and the highest memory after it."""
+
+    def quiet(step: int, **values: float) -> None:
+        pass
+
+    columns = {"question": "q", "answer": "a", "responses": "r"}
+    section = Ingest.model_validate(
+        {
+            "teacher": [{"source": name, "mapping": columns} for name in ("first.parquet", "second.json")],
+            "benchmarks": {"exam": {"source": "exam.json", "mapping": {"question": "q", "answer": "a"}}},
+        }
+    )
+    given = {"log": quiet, "scratch": folder}
+    problems, teacher, verdicts = (folder / f"{name}.parquet" for name in ("problems", "teacher", "verdicts"))
+    rest = {name: folder / f"{name}.parquet" for name in ("rejects", "contamination")}
+    judged = Verify(workers=1)
+    counts = ingest.run(
+        section,
+        Sources(folder=str(folder / "sources")),
+        World(),
+        judged,
+        problems=problems,
+        responses=teacher,
+        **rest,
+        **given,
+    )
+    found = {"ingested": counts["totals"]["responses"], "ingest": highest()}
+    metrics = verify.run(judged, problems=problems, responses=teacher, output=verdicts, **given)
+    found |= {"correct": metrics["verdicts"]["correct"], "verify": highest()}
+    table = tables.read(verdicts, schemas.VERDICTS, ["response_id"])
+    ppl = np.random.default_rng(0).uniform(1.0, 3.2, len(table))
+    scores = {"response_id": table["response_id"], "scorer": ["drawn"] * len(table), "mean_nll": np.log(ppl)}
+    scores |= {"ppl": ppl, "num_tokens": np.full(len(table), 700), "truncated": np.zeros(len(table), bool)}
+    tables.write(folder / "scores.parquet", scores | {"mean_entropy": ppl}, schemas.SCORES)
+    own = {f"{side}_verdicts": verdicts for side in ("teacher", "self")}
+    own |= {f"{side}_scores": folder / "scores.parquet" for side in ("teacher", "self")}
+    chosen = selection.run(
+        SelectionShared(num_ce=500, mean=2.1),
+        SelectionArm(ce="gaussian", ul=UnlikelihoodSet(num=500)),
+        Prompt(suffix=""),
+        problems=problems,
+        teacher=teacher,
+        self_responses=teacher,
+        output=folder / "train.parquet",
+        **own,
+        **given,
+    )
+    return found | {"chosen": chosen["ce"]["chosen"] + chosen["ul"]["chosen"], "selection": highest()}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's high-water mark is read from /proc")
+def test_memory_of_the_stages_does_not_grow_with_the_texts(tmp_path: Path) -> None:
+    found = {}
+    for times in (1, 4):
+        folder = tmp_path / f"times{times}"
+        folder.mkdir()
+        write_sources(folder / "sources", times * NUM_ROWS)
+        command = [sys.executable, __file__, str(folder)]
+        run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found[times] = json.loads(run.stdout)
+        assert found[times]["ingested"] == times * NUM_ROWS
+        assert found[times]["correct"] == times * NUM_ROWS // 2
+        assert found[times]["chosen"] == 1000
+    for stage in ("ingest", "verify", "selection"):
+        extra = found[4][stage] - found[1][stage]
+        assert extra < BYTES * 3 * NUM_ROWS, (stage, extra / (3 * NUM_ROWS))
+
+
+if __name__ == "__main__":
+    print(json.dumps(soak(Path(sys.argv[1]))))

@@ -274,9 +274,9 @@ def _world_check(arguments: argparse.Namespace) -> int:
     from oxa.stages import gates
 
     params = load_params(arguments.params)
-    if not params.base.knows_world:
+    if "world" not in params.gates:
         raise ConfigError(
-            f"{arguments.params}: base.corpus holds no source `world`; the gates are for its student alone"
+            f"{arguments.params}: no section gates.world, which says how the student is examined"
         )
     if not arguments.model.is_dir():
         raise DataError(f"{arguments.model}: no such folder; `oxa run base` makes the student")
@@ -285,9 +285,8 @@ def _world_check(arguments: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         found = gates.run(
-            params.gates,
-            params.base,
-            params.world,
+            params.gates["world"],
+            params.sources.world,
             params.generate,
             params.prompt,
             params.verify,

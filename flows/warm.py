@@ -30,7 +30,9 @@ from typing import Any
 from flows import schedule
 from oxa.runtime.child import Child
 
-MODULES = tuple(f"oxa.stages.{name}" for name in ("train", "rlvr", "evaluate", "selection", "gates"))
+MODULES = tuple(
+    f"oxa.stages.{name}" for name in ("train", "rlvr", "evaluate", "selection_ce", "selection_ul", "gates")
+)
 CLIENT = """#!{python} -IS
 import array, json, os, socket, sys
 there = socket.socket(socket.AF_UNIX)

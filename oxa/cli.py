@@ -45,6 +45,9 @@ class Stage:
     module: str
     sections: tuple[str, ...]
     """Keys of params.yaml, handed over in this order; `{arm}` stands for the option of that name."""
+    names: tuple[str, ...] = ()
+    """Keys of params.yaml of which the stage is handed the names alone. A params file may leave them out, so DVC does
+    not track them: what they name shows in what the stage depends on."""
     inputs: tuple[str, ...] = ()
     gathers: tuple[str, ...] = ()
     """Inputs, folders, of which dvc.yaml names some contents only: DVC has no md5 of these, so tracking tells none."""
@@ -77,19 +80,20 @@ STAGES = {
     "base": Stage(
         "make the student: pretrain a tiny one, or take over a checkpoint",
         "oxa.stages.base",
-        ("base", "prompt", "world", "sources"),
+        ("base", "prompt", "sources"),
         journal=True,
     ),
     "gates": Stage(
         "measure whether the small world's student can answer the question at all",
         "oxa.stages.gates",
-        ("gates", "base", "world", "generate", "prompt", "verify"),
+        ("gates.{exam}", "sources.world", "generate", "prompt", "verify"),
         inputs=("model",),
+        items=("exam",),
     ),
     "ingest": Stage(
         "read teacher data and benchmarks, clean and decontaminate them",
         "oxa.stages.ingest",
-        ("ingest", "sources", "world", "verify"),
+        ("ingest", "sources", "verify"),
         outputs=("problems", "responses", "rejects", "contamination"),
     ),
     "sample": Stage(
@@ -113,19 +117,18 @@ STAGES = {
         items=("origin",),
         launched=True,
     ),
-    "selection": Stage(
-        "choose an arm's training set",
-        "oxa.stages.selection",
-        ("selection.shared", "selection.arms.{arm}", "prompt"),
-        inputs=(
-            "problems",
-            "teacher",
-            "teacher_verdicts",
-            "teacher_scores",
-            "self_responses",
-            "self_verdicts",
-            "self_scores",
-        ),
+    "selection_ce": Stage(
+        "choose the teacher's responses that an arm learns from",
+        "oxa.stages.selection_ce",
+        ("selection.shared", "selection.ce.{arm}", "prompt"),
+        inputs=("problems", "responses", "verdicts", "scores"),
+        items=("arm",),
+    ),
+    "selection_ul": Stage(
+        "choose the student's own wrong responses that an arm unlearns",
+        "oxa.stages.selection_ul",
+        ("selection.shared", "selection.ul.{arm}", "prompt"),
+        inputs=("problems", "responses", "verdicts", "scores"),
         items=("arm",),
     ),
     "train": Stage(
@@ -157,6 +160,7 @@ STAGES = {
         "log-probabilities of training examples, token by token, before and after training",
         "oxa.stages.traces",
         ("traces", "prompt"),
+        names=("selection.ul",),
         inputs=(
             "base",
             "model",
@@ -175,6 +179,7 @@ STAGES = {
         "summary, comparison table, plots and the page that shows them",
         "oxa.stages.report",
         ("report", "arms", "seeds"),
+        names=("gates", "selection.ul"),
         inputs=("metrics", "scores", "train_sets", "generations", "traces"),
         gathers=("metrics",),
         outputs=("summary", "output"),
@@ -274,6 +279,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
         _launch(arguments.words)
     params = load_params(arguments.params)
     sections = [_section(params, key.format(**vars(arguments))) for key in stage.sections]
+    names = [list(_section(params, key)) for key in stage.names]
     inputs = {option: getattr(arguments, option) for option in stage.inputs}
     outputs = {option: getattr(arguments, option) for option in stage.written}
     extra = {"seed": arguments.seed} if "seed" in stage.items else {}
@@ -287,7 +293,11 @@ def _run_stage(arguments: argparse.Namespace) -> None:
     first = guard.is_first_process()
     with (
         guard.stage(
-            name, module=stage.module, inputs=inputs | watched, outputs=outputs, config=[*plain, extra]
+            name,
+            module=stage.module,
+            inputs=inputs | watched,
+            outputs=outputs,
+            config=[*plain, *names, extra],
         ) as run,
         spool.record(
             params.tracking if first else Tracking(enabled=False),
@@ -302,7 +312,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
         log = Journal(run.scratch / "metrics.jsonl", also=record.log)  # the first process alone logs
         written = {option: run.outputs[option] for option in stage.outputs}
         metrics = importlib.import_module(stage.module).run(
-            *sections, **inputs, **written, **extra, scratch=run.scratch, log=log
+            *sections, *names, **inputs, **written, **extra, scratch=run.scratch, log=log
         )
         if not first:
             return

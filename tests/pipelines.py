@@ -52,11 +52,11 @@ def tiny_params() -> dict[str, Any]:
     """
     params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["arms"], params["seeds"] = ["sft", "oxa_full"], [0]
-    params["world"] |= {"num_train": 60, "num_rlvr": 24, "num_benchmark": 16}
+    params["sources"]["world"] |= {"num_train": 60, "num_rlvr": 24, "num_benchmark": 16}
     params["base"] |= {"hidden_size": 32, "num_layers": 2, "intermediate_size": 64, "steps": 40}
     params["base"] |= {"warmup": 5, "checkpoint_every": 10}
     params["generate"] |= {"batch_size": 16}
-    params["gates"] |= {"num_problems": 6, "num_samples": 2, "max_tokens": 60}
+    params["gates"]["world"] |= {"num_problems": 6, "num_samples": 2, "max_tokens": 60}
     params["sample"] |= {"num_samples": 4, "max_tokens": 60}
     params["evaluate"] |= {"num_samples": 2, "max_tokens": 60}
     params["score"] |= {"self_verdicts": ["incorrect", "unparsable"], "batch_tokens": 100}
@@ -69,7 +69,7 @@ def tiny_params() -> dict[str, Any]:
         "max_shortage": 0.9,
     }
     params["selection"]["shared"] |= shared
-    params["selection"]["arms"]["oxa_full"]["ul"] |= {
+    params["selection"]["ul"]["oxa_full"] |= {
         "num": 16,
         "min_ppl": 1.0,
         "verdicts": ["incorrect", "unparsable"],

@@ -16,7 +16,10 @@ from oxa.runtime import guard
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(path for folder in ("oxa", "flows") for path in (ROOT / folder).rglob("*.py"))
-GRAPH: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+GRAPH: dict[str, dict[str, Any]] = {
+    name: entry.get("do", entry)
+    for name, entry in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items()
+}
 
 # Which room imports which, from the roof to the ground: rooms below it alone, and of these the ones named.
 # `errors`, `hashes` and `prompts` are files of the ground floor that every room may use.
@@ -33,7 +36,7 @@ ARROWS = {
     "model": "data runtime config",
     "data": "grading records config",
     "grading": "records runtime config",
-    "selection": "records config",
+    "selection": "records runtime config",
     "records": "runtime",
     "tracking": "runtime config",
     "runtime": "",
@@ -174,7 +177,9 @@ def test_a_stages_dependencies_are_the_modules_and_sections_that_it_uses(name: s
     used = set(guard.imported_modules(stage.module))
     assets = {f"oxa/{asset}" for asset in stage.assets}
     assert {dep for dep in entry["deps"] if dep.startswith("oxa/")} == used | assets
-    assert {re.sub(r"\$\{item\.(\w+)\}", r"{\1}", key) for key in entry["params"]} == set(stage.sections)
+    assert {re.sub(r"\$\{(item\.\w+|key)\}", "{}", key) for key in entry["params"]} == {
+        re.sub(r"\{\w+\}", "{}", section) for section in stage.sections
+    }
 
 
 @pytest.mark.parametrize("name", GRAPH)
@@ -204,7 +209,7 @@ def test_sections_that_a_stage_takes_match_its_run_functions_parameters():
     for stage in STAGES.values():
         tree = ast.parse((ROOT / f"{stage.module.replace('.', '/')}.py").read_text())
         run = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run")
-        assert len(run.args.args) == len(stage.sections), stage.module
+        assert len(run.args.args) == len(stage.sections + stage.names), stage.module
         expected = {*stage.inputs, *stage.outputs, "scratch", "log", *({"seed"} & set(stage.items))}
         assert {argument.arg for argument in run.args.kwonlyargs} == expected, stage.module
 
@@ -214,10 +219,24 @@ def test_sections_that_a_stage_takes_match_its_run_functions_parameters():
 )
 def test_every_params_file_holds_the_keys_that_the_graph_tracks(path: Path):
     params = yaml.safe_load(path.read_text())
-    for entry in GRAPH.values():
-        for arm in params["arms"]:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    for name, entry in GRAPH.items():
+        each = re.sub(r"\$\{(.*)\}", r"\1", stages[name].get("foreach", "arms"))
+        for item in value_of(params, each) or ():
             for key in entry["params"]:
-                value = params
-                for name in key.replace("${item.arm}", arm).split("."):
-                    assert name in value, f"{path.name}: {key}"
-                    value = value[name]
+                key = re.sub(r"\$\{(item\.arm|key)\}", item, key)
+                assert value_of(params, key) is not None, f"{path.name}: {key}"
+
+
+def value_of(params: dict[str, Any], key: str) -> Any:
+    value: Any = params
+    for name in key.split("."):
+        value = (value or {}).get(name)
+    return value
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_the_files_of_its_own_sections_alone(name: str):
+    own = {key.partition(".")[0] for key in STAGES[name].sections} | {"section"}
+    files = {file.split("/")[2] for file in guard.imported_modules(STAGES[name].module) if "/config/" in file}
+    assert files <= {f"{section}.py" for section in own}

@@ -7,7 +7,7 @@ Every number of a run lives in params.yaml. Unknown keys, wrong types and values
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -30,7 +30,6 @@ from oxa.config.sources import Sources
 from oxa.config.traces import Traces
 from oxa.config.train import Train
 from oxa.config.verify import Verify
-from oxa.config.world import World
 from oxa.errors import ConfigError
 
 
@@ -43,12 +42,12 @@ class Params(Section):
     """Fine-tuning seeds; every arm is trained with each."""
     prompt: Prompt
     sources: Sources
-    world: World
     base: Annotated[FromScratch | Checkpoint, Field(discriminator="kind")]
     ingest: Ingest
     generate: Generate
     sample: Sample
-    gates: Gates
+    gates: dict[Literal["world"], Gates] = {}
+    """Exams that the base is measured by; without one there is no such stage."""
     verify: Verify
     score: Score
     selection: Selection
@@ -67,18 +66,16 @@ class Params(Section):
         for arm in self.arms:
             if arm == "base":
                 raise ValueError("arm 'base' would be confused with the base itself; give it another name")
-            if arm not in self.selection.arms:
-                raise ValueError(f"arm {arm!r} has no entry in selection.arms")
+            if arm not in self.selection.ce:
+                raise ValueError(f"arm {arm!r} has no entry in selection.ce")
             if arm not in self.train.arms:
                 raise ValueError(f"arm {arm!r} has no entry in train.arms")
-            has_set, per_step = self.selection.arms[arm].ul is not None, self.train.arms[arm].num_ul
-            if has_set != (per_step > 0):
+            unlikelihood, per_step = self.selection.ul.get(arm), self.train.arms[arm].num_ul
+            if (unlikelihood is not None) != (per_step > 0):
                 raise ValueError(
-                    f"arm {arm!r}: selection.arms.{arm}.ul and train.arms.{arm}.num_ul must both be set or both "
-                    "be absent"
+                    f"arm {arm!r}: selection.ul.{arm} and train.arms.{arm}.num_ul must both be set or both be absent"
                 )
-            allowed = self.selection.arms[arm].ul
-            unscored = set(allowed.verdicts if allowed else []) - set(self.score.self_verdicts)
+            unscored = set(unlikelihood.verdicts if unlikelihood else []) - set(self.score.self_verdicts)
             if unscored:
                 raise ValueError(
                     f"arm {arm!r}: its UL set takes verdicts that score.self_verdicts leaves out: "
@@ -108,6 +105,13 @@ class Params(Section):
                 f"source {self.registry.metric!r} of registry.metric needs more samples than the {fewest} a problem of "
                 "evaluate.num_samples"
             )
+        if self.gates and not self.base.knows_world:
+            raise ValueError(
+                "source gates.world: it examines a student that is pretrained on the source `world` (base.corpus); "
+                "leave the section gates out"
+            )
+        if self.gates and "world" not in self.sources.model_fields_set:
+            raise ValueError("source sources.world: missing, and gates.world asks what it generates")
         for name in ("arms", "seeds"):
             if len(set(getattr(self, name))) != len(getattr(self, name)):
                 raise ValueError(f"{name} holds an entry twice")

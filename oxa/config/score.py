@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from oxa.config.section import Count, Section
-from oxa.config.verify import Verdict
+from oxa.config.section import Count, Section, Verdict
 
 
 class Score(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,6 +31,9 @@ def is_number(value: Any) -> bool:
 
 # names become parts of file names
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_length=100)]
+
+Verdict = Literal["correct", "incorrect", "unparsable", "timeout", "bad_gold"]
+"""What grading an answer comes to."""
 
 
 class Section(BaseModel):

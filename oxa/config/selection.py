@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from oxa.config.section import Count, Name, Positive, Section, Seed, Share, argument, is_number
-from oxa.config.verify import Verdict
+from oxa.config.section import Count, Name, Positive, Section, Seed, Share, Verdict, argument, is_number
 
 _QUANTILE = re.compile(r"quantile\((0?\.\d+)\)")
 
@@ -38,6 +37,10 @@ def _number_or_tokens(value: Any) -> Any:
     if not (is_number(value) and isinstance(value, int)) and tokens_of(value) is None:
         raise ValueError("expected a number of sequences, or `tokens(N)` with N above 0")
     return value
+
+
+CeRule = Literal["random", "lowest", "gaussian"]
+"""A rule of the CE set, by its name in selection/rules.py."""
 
 
 class SelectionShared(Section):
@@ -91,15 +94,10 @@ class UnlikelihoodSet(Section):
     and differ (oxa/grading/second_check.py)."""
 
 
-class SelectionArm(Section):
-    ce: Literal["random", "lowest", "gaussian"]
-    """Rule of the CE set."""
-    ul: UnlikelihoodSet | None = None
-    """The UL set; none for arms without unlikelihood."""
-
-
 class Selection(Section):
     shared: SelectionShared
     """What holds for every arm."""
-    arms: dict[Name, SelectionArm]
-    """What is an arm's own."""
+    ce: dict[Name, CeRule]
+    """Rule of each arm's CE set."""
+    ul: dict[Name, UnlikelihoodSet] = {}
+    """UL sets of the arms that have one."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from oxa.config.section import Count, Section
+from oxa.config.section import Count, Section, Seed
 
 
 class Mapping(Section):
@@ -53,8 +53,27 @@ class Source(Section):
         return self
 
 
+class World(Section):
+    """The small world's sizes (oxa/data/world.py)."""
+
+    seed: Seed = 0
+    """Seed of everything generated: problems, wordings, the teacher's choices, the corpus."""
+    num_train: Count = 1500
+    """Training problems."""
+    num_rlvr: Count = 600
+    """Problems for RL; no response is given to them."""
+    num_benchmark: Count = 200
+    """Problems of the benchmark `world`, over all tiers."""
+    num_teacher: Count = 4
+    """Teacher responses a training problem."""
+    strategy_documents: Count = 45_000
+    """Documents of the corpus in which the rare strategies are learnt; after them the habit sets in."""
+
+
 class Sources(Section):
     """Where local data lies."""
 
     folder: str = "sources"
     """File or folder that holds every local source; DVC watches it for changes."""
+    world: World = World()
+    """What the source `world` generates."""

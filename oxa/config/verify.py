@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from oxa.config.section import Count, Positive, Section
-
-Verdict = Literal["correct", "incorrect", "unparsable", "timeout", "bad_gold"]
 
 
 class Verify(Section):

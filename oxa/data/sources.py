@@ -31,8 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oxa import hashes
-from oxa.config.sources import Source
-from oxa.config.world import World
+from oxa.config.sources import Source, Sources, World
 from oxa.data import readers
 from oxa.data.mappings import Purpose, Record, Reject, layout_of, needed, record_of, writable
 
@@ -48,13 +47,17 @@ def name(source: Source) -> str:
     return f"{short}[{source.part}]" if source.part else short
 
 
-def read(source: Source, *, folder: Path, world: World, purpose: Purpose) -> Iterator[Record | Reject]:
+def read(source: Source, sources: Sources, purpose: Purpose) -> Iterator[Record | Reject]:
     """Yields the source's rows, each as a record or as a reject, in their order.
 
     Rows outside `part` and `limit` are not the source's: nothing is yielded for them. All rows of one problem fall on
     the same side.
     """
-    found = _world(world, purpose) if source.source == "world" else _mapped(source, folder, purpose)
+    found = (
+        _world(sources.world, purpose)
+        if source.source == "world"
+        else _mapped(source, Path(sources.folder), purpose)
+    )
     if source.part is not None:
         index, count = map(int, source.part.split("/"))
         found = filter(lambda item: int(_problem_id(item), 16) % count == index, found)
@@ -68,7 +71,7 @@ def count(source: Source, folder: Path) -> int | None:
     return readers.count(source, folder)
 
 
-def documents(source: Source, *, folder: Path, world: World) -> Iterator[Document | Reject]:
+def documents(source: Source, sources: Sources) -> Iterator[Document | Reject]:
     """Yields pretraining documents: a chat of question and response each. Endless for `world`, else finite.
 
     Beside the rejects of `read`, a row without responses is one (`no_response`), and each empty response.
@@ -76,9 +79,9 @@ def documents(source: Source, *, folder: Path, world: World) -> Iterator[Documen
     from oxa.data.world import Document, corpus
 
     if source.source == "world":
-        yield from corpus(world)
+        yield from corpus(sources.world)
         return
-    for item in read(source, folder=folder, world=world, purpose="teacher"):
+    for item in read(source, sources, "teacher"):
         if isinstance(item, Reject):
             yield item
             continue

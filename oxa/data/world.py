@@ -50,7 +50,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from typing import Literal, NamedTuple
 
-from oxa.config.world import World
+from oxa.config.sources import World
 from oxa.errors import ConfigError
 
 Split = Literal["corpus", "train", "benchmark"]

@@ -122,7 +122,8 @@ class _Planner:
         benchmarks = worst(number.origin for number in found.benchmarks.values())
         yield Step("ingest", 1, worst([found.teacher.origin, benchmarks]), rows=found.teacher.num)
         samples = found.self_samples()
-        yield self._gates()
+        if params.gates:
+            yield self._gates()
         yield self._sample(samples)
         for origin, rows in (("teacher", found.teacher), ("self", samples)):
             yield Step(f"verify@{origin}", 1, rows.origin, rows=rows.num)
@@ -130,12 +131,8 @@ class _Planner:
             yield self._score(origin)
         for arm in params.arms:
             sets = found.chosen(arm)
-            yield Step(
-                f"selection@{arm}",
-                1,
-                worst(rows.origin for rows in sets.values()),
-                rows=sum(rows.num for rows in sets.values()),
-            )
+            for objective, rows in sets.items():
+                yield Step(f"selection_{objective}@{arm}", 1, rows.origin, rows=rows.num)
         for arm in params.arms:
             yield self._train(arm)
         yield self._rlvr()
@@ -191,12 +188,8 @@ class _Planner:
         )
 
     def _gates(self) -> Step:
-        section = self.params.gates
-        if not self.params.base.knows_world:
-            return Step(
-                "gates", 1, "from params", remark="only for students of the small world: nothing to do"
-            )
-        return self._generating("gates", 1, self.volumes.gates(), section, reused=section.num_samples)
+        section = self.params.gates["world"]
+        return self._generating("gates@world", 1, self.volumes.gates(), section, reused=section.num_samples)
 
     def _sample(self, samples: Rows) -> Step:
         section, shape, remark = self.params.sample, self.shape, ""
@@ -465,7 +458,7 @@ class _Planner:
 
     def _traces(self) -> Step:
         section, shape, params = self.params.traces, self.shape, self.params
-        objectives = max(1 + (params.selection.arms[arm].ul is not None) for arm in params.arms)
+        objectives = max(1 + (arm in params.selection.ul) for arm in params.arms)
         num = objectives * section.num_examples * (1 + 2 * section.num_beside)
         longest = min(section.max_tokens + round(self.volumes.prompt), shape.context)
         tokens = num * longest

@@ -123,7 +123,9 @@ class Volumes:
             return Number(plan.problems, "assumed", "plan.problems")
         sources = params.ingest.teacher
         if all(source.source == "world" for source in sources):
-            return Number(params.world.num_train * len(sources), "from params", "world.num_train")
+            return Number(
+                params.sources.world.num_train * len(sources), "from params", "sources.world.num_train"
+            )
         if all(source.limit for source in sources):
             limits = [source.limit or 0 for source in sources]
             return Number(sum(limits), "from params", "at most, ingest.teacher[].limit")
@@ -136,7 +138,9 @@ class Volumes:
                 self._params.plan.benchmark_problems[name], "assumed", f"plan.benchmark_problems.{name}"
             )
         if source.source == "world":
-            return Number(self._params.world.num_benchmark, "from params", "world.num_benchmark")
+            return Number(
+                self._params.sources.world.num_benchmark, "from params", "sources.world.num_benchmark"
+            )
         if source.limit:
             return Number(source.limit, "from params", f"at most, ingest.benchmarks.{name}.limit")
         return Number(BENCHMARK_PROBLEMS, "assumed", f"nothing says; plan.benchmark_problems.{name} sets it")
@@ -167,7 +171,7 @@ class Volumes:
         if said:
             return Number(said, "assumed", "plan.responses_per_problem")
         if all(source.source == "world" for source in self._params.ingest.teacher):
-            return Number(self._params.world.num_teacher, "from params", "world.num_teacher")
+            return Number(self._params.sources.world.num_teacher, "from params", "sources.world.num_teacher")
         return Number(1, "assumed", "nothing says; plan.responses_per_problem sets it")
 
     def _teacher(self) -> Rows:
@@ -208,25 +212,30 @@ class Volumes:
 
     def chosen(self, arm: str) -> dict[str, Rows]:
         """An arm's training set by objective, prompts left out."""
-        chosen = self._params.selection.arms[arm]
-        stages = ("base", "ingest", "sample", "score@teacher", "score@self", f"selection@{arm}")
-        table = self._made.table(f"train/{arm}.parquet", stages, ["objective", "num_tokens"])
-        if table is not None:
-            parts = {name: table.filter(pc.equal(table["objective"], name)) for name in ("ce", "ul")}
-            return {name: _counted(part) for name, part in parts.items() if len(part)}
+        rule, unlikelihood = self._params.selection.ce[arm], self._params.selection.ul.get(arm)
+        stages = {"ce": ("base", "ingest", "score@teacher"), "ul": ("base", "ingest", "sample", "score@self")}
+        made = {
+            name: self._made.table(
+                f"train/{arm}/{name}.parquet", (*stages[name], f"selection_{name}@{arm}"), ["num_tokens"]
+            )
+            for name in ("ce", "ul")[: 1 + (unlikelihood is not None)]
+        }
+        counted = {name: _counted(table) for name, table in made.items() if table is not None}
+        if len(counted) == len(made):
+            return counted
         shared, limit = self._params.selection.shared, self._params.train.shared.max_length
         longest = min(limit, self.context)
         mean, origin = self.teacher.mean, self.teacher.origin
-        if chosen.ce == "gaussian" and shared.within_bin == "longest" and self._params.plan.longest_tokens:
+        if rule == "gaussian" and shared.within_bin == "longest" and self._params.plan.longest_tokens:
             mean, origin = self._params.plan.longest_tokens, "assumed"
         mean = min(mean, longest)
         budget = tokens_of(shared.num_ce)
         num = int(shared.num_ce) if budget is None else max(1, round(budget / mean))
         rows = {"ce": estimated(num, mean, longest, worst(["from params", origin]))}
-        if chosen.ul:
+        if unlikelihood:
             wrong = self.self_samples()
             rows["ul"] = estimated(
-                chosen.ul.num, min(wrong.mean, longest), longest, worst(["from params", wrong.origin])
+                unlikelihood.num, min(wrong.mean, longest), longest, worst(["from params", wrong.origin])
             )
         return rows
 
@@ -245,11 +254,11 @@ class Volumes:
 
     def gates(self) -> Rows:
         """The base's answers, left alone and forced, where it is a student of the small world."""
-        section = self._params.gates
+        section = self._params.gates["world"]
         num = section.num_problems * (section.num_samples + len(STRATEGIES))
         length = self.generated_length(section.max_tokens)
         return estimated(
-            num * self._params.base.knows_world,
+            num,
             length.value,
             min(section.max_tokens, self.context),
             length.origin,

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
 
-from oxa.config.verify import Verdict
+from oxa.config.section import Verdict
 
 KEY = 16  # bytes
 VERDICTS: tuple[str, ...] = get_args(Verdict)

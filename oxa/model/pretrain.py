@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 
 from oxa.config.base import FromScratch
 from oxa.config.prompt import Prompt
-from oxa.config.sources import Source
-from oxa.config.world import World
-from oxa.data import mappings, sources
+from oxa.config.sources import Source, Sources
+from oxa.data import mappings
+from oxa.data.sources import documents
 from oxa.errors import DataError
 from oxa.prompts import END_THINK, THINK, user_turn
 from oxa.runtime import progress
@@ -62,8 +62,7 @@ Encoded = tuple[list[int], int]
 def pretrain(
     section: FromScratch,
     prompt: Prompt,
-    world: World,
-    folder: Path,
+    sources: Sources,
     *,
     output: Path,
     scratch: Path,
@@ -73,10 +72,10 @@ def pretrain(
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    first = islice(stream(section, world, folder, Counter()), TOKENIZER_DOCUMENTS)
+    first = islice(stream(section, sources, Counter()), TOKENIZER_DOCUMENTS)
     tokenizer = build_tokenizer(section, prompt, first)
     dropped: Counter[str] = Counter()
-    batches = make_batches(section, prompt, tokenizer, stream(section, world, folder, dropped), dropped)
+    batches = make_batches(section, prompt, tokenizer, stream(section, sources, dropped), dropped)
     torch.manual_seed(section.seed)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -112,24 +111,21 @@ def pretrain(
     }
 
 
-def stream(section: FromScratch, world: World, folder: Path, dropped: Counter[str]) -> Iterator[Document]:
+def stream(section: FromScratch, sources: Sources, dropped: Counter[str]) -> Iterator[Document]:
     """Endless documents, the listed sources taking turns; a finite one is repeated, each time in another order.
 
     `dropped` gains what the sources hold that is no document, by reason.
     """
     parts = [
-        _endless(source, world, folder, f"{section.seed}/{i}", dropped)
-        for i, source in enumerate(section.corpus)
+        _endless(source, sources, f"{section.seed}/{i}", dropped) for i, source in enumerate(section.corpus)
     ]
     while True:
         for part in parts:
             yield next(part)
 
 
-def _endless(
-    source: Source, world: World, folder: Path, seed: str, dropped: Counter[str]
-) -> Iterator[Document]:
-    found = _usable(sources.documents(source, folder=folder, world=world), dropped)
+def _endless(source: Source, sources: Sources, seed: str, dropped: Counter[str]) -> Iterator[Document]:
+    found = _usable(documents(source, sources), dropped)
     if source.source == "world":
         yield from found
     kept = list(found)

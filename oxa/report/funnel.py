@@ -5,10 +5,10 @@ Counts come from the metrics of ingest, verify and selection; nothing is counted
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from oxa.report.training_sets import Selections
 from oxa.runtime import files
 
 CONDITIONS = {  # of the selection, in its order: (what is left, what is lost)
@@ -37,16 +37,16 @@ class Loss(NamedTuple):
     num_lost: int
 
 
-def sides(metrics: Path, arms: Sequence[str]) -> dict[str, list[Step]]:
+def sides(metrics: Path, selections: Selections) -> dict[str, list[Step]]:
     """The ways to the training sets, by title."""
     found = {
-        "Teacher responses → CE sets": teacher(metrics, arms),
-        "The student's own responses → UL sets": own(metrics, arms),
+        "Teacher responses → CE sets": teacher(metrics, selections),
+        "The student's own responses → UL sets": own(metrics, selections),
     }
     return {title: steps for title, steps in found.items() if steps}
 
 
-def losses(metrics: Path, arms: Sequence[str]) -> list[Loss]:
+def losses(metrics: Path, selections: Selections) -> list[Loss]:
     """Every row and response that was lost on the way, largest first at each place."""
     ingested = files.read_json(metrics / "ingest.json")
     found = _losses("ingestion, teacher", ingested["totals"]["dropped"])
@@ -54,8 +54,7 @@ def losses(metrics: Path, arms: Sequence[str]) -> list[Loss]:
         for name, counts in ingested.get(part, {}).items():
             found += _losses(f"ingestion, {title} {name}", counts.get("dropped", {}))
     for objective, origin in (("ce", "teacher"), ("ul", "self")):
-        sets = _sets(metrics, arms, objective)
-        for arm, chosen in sets.items():
+        for arm, chosen in _sets(selections, objective).items():
             verdicts = files.read_json(metrics / "verify" / f"{origin}.json")["verdicts"]
             taken = {f"verdict {name}": n for name, n in verdicts.items() if name not in chosen["verdicts"]}
             before = chosen["funnel"]["verdict"]
@@ -71,7 +70,7 @@ def _losses(where: str, counts: dict[str, int]) -> list[Loss]:
     return [Loss(where, name.replace("_", " "), count) for name, count in ranked if count]
 
 
-def teacher(metrics: Path, arms: Sequence[str]) -> list[Step]:
+def teacher(metrics: Path, selections: Selections) -> list[Step]:
     """From the teacher's rows to each arm's CE set."""
     totals = files.read_json(metrics / "ingest.json")["totals"]
     verdicts = files.read_json(metrics / "verify" / "teacher.json")["verdicts"]
@@ -80,14 +79,14 @@ def teacher(metrics: Path, arms: Sequence[str]) -> list[Step]:
     lost = [f"−{read - kept:,} at ingestion"] if read > kept else []
     lost += [f"rows and responses dropped: {reasons}"] if reasons else []
     steps = [Step("read from the sources", read, ""), Step("kept by ingestion", kept, "; ".join(lost))]
-    sets = _sets(metrics, arms, "ce")
-    steps += _conditions(sets[arms[0]], verdicts)
+    sets = _sets(selections, "ce")
+    steps += _conditions(next(iter(sets.values())), verdicts)
     return steps + [_chosen(arm, "CE", found) for arm, found in sets.items()]
 
 
-def own(metrics: Path, arms: Sequence[str]) -> list[Step]:
+def own(metrics: Path, selections: Selections) -> list[Step]:
     """From the student's samples to each UL set; nothing where no arm has one."""
-    sets = _sets(metrics, arms, "ul")
+    sets = _sets(selections, "ul")
     if not sets:
         return []
     verdicts = files.read_json(metrics / "verify" / "self.json")["verdicts"]
@@ -100,9 +99,8 @@ def own(metrics: Path, arms: Sequence[str]) -> list[Step]:
     return steps
 
 
-def _sets(metrics: Path, arms: Sequence[str], objective: str) -> dict[str, dict[str, Any]]:
-    found = {arm: files.read_json(metrics / "selection" / f"{arm}.json") for arm in arms}
-    return {arm: selection[objective] for arm, selection in found.items() if objective in selection}
+def _sets(selections: Selections, objective: str) -> dict[str, dict[str, Any]]:
+    return {arm: selection[objective] for arm, selection in selections.items() if objective in selection}
 
 
 def _conditions(found: dict[str, Any], verdicts: dict[str, int]) -> list[Step]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from oxa.records import schemas, tables
+from oxa.records import schemas, tables, training_set
 from oxa.runtime import files
 
 
@@ -32,11 +32,28 @@ class Panel(NamedTuple):
     """Which responses of a bin go first: longest or random; empty where there are no bins."""
 
 
-def panels(arms: Sequence[str], *, metrics: Path, scores: Path, train_sets: Path) -> list[Panel]:
+Selections = Mapping[str, dict[str, Any]]
+"""By arm, what the selection of its sets returned: `ce`, `ul` where it has one, `shortage`, and a Gaussian's `bins`."""
+
+
+def selections(metrics: Path, arms: Sequence[str], suppressing: Sequence[str]) -> Selections:
+    """Reads them; `suppressing` are the arms with a UL set."""
+
+    def read(objective: str, arm: str) -> dict[str, Any]:
+        described: dict[str, Any] = files.read_json(metrics / "selection" / objective / f"{arm}.json")
+        return described
+
+    return {arm: read("ce", arm) | (read("ul", arm) if arm in suppressing else {}) for arm in arms}
+
+
+def panels(selections: Selections, *, scores: Path, train_sets: Path) -> list[Panel]:
     """CE sets first, in the arms' order; arms with equal sets share one."""
     sets: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for arm in arms:
-        table = tables.read(train_sets / f"{arm}.parquet", schemas.TRAIN, ["response_id", "objective"])
+    arms = list(selections)
+    for arm, selection in selections.items():
+        table = training_set.read(
+            train_sets / arm, ["response_id", "objective"], suppresses="ul" in selection
+        )
         for objective in ("ce", "ul"):
             rows = table.filter(pc.equal(table["objective"], objective))
             if len(rows):
@@ -44,11 +61,11 @@ def panels(arms: Sequence[str], *, metrics: Path, scores: Path, train_sets: Path
                 sets.setdefault(key, []).append(arm)
     pools = {name: scored(scores, name) for name in ("ce", "ul") if any(key[0] == name for key in sets)}
     found = []
-    for key in sorted(sets, key=lambda key: (key[0], list(arms).index(sets[key][0]))):
+    for key in sorted(sets, key=lambda key: (key[0], arms.index(sets[key][0]))):
         objective, ids = key
         pool = pools[objective]
         taken = pool.filter(pc.is_in(pool["response_id"], pa.array(ids, pa.string())))
-        selected = files.read_json(metrics / "selection" / f"{sets[key][0]}.json")
+        selected = selections[sets[key][0]]
         found.append(
             Panel(
                 objective,

@@ -1,4 +1,27 @@
-"""The rules of the CE set: which of the eligible responses an arm is trained on."""
+"""The rules of the CE set: which of the eligible responses an arm is trained on (METHOD §3).
+
+    ppl(y|x) = exp(-1/T Σ_t ln p(y_t | x, y_<t))        over the T tokens of a response, under the base
+
+Every rule takes at most `per_problem` responses of one problem:
+
+- `random`    in the order of a seeded hash, round-robin: every problem gives one before any gives a second.
+- `lowest`    ascending ppl, passing over a problem that has given its share.
+- `gaussian`  ppl follows a Gaussian cut to [ppl_min, ppl_max]. With c_b the center and w_b the width of bin b (all
+              equal, but for a last one that ppl_max cuts short),
+                  target_b = N · w_b pdf(c_b) / Σ_b w_b pdf(c_b),   rounded by largest remainder so that Σ = N.
+              The mean may be given as a quantile of the ppl of all that may be chosen.
+              Bins are [low, high), the last one closed. Inside a bin: round-robin over problems, a problem's round
+              counting what it gave to other bins; in a round the longest go first, ties by the seeded hash. A problem
+              has one cap over all bins, so bins compete: the bin that can give the fewest for each that it is asked for
+              goes first, ties by ppl. What a bin cannot give is its shortage, reported and filled by nothing.
+
+With `num_ce: tokens(B)` each rule takes the N at which its choice comes up to B tokens, or N - 1 where that is nearer;
+one sequence at least. A Gaussian of N + 1 can hold fewer tokens than one of N (a bin's rounded target may fall, and
+bins compete), so that there can be several such N: bisection picks one.
+
+Arrays are [N], one entry a candidate. No rule sees the order of rows: what chance decides, a 64-bit hash of (seed,
+response_id) decides.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +74,7 @@ def number(shared: SelectionShared, rule: str, found: Candidates) -> int | None:
     return num - 1 if num > 1 and budget - total(num - 1) < total(num) - budget else num
 
 
-def num_tokens(found: Candidates, chosen: Ints) -> int:
+def num_tokens(found: Candidates, chosen: Ints | slice) -> int:
     return int(found.num_tokens[chosen].sum(dtype=np.int64))
 
 

@@ -22,7 +22,6 @@ from typing import Any
 from oxa.config.base import Checkpoint, FromScratch
 from oxa.config.prompt import Prompt
 from oxa.config.sources import Sources
-from oxa.config.world import World
 from oxa.errors import DataError
 from oxa.model import loading
 from oxa.model.preflight import QUESTION, check_checkpoint, check_files, wants_code
@@ -33,7 +32,6 @@ from oxa.runtime.journal import Log
 def run(
     section: FromScratch | Checkpoint,
     prompt: Prompt,
-    world: World,
     sources: Sources,
     *,
     output: Path,
@@ -42,9 +40,7 @@ def run(
 ) -> dict[str, Any]:
     """Writes the student to `output`; DataError where it could not be used."""
     if isinstance(section, FromScratch):
-        metrics = pretrain(
-            section, prompt, world, Path(sources.folder), output=output, scratch=scratch, log=log
-        )
+        metrics = pretrain(section, prompt, sources, output=output, scratch=scratch, log=log)
     else:
         metrics = take_over(section, output)
     faults = check_checkpoint(output, prompt)

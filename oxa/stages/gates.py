@@ -22,12 +22,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from oxa import hashes, prompts
-from oxa.config.base import Checkpoint, FromScratch
 from oxa.config.gates import Gates
 from oxa.config.generate import Generate
 from oxa.config.prompt import Prompt
+from oxa.config.sources import World
 from oxa.config.verify import Verify
-from oxa.config.world import World
 from oxa.data import world
 from oxa.errors import ConfigError
 from oxa.generation import generate
@@ -68,7 +67,6 @@ class Trial(NamedTuple):
 
 def run(
     section: Gates,
-    base: FromScratch | Checkpoint,
     world_: World,
     engine: Generate,
     prompt: Prompt,
@@ -80,14 +78,10 @@ def run(
     log: journal.Log,
 ) -> dict[str, Any]:
     """Lets the base answer held-out problems, left alone and forced, grades that into records.GENERATIONS (`benchmark`
-    is the trial) and returns what `judge` finds. `applies` is False, and there is nothing more, for a student that was
-    not pretrained on the small world.
+    is the trial) and returns what `judge` finds.
 
     Problems are the first `num_problems` of the benchmark's enumeration, which goes on behind the benchmark's own.
     """
-    if not base.knows_world:
-        tables.write(output, [], schemas.GENERATIONS)
-        return {"applies": False}
     examples = _problems(section, world_)
     asked, requests = _requests(section, prompt, examples, loading.load_tokenizer(model))
     found = generate.generate(model, requests, section, engine, scratch=scratch, description="gates")
@@ -136,7 +130,7 @@ def _problems(section: Gates, world_: World) -> list[world.Example]:
             world.benchmark_examples(world_.model_copy(update={"num_benchmark": section.num_problems}))
         )
     except ConfigError as error:
-        raise ConfigError(f"gates.num_problems: {error}") from None
+        raise ConfigError(f"gates.world.num_problems: {error}") from None
 
 
 def overlap(world_: World, examples: Sequence[world.Example]) -> int:

@@ -43,7 +43,6 @@ from tqdm import tqdm
 from oxa.config.ingest import Ingest
 from oxa.config.sources import Source, Sources
 from oxa.config.verify import Verify
-from oxa.config.world import World
 from oxa.data import counts
 from oxa.data.contamination import Overlap
 from oxa.data.counts import Count, Tables
@@ -60,7 +59,6 @@ from oxa.runtime import files, journal, progress
 def run(
     section: Ingest,
     sources: Sources,
-    world: World,
     verify: Verify,
     *,
     problems: Path,
@@ -91,7 +89,7 @@ def run(
         overlap = Overlap(section.decontamination)
 
         def rows(source: Source, purpose: Purpose, what: str) -> Iterable[Record | Reject]:
-            found = read(source, folder=folder, world=world, purpose=purpose)
+            found = read(source, sources, purpose)
             bar = progress.bar(found, total=count(source, folder), desc=f"ingest {what}", unit="row")
             return cast("Iterable[Record | Reject]", bar)
 

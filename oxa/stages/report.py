@@ -38,6 +38,8 @@ def run(
     section: Report,
     arms: list[str],
     seeds: list[int],
+    exams: list[str],
+    suppressing: list[str],
     *,
     metrics: Path,
     scores: Path,
@@ -51,14 +53,18 @@ def run(
 ) -> dict[str, Any]:
     """Writes `summary` (JSON) and, into the folder `output`, everything else; returns the summary.
 
-    Reads, under `metrics`, the stages' metrics and journals; under `scores`, `train_sets`, `generations` and `traces`,
-    their tables. `scratch` stays empty: a rerun takes seconds.
+    `exams` are those that the base was measured by (gates), `suppressing` the arms with a UL set. Reads, under
+    `metrics`, the stages' metrics and journals; under `scores`, `train_sets`, `generations` and `traces`, their tables.
+    `scratch` stays empty: a rerun takes seconds.
     """
     from oxa.report import curves, figures, funnel, page, training_sets, viewer
 
+    selections = training_sets.selections(metrics, arms, suppressing)
     found = _summary(section, arms, seeds, metrics=metrics, generations=generations)
-    sides = funnel.sides(metrics, arms)
-    panels = training_sets.panels(arms, metrics=metrics, scores=scores, train_sets=train_sets)
+    found["gates"] = _gates(metrics, exams)
+    found["selection"] = {arm: _selection(selection) for arm, selection in selections.items()}
+    sides = funnel.sides(metrics, selections)
+    panels = training_sets.panels(selections, scores=scores, train_sets=train_sets)
     training = curves.read(metrics / "train", arms, seeds, curves.TRAINING)
     rlvr = curves.read(metrics / "rlvr", arms, seeds, curves.RLVR) if found["steps"] else {}
     traced = _traces(traces, arms)
@@ -84,7 +90,7 @@ def run(
         found,
         _made(section, arms, seeds, summary),
         sides=sides,
-        losses=funnel.losses(metrics, arms),
+        losses=funnel.losses(metrics, selections),
         panels=panels,
         origins=_origins(scores),
         training=training,
@@ -109,13 +115,16 @@ def _summary(
         for arm, runs in along.items():
             results[f"{arm}{RL}"] = [run[max(run)] for run in runs]
     found = with_answer(summarize(section, results, along))
-    exams = files.read_json(metrics / "ingest.json")["benchmarks"]
-    found["guess_rate"] = {name: exams[name]["guess_rate"] for name in found["groups"] if name != POOLED}
-    found["gates"] = files.read_json(metrics / "gates.json")
-    found["selection"] = {
-        arm: _selection(files.read_json(metrics / "selection" / f"{arm}.json")) for arm in arms
-    }
+    benchmarks = files.read_json(metrics / "ingest.json")["benchmarks"]
+    found["guess_rate"] = {name: benchmarks[name]["guess_rate"] for name in found["groups"] if name != POOLED}
     return found
+
+
+def _gates(metrics: Path, exams: Sequence[str]) -> dict[str, Any]:
+    for exam in exams:  # there is one at most
+        measured: dict[str, Any] = files.read_json(metrics / "evaluate" / f"gates-{exam}.json")
+        return measured
+    return {"applies": False}
 
 
 def _selection(found: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from oxa.config.traces import Traces
 from oxa.errors import DataError
 from oxa.hashes import lot
 from oxa.model import loading, log_probs
-from oxa.records import schemas, tables
+from oxa.records import schemas, tables, training_set
 from oxa.runtime import journal, progress
 from oxa.selection import candidates
 from oxa.training import batches
@@ -54,6 +54,7 @@ class Spelt(NamedTuple):
 def run(
     section: Traces,
     prompt: Prompt,
+    suppressing: list[str],
     *,
     base: Path,
     model: Path,
@@ -71,11 +72,12 @@ def run(
 ) -> dict[str, Any]:
     """Writes records.TRACES: CE examples by ppl, then UL examples, each followed by what stands beside it.
 
-    Returns counts and, of the CE and of the UL examples, the mean ln p (nats a token, each example weighing the same)
-    before and after, and the shares of tokens promoted and suppressed by CHANGED nats and more. A response without a
-    token to show, since its prompt fills the context, is left out and counted as `no_room`.
+    `data` is the arm's folder, named after it; `suppressing` are the arms with a UL set. Returns counts and, of the CE
+    and of the UL examples, the mean ln p (nats a token, each example weighing the same) before and after, and the
+    shares of tokens promoted and suppressed by CHANGED nats and more. A response without a token to show, since its
+    prompt fills the context, is left out and counted as `no_room`.
     """
-    examples = _examples(section, data)
+    examples = _examples(section, data, data.name in suppressing)
     asked = sorted({example["problem_id"] for example in examples})
     pool = _pool("teacher", teacher, teacher_verdicts, teacher_scores, asked)
     pool |= _pool("self", self_responses, self_verdicts, self_scores, asked)
@@ -108,9 +110,10 @@ def run(
 # Which responses are shown.
 
 
-def _examples(section: Traces, data: Path) -> list[Row]:
+def _examples(section: Traces, data: Path, suppresses: bool) -> list[Row]:
     """The chosen rows of the training set, CE before UL, each by ppl."""
-    table = tables.read(data, schemas.TRAIN, ["response_id", "problem_id", "objective", "ppl"])
+    columns = ["response_id", "problem_id", "objective", "ppl"]
+    table = training_set.read(data, columns, suppresses=suppresses)
     chosen: list[Row] = []
     for objective in ("ce", "ul"):
         part = table.filter(pc.equal(table["objective"], objective))

@@ -32,12 +32,12 @@ from oxa import prompts
 from oxa.config.train import TrainArm, TrainShared
 from oxa.errors import ConfigError, DataError
 from oxa.model import loading
-from oxa.records import schemas, tables
+from oxa.records import training_set
+from oxa.records.training_set import OBJECTIVES
 from oxa.runtime import journal, progress
 from oxa.training import batches, kto, resume
 from oxa.training.sft import OXATrainer
 
-OBJECTIVES = ("ce", "ul")
 TOKENIZED_AT_ONCE = 1000
 
 
@@ -71,7 +71,7 @@ def run(
         (network.config, network.generation_config)
     )  # the Trainer edits its special tokens
     longest = min(shared.max_length, network.config.max_position_embeddings)
-    rows = _tokenize(data, tokenizer, longest)
+    rows = _tokenize(data, arm.num_ul > 0, tokenizer, longest)
     _check(data, shared, arm, rows)
     order = batches.step_order(rows.num["ce"], rows.num["ul"], shared.num_ce, arm.num_ul, shared.epochs, seed)
     num_micro_batches = size // micro_batch_size  # of a step, over all processes
@@ -132,8 +132,8 @@ class Rows(NamedTuple):
     dropped: dict[str, int]  # rows longer than the limit, by objective
 
 
-def _tokenize(data: Path, tokenizer: Any, limit: int) -> Rows:
-    table = tables.read(data, schemas.TRAIN, ["prompt", "completion", "objective"])
+def _tokenize(data: Path, suppresses: bool, tokenizer: Any, limit: int) -> Rows:
+    table = training_set.read(data, ["prompt", "completion", "objective"], suppresses=suppresses)
     unknown = set(pc.unique(table["objective"]).to_pylist()) - set(OBJECTIVES)
     if unknown:
         raise DataError(f"{data}: objective must be one of {', '.join(OBJECTIVES)}; found {sorted(unknown)}")
@@ -180,11 +180,6 @@ def _check(data: Path, shared: TrainShared, arm: TrainArm, rows: Rows) -> None:
         if per_step and not kept:
             raise DataError(
                 f"{data}: holds no row with objective {objective}, of which every step takes {per_step}; select some"
-            )
-        if kept and not per_step:
-            raise DataError(
-                f"{data}: holds {kept} rows with objective {objective}, but train.arms.*.num_ul is 0 for this arm; "
-                "set it or select none"
             )
 
 

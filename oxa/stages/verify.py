@@ -12,7 +12,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
 
-from oxa.config.verify import Verdict, Verify
+from oxa.config.section import Verdict
+from oxa.config.verify import Verify
 from oxa.errors import DataError
 from oxa.grading.grader import Grader
 from oxa.records import schemas, tables

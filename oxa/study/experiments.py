@@ -22,9 +22,9 @@ from oxa.errors import ConfigError
 UNSEEN = ("tracking", "flow", "registry", "plan", "report", "traces")
 """Sections of params.yaml that no experiment's results depend on; what the page tells does on `report`."""
 
-OWN = frozenset({"world", "base", "world.seed", "base.seed", "seeds"})
+OWN = frozenset({"sources", "sources.world", "sources.world.seed", "base", "base.seed", "seeds"})
 """Keys that a study's worlds and seeds set."""
-SHARED = ("world", "base", "evaluate")
+SHARED = ("sources", "base", "evaluate")
 """Sections that the rows of one table have in common: problems, student, and how it is asked."""
 
 
@@ -155,7 +155,9 @@ def runs(study: Study) -> list[Run]:
         Run(
             name,
             seed,
-            {"world.seed": seed, "base.seed": seed, "seeds": study.seeds} | study.set | experiment.set,
+            {"sources.world.seed": seed, "base.seed": seed, "seeds": study.seeds}
+            | study.set
+            | experiment.set,
             experiment.stages,
         )
         for seed in study.worlds

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from oxa.comparison import arms, measures, outcomes
 from oxa.config.report import Report
@@ -98,7 +97,9 @@ def _gates(study: Study, made: Mapping[str, Run], read: Read) -> str:
     for seed in study.worlds:
         having = [run for run in made.values() if run.world == seed and "gates" in run.stages]
         if having:
-            columns[seed] = gates.gate_rows(files.read_json(read(having[0], "metrics/gates.json")))
+            columns[seed] = gates.gate_rows(
+                files.read_json(read(having[0], "metrics/evaluate/gates-world.json"))
+            )
     if not columns:
         return "Not run yet."
     first = next(iter(columns.values()))
@@ -292,9 +293,8 @@ def _strategies(
 def _solutions(place: str, seed: int, made: Mapping[str, Run], read: Read) -> pa.Table:
     """What cross-entropy learns from."""
     experiment, _, arm = place.partition("/")
-    path = read(made[f"{experiment}-{seed}"], f"data/train/{arm}.parquet")
-    table = tables.read(path, schemas.TRAIN, ["response_id", "completion", "objective"])
-    return table.filter(pc.equal(table["objective"], "ce"))
+    path = read(made[f"{experiment}-{seed}"], f"data/train/{arm}/ce.parquet")
+    return tables.read(path, schemas.TRAIN, ["response_id", "completion"])
 
 
 def _paths(study: Study, place: str, ending: str, made: Mapping[str, Run], read: Read) -> Iterator[Path]:
@@ -363,8 +363,8 @@ def _beside(study: Study, place: str, ending: str, made: Mapping[str, Run], read
         temperature = mean("rlvr", "temperature")
         return {} if temperature is None else {"T of RL": f"{temperature:.2f}"}
     chosen, tokens = (
-        mean("selection", "ce", "chosen", seeds=False),
-        mean("selection", "ce", "tokens", seeds=False),
+        mean("selection/ce", "ce", "chosen", seeds=False),
+        mean("selection/ce", "ce", "tokens", seeds=False),
     )
     suppressed = mean("train", "final", "ul_probability")
     return {

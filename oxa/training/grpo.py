@@ -35,7 +35,7 @@ from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from oxa.config.verify import Verdict
+from oxa.config.section import Verdict
 from oxa.model import log_probs
 from oxa.runtime import journal
 from oxa.training.rollouts import Rollouts, not_finite

@@ -17,9 +17,8 @@ from oxa import hashes
 from oxa.config.base import Checkpoint, FromScratch
 from oxa.config.params import load_params
 from oxa.config.prompt import PAPER_SUFFIX
-from oxa.config.sources import Mapping, Source
+from oxa.config.sources import Mapping, Source, World
 from oxa.config.train import TrainArm
-from oxa.config.world import World
 from oxa.data import mappings, readers, sources
 from oxa.data.mappings import Record, Reject
 from oxa.errors import ConfigError, DataError

@@ -10,7 +10,7 @@ from itertools import islice
 import pytest
 from math_verify import parse, verify
 
-from oxa.config.world import World
+from oxa.config.sources import World
 from oxa.data import world
 from oxa.errors import ConfigError
 from oxa.prompts import answer_part

@@ -19,8 +19,7 @@ from conftest import CHAT_TEMPLATE, make_checkpoint
 from oxa import cli, prompts
 from oxa.config.base import Checkpoint, FromScratch
 from oxa.config.prompt import Prompt
-from oxa.config.sources import Mapping, Source, Sources
-from oxa.config.world import World
+from oxa.config.sources import Mapping, Source, Sources, World
 from oxa.data import world
 from oxa.errors import DataError
 from oxa.model import loading, preflight, pretrain

@@ -14,9 +14,8 @@ from oxa.config.base import Checkpoint, FromScratch
 from oxa.config.gates import Gates
 from oxa.config.generate import Generate
 from oxa.config.prompt import Prompt
-from oxa.config.sources import Source
+from oxa.config.sources import Source, World
 from oxa.config.verify import Verify
-from oxa.config.world import World
 from oxa.data import world
 from oxa.errors import ConfigError
 from oxa.records import schemas, tables

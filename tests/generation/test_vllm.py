@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from oxa.config.generate import Generate, Sampling, Vllm
 from oxa.errors import ConfigError, DataError, is_out_of_reach
-from oxa.generation import client as replicas
-from oxa.generation import generate, vllm
+from oxa.generation import client, generate, vllm
+from oxa.generation.replica import Replica, is_asked_for
 from oxa.generation.requests import Generation, Request
 from oxa.model import loading
 
@@ -33,9 +33,9 @@ REQUESTS = [Request(f"r{i}", [20 + i, 30, 31][: 1 + i % 3]) for i in range(40)]
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replicas, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(replicas, "LONGEST_WAIT", 0.1)
-    monkeypatch.setattr(replicas, "PATIENCE", 0.5)
+    monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(client, "LONGEST_WAIT", 0.1)
+    monkeypatch.setattr(client, "PATIENCE", 0.5)
 
 
 def ask(
@@ -150,14 +150,14 @@ def test_an_answer_to_something_else_is_an_error(
 def test_a_request_that_breaks_the_connection_every_time_ends_the_run(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replicas, "PATIENCE", 60.0)
+    monkeypatch.setattr(client, "PATIENCE", 60.0)
     with (
         CompletionsServer(checkpoint.name, fault=lambda n: "reset") as server,
         pytest.raises(DataError, match="a request failed 12 times") as caught,
     ):
         ask(checkpoint, tmp_path, server, requests=REQUESTS[:1])
     assert is_out_of_reach(caught.value)
-    assert len(server.asked) == replicas.MAX_LOSSES
+    assert len(server.asked) == client.MAX_LOSSES
 
 
 def test_servers_share_the_requests_and_none_gets_more_than_its_concurrency(
@@ -266,10 +266,10 @@ def test_a_folder_goes_by_the_end_of_its_path(
     folder.mkdir(parents=True)
     for model in (folder, folder.relative_to(tmp_path)):
         monkeypatch.chdir(tmp_path)
-        assert replicas.is_asked_for({"id": "other", "root": said}, model, None) is fits
-        assert replicas.is_asked_for({"id": said}, model, None) is fits
-    assert replicas.is_asked_for({"id": "Qwen/Qwen3-0.6B"}, "Qwen/Qwen3-0.6B", None)
-    assert not replicas.is_asked_for({"id": "Qwen3-0.6B"}, "Qwen/Qwen3-0.6B", None)
+        assert is_asked_for({"id": "other", "root": said}, model, None) is fits
+        assert is_asked_for({"id": said}, model, None) is fits
+    assert is_asked_for({"id": "Qwen/Qwen3-0.6B"}, "Qwen/Qwen3-0.6B", None)
+    assert not is_asked_for({"id": "Qwen3-0.6B"}, "Qwen/Qwen3-0.6B", None)
 
 
 def test_a_server_with_too_little_room_is_named(checkpoint: Path, tmp_path: Path) -> None:
@@ -320,10 +320,11 @@ def test_the_settings_are_kept_with_the_responses(checkpoint: Path, tmp_path: Pa
     assert [generation.mean_entropy for generation in found] == pytest.approx([entropy] * len(REQUESTS))
 
 
+FOLDERS = [str(folder) for folder in Path(__file__).parents[:2]]
 CLIENT = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {folders!r}
 from test_vllm import ask
 ask(Path({model!r}), Path({scratch!r}), {url!r})
 """
@@ -334,14 +335,12 @@ def test_a_run_killed_with_signal_9_asks_only_for_what_was_in_flight_or_not_begu
 ) -> None:
     fault = {"of": lambda n: "hold" if n >= 15 else None}
     with CompletionsServer(checkpoint.name, fault=lambda n: fault["of"](n)) as server:
-        script = CLIENT.format(
-            tests=str(Path(__file__).parent), model=str(checkpoint), scratch=str(tmp_path), url=server.url
-        )
-        client = subprocess.Popen([sys.executable, "-c", script])
+        script = CLIENT.format(folders=FOLDERS, model=str(checkpoint), scratch=str(tmp_path), url=server.url)
+        stage = subprocess.Popen([sys.executable, "-c", script])
         for _ in range(19):  # the last four are asked for when the first fifteen have been answered
             assert server.arrived.acquire(timeout=60)
-        os.kill(client.pid, signal.SIGKILL)
-        client.wait()
+        os.kill(stage.pid, signal.SIGKILL)
+        stage.wait()
         (store,) = tmp_path.glob("*.jsonl")
         kept = [line for line in store.read_text().splitlines() if "response_id" in line]
         assert len(kept) >= 14, "an answer may be on its way when the next request goes out"
@@ -376,5 +375,8 @@ def test_urls_in_the_configuration_are_checked() -> None:
     for url in ("localhost:8000", "ftp://host", "http://", "http://host/v1?key=1"):
         with pytest.raises(ValueError, match="url"):
             Generate(engine="vllm", url=[url])
+    for url in ("http://host:99999", "http://host:port", "http://[::1"):
+        with pytest.raises(ConfigError, match=r"^generate\.url: http"):
+            Replica(url)
     values: dict[str, Any] = {"url": ["http://10.0.0.2:8000", "https://host/v1"]}
     assert Generate(engine="vllm", **values).url == values["url"]

@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from oxa.generation.server import Server
+    from oxa.generation.server import VllmServer
 
 WORKLOADS = {"even": 0.0, "tailed": 0.02}  # share of responses that run to MAX_TOKENS
 VOCABULARY, MAX_TOKENS, NUM_SAMPLES, CONTEXT = 107, 256, 8, 512
@@ -239,7 +239,7 @@ class Offline:
         self._process.wait(timeout=60)
 
 
-def by_http(server: Server, folder: Path, work: Work, concurrency: int) -> tuple[int, float]:
+def by_http(server: VllmServer, folder: Path, work: Work, concurrency: int) -> tuple[int, float]:
     """Tokens and seconds, from the first request to the last answer."""
     from oxa.generation.client import Client
     from oxa.generation.replica import Replica
@@ -342,13 +342,13 @@ def serve(
     options: argparse.Namespace, folder: Path, works: dict[str, Work], warm: Work, rates: Rates
 ) -> None:
     from oxa.config.generate import Vllm
-    from oxa.generation.server import Server
+    from oxa.generation.server import VllmServer
 
     os.environ |= vllm_environment()
     settings = Vllm(
         python=str(options.vllm), dtype="float32", logprobs=0, flags=["--enforce-eager", "--max-num-seqs=256"]
     )
-    with Server(folder, settings, max_model_len=CONTEXT, folder=folder / "server") as server:
+    with VllmServer(folder, settings, max_model_len=CONTEXT, folder=folder / "server") as server:
         by_http(server, folder, warm, 256)
         for _ in range(options.rounds):
             for name, work in works.items():

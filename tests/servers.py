@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -16,14 +15,9 @@ from pathlib import Path
 import pytest
 
 from oxa.runtime.child import Child
+from oxa.runtime.server import free_port
 
 PATIENCE = 120  # seconds that a server may take to start on a busy machine
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @contextmanager

@@ -29,10 +29,10 @@ import numpy as np
 from oxa import hashes
 from oxa.config.generate import Generate, Sampling
 from oxa.errors import ConfigError, DataError
-from oxa.generation import server
 from oxa.generation.client import Client
 from oxa.generation.replica import Replica, too_short
 from oxa.generation.requests import Generation, Note, Request, Shard
+from oxa.generation.server import VllmServer
 from oxa.model import loading
 
 
@@ -80,7 +80,7 @@ def vllm_engine(
             room = engine.vllm.max_model_len or needed
             if room < needed:
                 raise ConfigError(too_short("generate.vllm.max_model_len", room, needed))
-            started = server.Server(model_path, engine.vllm, max_model_len=room, folder=folder)
+            started = VllmServer(model_path, engine.vllm, max_model_len=room, folder=folder)
             stack.enter_context(started)
             replicas = [Replica(started.url, started.name)]
             check = started.check

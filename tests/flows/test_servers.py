@@ -19,6 +19,8 @@ import psutil
 import pytest
 from pipelines import left_running
 
+from oxa.runtime.server import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.slow
@@ -107,12 +109,6 @@ def answers(url: str) -> bool:
         ask(url)
         return True
     return False
-
-
-def free_port() -> int:
-    from flows.servers import _free_port
-
-    return _free_port(31_000)
 
 
 def test_a_run_gets_a_server_of_its_own_that_keeps_every_state_and_log_line_and_ends_with_it(folder: Path):

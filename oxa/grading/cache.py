@@ -1,4 +1,4 @@
-"""Verdicts that are known already, in memory and, where a file is named, in it: a killed stage does not judge twice.
+"""Verdicts by question, in memory and, where a file is named, in it: a killed stage grades no answer twice.
 
 The file's lines are [key as hexadecimal digits, verdict], in any order.
 """

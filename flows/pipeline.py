@@ -190,7 +190,7 @@ def _walk(nodes: list[bridge.Node], settings: Flow, force: bool, terminal: Termi
     plan = schedule.Schedule(nodes, max_workers=settings.max_workers, accelerators=settings.accelerators)
     gpus = schedule.devices()
     run_id = f"{runtime.flow_run.name}-{str(runtime.flow_run.id)[:8]}"
-    common = {"OXA_PIPELINE_RUN": run_id, progress.ASKED: "1"}
+    common = {"OXA_PIPELINE_RUN": run_id, progress.VARIABLE: "1"}
     stage: Any = run_stage.with_options(
         retries=settings.retries,
         retry_delay_seconds=settings.retry_delay,

@@ -12,24 +12,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import http.client
 import json
 import os
-import random
 import signal
-import socket
-import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import IO
 
 from flows import PROJECT
 from oxa.errors import ConfigError, UserError
-from oxa.runtime.child import Child
 from oxa.runtime.files import atomic
+from oxa.runtime.server import ANSWER, SHOWN_LINES, ServerProcess, answers, free_port
 from oxa.tracking import spool
 
 FOLDER = PROJECT / ".prefect"
@@ -37,57 +32,48 @@ PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 UI, UI_LOCK = FOLDER / "ui.json", FOLDER / "ui.lock"
 PATIENCE = 90.0  # seconds for a server to come up: 5-11 on two idle cores, the most on a fresh database
 DELIVERY = 10.0  # seconds for the last log lines to reach the server
-ANSWER = 5.0  # seconds for a server that is up to answer
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # what MLflow keeps its tables in
 
 
-class Server(Child):
-    """A server as a child that ends with us; what it prints goes to a file of `.prefect/`."""
+class ProjectServer(ServerProcess):
+    """Prefect's or MLflow's server for this project; what it prints goes to a file of `.prefect/`."""
 
     def __init__(
         self, name: str, log: str, command: Sequence[str], health: str, environment: Mapping[str, str | None]
     ) -> None:
-        """`health` is the address that answers 200 once it is up; a None in `environment` unsets a variable."""
+        """A None in `environment` unsets a variable."""
         FOLDER.mkdir(exist_ok=True)
-        self.name, self.health, self.log = name, health, FOLDER / log
+        self.name = name
         # two that made the same fresh database at once would fail each other
         self._starting = (FOLDER / f"{name.lower()}.lock").open("a")
         fcntl.flock(self._starting, fcntl.LOCK_EX)
-        changed = {**os.environ, **environment}
-        with self.log.open("w") as output:
-            super().__init__(
-                [sys.executable, "-m", *command],
-                cwd=PROJECT,
-                env={key: value for key, value in changed.items() if value is not None},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+        variables = {**os.environ, **environment}
+        super().__init__(
+            [sys.executable, "-m", *command],
+            health=health,
+            log=FOLDER / log,
+            cwd=PROJECT,
+            env={key: value for key, value in variables.items() if value is not None},
+        )
 
-    def wait_until_healthy(self) -> None:
+    def wait_until_up(self) -> None:
         """Raises UserError with the last lines of its log where it dies or is not up in time."""
-        deadline = time.monotonic() + PATIENCE
-        while not _answers(self.health, timeout=1.0):
-            self.check()
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"the {self.name} server was not up after {PATIENCE:.0f} s{self._last_lines()}"
-                )
-            time.sleep(0.05)
-        self.check()  # what answered was not ours if ours is gone
+        up = self.answers_within(PATIENCE)
+        self.check()
+        if not up:
+            raise UserError(f"the {self.name} server was not up after {PATIENCE:.0f} s{self._log_excerpt()}")
         self._starting.close()
 
     def check(self) -> None:
         """Raises UserError with the last lines of its log where it has ended."""
         if self.poll() is not None:
             raise UserError(
-                f"the {self.name} server ended with exit code {self.returncode}{self._last_lines()}"
+                f"the {self.name} server ended with exit code {self.returncode}{self._log_excerpt()}"
             )
 
-    def _last_lines(self) -> str:
-        lines = self.log.read_text(errors="replace").split("\n")
-        last = [line for line in lines if line.strip()][-15:]
-        return f"; {self.log} ends with:\n" + "\n".join(f"    {line}" for line in last) if last else ""
+    def _log_excerpt(self) -> str:
+        lines = self.last_lines()[-SHOWN_LINES:]
+        return f"; {self.log} ends with:\n" + "\n".join(f"    {line}" for line in lines) if lines else ""
 
 
 @contextmanager
@@ -101,7 +87,7 @@ def prefect_api() -> Iterator[str]:
     with ExitStack() as stack:
         url, server = os.environ.get("PREFECT_API_URL") or _api_of_ui(), None
         if not url:
-            port = _free_port(random.randrange(20_000, 30_000))
+            port = free_port()
             server = stack.enter_context(_prefect(port, embedded=True))
             url = f"http://127.0.0.1:{port}/api"
         import prefect
@@ -115,7 +101,7 @@ def prefect_api() -> Iterator[str]:
             _check_answers(configured)
             url = configured
         elif server:
-            server.wait_until_healthy()
+            server.wait_until_up()
         # the environment is every thread's, unlike Prefect's temporary_settings
         refresh = prefect.context.refresh_global_settings_context
         stack.callback(refresh)
@@ -178,7 +164,7 @@ def _serve(prefect_port: int, mlflow_port: int | None, tracking: str, stack: Exi
         servers.append(stack.enter_context(_mlflow(mlflow_port, tracking)))
         shown = f"http://127.0.0.1:{mlflow_port}"
     for server in servers:
-        server.wait_until_healthy()
+        server.wait_until_up()
     addresses = {"pid": os.getpid(), "prefect": f"http://127.0.0.1:{port}", "mlflow": shown}
     with atomic(UI) as temporary:
         temporary.write_text(json.dumps(addresses | {"prefect_api": f"http://127.0.0.1:{port}/api"}))
@@ -194,7 +180,7 @@ def _serve(prefect_port: int, mlflow_port: int | None, tracking: str, stack: Exi
         time.sleep(0.5)
 
 
-def _prefect(port: int, *, embedded: bool) -> Server:
+def _prefect(port: int, *, embedded: bool) -> ProjectServer:
     """Prefect's server. The embedded one leaves out what serves pages and schedules; flows need all the rest."""
     command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     own, api = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port}/api"
@@ -209,16 +195,16 @@ def _prefect(port: int, *, embedded: bool) -> Server:
             "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
             "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
         }
-        return Server("Prefect", "server.log", command, f"{api}/health", environment)
+        return ProjectServer("Prefect", "server.log", command, f"{api}/health", environment)
     environment |= {
         "PREFECT_API_URL": None,
         "PREFECT_UI_API_URL": api,  # else the pages ask the port of Prefect's settings
         "PREFECT_UI_STATIC_DIRECTORY": str(FOLDER / "pages"),  # else inside the installed package
     }
-    return Server("Prefect", "ui-prefect.log", command, f"{api}/health", environment)
+    return ProjectServer("Prefect", "ui-prefect.log", command, f"{api}/health", environment)
 
 
-def _mlflow(port: int, tracking: str) -> Server:
+def _mlflow(port: int, tracking: str) -> ProjectServer:
     """MLflow's server over the project's database.
 
     A run that was logged to the database directly has its artifacts in `mlruns/`, as a path, and the server reads
@@ -232,7 +218,7 @@ def _mlflow(port: int, tracking: str) -> Server:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    return Server("MLflow", "ui-mlflow.log", command, f"http://127.0.0.1:{port}/health", environment)
+    return ProjectServer("MLflow", "ui-mlflow.log", command, f"http://127.0.0.1:{port}/health", environment)
 
 
 @contextmanager
@@ -241,10 +227,10 @@ def _only_ui() -> Iterator[None]:
     FOLDER.mkdir(exist_ok=True)
     with UI_LOCK.open("a") as lock:
         if not _lock(lock, fcntl.LOCK_EX):
-            found = _read_ui()
+            other = _read_ui()
             where = (
-                f"at {found['prefect']} and {found['mlflow']} (process {found['pid']})"
-                if found
+                f"at {other['prefect']} and {other['mlflow']} (process {other['pid']})"
+                if other
                 else "starting"
             )
             raise UserError(f"oxa ui already runs here: {where}")
@@ -255,9 +241,9 @@ def _only_ui() -> Iterator[None]:
 def _api_of_ui() -> str | None:
     """Address of the API of this project's `oxa ui`; None where it is not up or does not answer."""
     with contextlib.suppress(FileNotFoundError), UI_LOCK.open() as lock:
-        found = _read_ui()
-        if found and not _lock(lock, fcntl.LOCK_SH) and _answers(f"{found['prefect_api']}/health"):
-            return found["prefect_api"]
+        addresses = _read_ui()
+        if addresses and not _lock(lock, fcntl.LOCK_SH) and answers(f"{addresses['prefect_api']}/health"):
+            return addresses["prefect_api"]
     return None
 
 
@@ -280,8 +266,8 @@ def mlflow_pages() -> str:
 
 def _read_ui() -> dict[str, str] | None:
     with contextlib.suppress(FileNotFoundError):
-        found: dict[str, str] = json.loads(UI.read_text())
-        return found
+        addresses: dict[str, str] = json.loads(UI.read_text())
+        return addresses
     return None
 
 
@@ -304,35 +290,9 @@ def _check_answers(url: str) -> None:
         )
 
 
-def _answers(url: str, timeout: float = ANSWER) -> bool:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy
-    try:
-        with opener.open(url, timeout=timeout) as response:
-            return bool(response.status == 200)
-    except (OSError, http.client.HTTPException):
-        return False
-
-
 def _port(name: str, wanted: int) -> int:
     """The wanted port, or the next free one, and then says so."""
-    port = _free_port(wanted)
+    port = free_port(wanted)
     if port != wanted:
         print(f"port {wanted} is taken; the {name} server listens on {port}", flush=True)
     return port
-
-
-def _free_port(first: int) -> int:
-    """The first free port of 127.0.0.1 from `first` on.
-
-    Counted up from well below 32768: above it the kernel hands ports to outgoing connections, and one of them could
-    take it before the server does.
-    """
-    for port in range(first, first + 1000):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise UserError(f"no free port between {first} and {first + 999}")

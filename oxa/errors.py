@@ -1,4 +1,4 @@
-"""What goes wrong for reasons outside this code.
+"""Errors that a person can mend, each with one sentence for them.
 
     UserError          one sentence for a person: which file, row or key, what was expected, what to do
     ├── ConfigError    params.yaml or a command-line value

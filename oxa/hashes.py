@@ -13,6 +13,35 @@ import pyarrow as pa
 
 Hashes = npt.NDArray[np.uint64]
 
+_GAMMA = 0x9E3779B97F4A7C15  # SplitMix64's step: 2**64 over the golden ratio, made odd
+
+
+def problem_id(question: str) -> str:
+    """Stable id: hash of the question with Unicode, case and white space normalised."""
+    normal = re.sub(r"\s+", " ", unicodedata.normalize("NFKC", question)).strip().casefold()
+    return _sha256(normal).hex()[:16]
+
+
+def response_id(problem: str, origin: str, model: str, key: str) -> str:
+    """Stable id of a response; `key` tells the problem's responses apart (its text, or "seed/sample_index")."""
+    return _sha256(problem, origin, model, key).hex()[:16]
+
+
+def lot(seed: int, response_id: str) -> int:
+    """What chance decides: a 64-bit hash, the same in every arm and whatever the order of rows."""
+    return int.from_bytes(_sha256(str(seed), response_id)[:8], "big")
+
+
+def stream_keys(seed: int, response_ids: Sequence[str]) -> Hashes:
+    """[B]: where each response's stream of random numbers begins."""
+    digests = b"".join(_sha256(str(seed), response_id)[:8] for response_id in response_ids)
+    return np.frombuffer(digests, "<u8").astype(np.uint64)
+
+
+def uniforms(keys: Hashes, step: int) -> npt.NDArray[np.float64]:
+    """[B] in [0, 1): number `step` of each stream, the upper 53 bits of SplitMix64's output."""
+    return (mix(keys + np.uint64(step * _GAMMA % 2**64)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
 
 def hash_texts(ids: pa.StringArray) -> Hashes:
     """64-bit hash of each text: its length and its bytes, eight at a time, each multiplied and folded in."""
@@ -32,40 +61,12 @@ def hash_texts(ids: pa.StringArray) -> Hashes:
 
 
 def mix(x: Hashes) -> Hashes:
-    """A bijection that spreads every bit over all (splitmix64's finalizer, Steele et al. 2014)."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
+    """SplitMix64's output for the state x (Steele, Lea & Flood 2014): a bijection that spreads every bit over all."""
+    x = x + np.uint64(_GAMMA)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-def problem_id(question: str) -> str:
-    """Stable id: hash of the question with Unicode, case and white space normalised."""
-    normal = re.sub(r"\s+", " ", unicodedata.normalize("NFKC", question)).strip().casefold()
-    return hashlib.sha256(normal.encode()).hexdigest()[:16]
-
-
-def response_id(problem: str, origin: str, model: str, key: str) -> str:
-    """Stable id of a response; `key` tells the problem's responses apart (its text, or "seed/sample_index")."""
-    return hashlib.sha256("\0".join((problem, origin, model, key)).encode()).hexdigest()[:16]
-
-
-def stream_keys(seed: int, response_ids: Sequence[str]) -> np.ndarray:
-    """[B] uint64: where each response's stream of random numbers begins."""
-    digests = (hashlib.sha256(f"{seed}\0{response}".encode()).digest() for response in response_ids)
-    return np.array([int.from_bytes(digest[:8], "little") for digest in digests], dtype=np.uint64)
-
-
-def uniforms(keys: np.ndarray, step: int) -> np.ndarray:
-    """[B] float64 in [0, 1): number `step` of each stream, by SplitMix64's counter and finaliser."""
-    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
-        z = keys + np.uint64((step + 1) * 0x9E3779B97F4A7C15 % 2**64)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z = z ^ (z >> np.uint64(31))
-    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def lot(seed: int, response_id: str) -> int:
-    """What chance decides: a 64-bit hash, the same in every arm and whatever the order of rows."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{response_id}".encode()).digest()[:8])
+def _sha256(*parts: str) -> bytes:
+    return hashlib.sha256("\0".join(parts).encode()).digest()

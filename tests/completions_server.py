@@ -48,7 +48,7 @@ class CompletionsServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.model, self.max_model_len, self.fault = model, max_model_len, fault
         self.lock = threading.Lock()
-        self.asked: list[dict[str, Any]] = []
+        self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.in_flight = self.most_in_flight = 0
         self.release = threading.Event()
@@ -105,8 +105,8 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server = self.server
         with server.lock:
-            fault = server.fault(len(server.asked))
-            server.asked.append(body)
+            fault = server.fault(len(server.bodies))
+            server.bodies.append(body)
             server.headers.append(dict(self.headers))
             server.in_flight += 1
             server.most_in_flight = max(server.most_in_flight, server.in_flight)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -16,14 +15,9 @@ from pathlib import Path
 import pytest
 
 from oxa.runtime.child import Child
+from oxa.runtime.server import free_port
 
 PATIENCE = 120  # seconds that a server may take to start on a busy machine
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @contextmanager
@@ -50,8 +44,8 @@ def mlflow_server(folder: Path, port: int, database: str = "sqlite:///server.db"
 def postgresql() -> Iterator[str]:
     """A PostgreSQL server with an empty database; gives its URI. Skips the test where it is not installed."""
     psycopg2 = pytest.importorskip("psycopg2", reason="psycopg2-binary is not installed")
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    initdb = shutil.which("initdb") or (str(found[-1]) if found else "")
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    initdb = shutil.which("initdb") or (str(installed[-1]) if installed else "")
     if not initdb:
         pytest.skip("PostgreSQL is not installed")
     port = free_port()

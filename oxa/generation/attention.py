@@ -36,8 +36,8 @@ def empty_cache(model: Any) -> Any:
             if not self.stores or new > self.stores[0].shape[-2]:
                 self.stores = tuple(s.new_empty(*s.shape[:2], new + ROOM_AHEAD, s.shape[-1]) for s in added)
                 if old:
-                    for store, kept in zip(self.stores, (self.keys, self.values), strict=True):
-                        store[:, :, :old] = kept
+                    for store, part in zip(self.stores, (self.keys, self.values), strict=True):
+                        store[:, :, :old] = part
             for store, part in zip(self.stores, added, strict=True):
                 store[:, :, old:new] = part
             self.keys, self.values = (store[:, :, :new] for store in self.stores)

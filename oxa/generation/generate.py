@@ -1,55 +1,28 @@
 """Text from a language model: whole responses to prompts, the same ones however the work is cut up.
 
-Requests are cut into shards that depend on the set of requests alone, and an engine makes a shard's responses. What is
-made goes to a file in `scratch` at once, response by response, under a hash of all that determines it. A run that was
+Requests are cut into shards that depend on the set of requests alone, and an engine makes a shard's responses. They go
+to a file in `scratch` as soon as their shard is finished, under a hash of all that determines them. A run that was
 killed makes the missing shards only and, with an engine whose numbers repeat (sampler.py), ends with bit-identical
-output; of vLLM (vllm.py), a shard is one response, and a kill costs those in flight.
+output. For vLLM (vllm.py) a shard is one response, and a kill costs those in flight.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from oxa.config.generate import Generate, Sampling
 from oxa.errors import DataError
-from oxa.generation.requests import Engine, Generation, Note, Request, Shard
+from oxa.generation.requests import Engine, Request, Shard
+from oxa.generation.sampler import torch_engine
 from oxa.generation.store import Generations, Store
+from oxa.generation.vllm import vllm_engine
 from oxa.runtime import progress
 
-
-def _torch(
-    model_path: str | Path,
-    shards: list[Shard],
-    sampling: Sampling,
-    engine: Generate,
-    note: Note,
-    folder: Path,
-) -> Iterator[tuple[int, list[Generation]]]:
-    from oxa.generation import sampler  # an engine imports the types above
-
-    note({name: importlib.metadata.version(name) for name in ("torch", "transformers")})
-    return sampler.torch_engine(model_path, shards, sampling, engine)
-
-
-def _vllm(
-    model_path: str | Path,
-    shards: list[Shard],
-    sampling: Sampling,
-    engine: Generate,
-    note: Note,
-    folder: Path,
-) -> Iterator[tuple[int, list[Generation]]]:
-    from oxa.generation import vllm
-
-    return vllm.vllm_engine(model_path, shards, sampling, engine, note, folder)
-
-
-ENGINES: dict[str, Engine] = {"torch": _torch, "vllm": _vllm}
+ENGINES: dict[str, Engine] = {"torch": torch_engine, "vllm": vllm_engine}
 
 
 def generate(
@@ -61,7 +34,7 @@ def generate(
     scratch: Path,
     description: str,
 ) -> Generations:
-    """One response a request, in the order of `requests`; what is finished is kept in `scratch`.
+    """One response a request, in the order of `requests`; what is finished lies in `scratch`.
 
     A prompt that leaves no room in the model's context gets no token. Raises DataError where all of them leave none,
     or the model computes no probabilities.
@@ -70,7 +43,7 @@ def generate(
     common = _common_key(_fingerprint(model_path) if requests else "", sampling, engine)
     store = Store(scratch / f"{common}.jsonl")
     shards = _shards(requests, 1 if engine.engine == "vllm" else engine.batch_size)
-    keys = [_shard_key(shard) for shard in shards]
+    keys = [_hash(shard) for shard in shards]
     missing = [
         index
         for index, (key, shard) in enumerate(zip(keys, shards, strict=True))
@@ -80,23 +53,23 @@ def generate(
     with progress.bar(total=len(requests), initial=done, desc=description, unit="response") as bar:
         if missing:
             run = ENGINES[engine.engine]
-            asked = [shards[i] for i in missing]
-            for index, generations in run(model_path, asked, sampling, engine, store.note, scratch):
-                store.add(keys[missing[index]], generations)
-                bar.update(len(generations))
+            todo = [shards[i] for i in missing]
+            for index, made in run(model_path, todo, sampling, engine, store.note, scratch):
+                store.add(keys[missing[index]], made)
+                bar.update(len(made))
     places = {
         request.response_id: store.places[key, request.response_id]
         for key, shard in zip(keys, shards, strict=True)
         for request in shard
     }
     # what was just made is read back, too: resumed or not, the result has passed through the same file
-    found = Generations(
+    generations = Generations(
         store, [places[request.response_id] for request in requests], _settings(sampling, engine, store.notes)
     )
-    # asked of all responses, not by the engine: a resumed run may have only the longest prompts left
-    if requests and not any(generation.num_tokens for generation in found):
+    # looked for in all responses, not by the engine: a resumed run may have only the longest prompts left
+    if requests and not any(generation.num_tokens for generation in generations):
         raise _no_room(model_path, min(requests, key=lambda request: len(request.prompt)))
-    return found
+    return generations
 
 
 def _settings(sampling: Sampling, engine: Generate, notes: list[dict[str, Any]]) -> dict[str, Any]:
@@ -132,10 +105,6 @@ def _common_key(model_key: str, sampling: Sampling, engine: Generate) -> str:
     if engine.engine == "vllm":
         settings += [engine.vllm.dtype, engine.vllm.logprobs, engine.vllm.flags]
     return _hash([engine.engine, model_key, settings])
-
-
-def _shard_key(shard: Shard) -> str:
-    return _hash(shard)
 
 
 def _hash(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What an engine is asked for and what it gives back."""
+"""Requests for text from a language model, the generations that answer them, and the type of an engine."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ class Generation(NamedTuple):
 
 
 Shard = list[Request]
+"""Requests that are generated together."""
 
 
 Note = Callable[[dict[str, Any]], None]
+"""Takes what generates (versions) and with which settings beside those of config.Sampling."""
 
 
 Engine = Callable[
     [str | Path, list[Shard], Sampling, Generate, Note, Path],
     Iterator[tuple[int, list[Generation]]],
 ]
-"""Takes the model, the shards that are missing, the settings, a note of what generates and with which settings beside
-those of config.Sampling (to be called before the first response), and a folder for its own files; yields (index,
-generations) as shards finish, in any order.
+"""Takes the model, the shards that are missing, the settings, a Note to be called before the first response, and a
+folder for its own files; yields (index, generations) as shards finish, in any order.
 
 An engine may work on several shards at once, but what it yields for one must not depend on the others: resuming
 after a kill asks for fewer of them.

@@ -1,4 +1,4 @@
-"""Draws responses from transformers' model, each with random numbers of its own: generate.py's built-in engine.
+"""Draws responses from a model in this process, each with random numbers of its own: the engine `torch`.
 
 Token t of a response is drawn by inverting the cumulative distribution at one uniform number,
 
@@ -19,6 +19,7 @@ per head of keys, D size of a head. Entropies are in nats.
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Iterator
 from math import nan
 from pathlib import Path
@@ -30,7 +31,7 @@ from torch import Tensor
 from oxa.config.generate import Generate, Sampling
 from oxa.errors import DataError
 from oxa.generation.attention import empty_cache, sees_all, share_keys_among_query_heads
-from oxa.generation.requests import Generation, Shard
+from oxa.generation.requests import Generation, Note, Shard
 from oxa.hashes import stream_keys, uniforms
 from oxa.model import loading
 from oxa.model.loading import end_ids
@@ -76,12 +77,18 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> t
 
 
 def torch_engine(
-    model_path: str | Path, shards: list[Shard], sampling: Sampling, engine: Generate
+    model_path: str | Path,
+    shards: list[Shard],
+    sampling: Sampling,
+    engine: Generate,
+    note: Note,
+    folder: Path,
 ) -> Iterator[tuple[int, list[Generation]]]:
     """Shard after shard through transformers' model on the first CUDA device, else on the CPU.
 
     A prompt that fills the model's context gets the empty response, and the others of its shard do not see it.
     """
+    note({name: importlib.metadata.version(name) for name in ("torch", "transformers")})
     model, tokenizer = loading.load(model_path)
     share_keys_among_query_heads(model)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
@@ -167,11 +174,12 @@ def complete(
         if num_alive == 0:
             break
         if num_alive < COMPACT_BELOW * len(rows):
-            kept = alive.nonzero()[:, 0]
-            cache.batch_select_indices(kept)
-            rows, token, length, mask, limit = rows[kept], token[kept], length[kept], mask[kept], limit[kept]
-            keys, alive = keys[kept.cpu().numpy()], alive[kept]
-            visible = None if visible is None else visible[kept]
+            unfinished = alive.nonzero()[:, 0]
+            cache.batch_select_indices(unfinished)
+            rows, token, length = rows[unfinished], token[unfinished], length[unfinished]
+            mask, limit = mask[unfinished], limit[unfinished]
+            keys, alive = keys[unfinished.cpu().numpy()], alive[unfinished]
+            visible = None if visible is None else visible[unfinished]
         if padded:
             seen = width + step + 1
             around = {

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
 from oxa.generation.requests import Generation
+from oxa.runtime.lines import Lines, Place
 
 
 class Generations(Sequence[Generation]):
     """Responses in the order of their requests, each read from disk when it is asked for: their texts are many."""
 
-    def __init__(self, store: Store, places: list[tuple[int, int]], settings: dict[str, Any]) -> None:
+    def __init__(self, store: Store, places: list[Place], settings: dict[str, Any]) -> None:
         self._store = store
         self._places = places
         self.settings = settings
@@ -34,56 +33,29 @@ class Generations(Sequence[Generation]):
 
 
 class Store:
-    """Responses on disk, one a line of JSON, appended as they come.
-
-    A line that a kill has cut, and whatever lies behind it, is dropped.
-    """
+    """Responses on disk, one a line of JSON, appended as they come."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
-        self._end = 0
         self.notes: list[dict[str, Any]] = []
-        self.places: dict[tuple[str, str], tuple[int, int]] = {}
-        """(offset, length) by (shard's key, response_id)."""
-        self._file.seek(0)
-        for line in self._file:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n"):
-                break
-            self._take(row, len(line))
-        self._file.truncate(self._end)
-
-    def __del__(self) -> None:
-        self._file.close()
+        self.places: dict[tuple[str, str], Place] = {}
+        """By (shard's key, response_id)."""
+        self._lines = Lines(path, self._take)
 
     def note(self, settings: dict[str, Any]) -> None:
+        """Keeps what an engine generates with, once."""
         if settings not in self.notes:
-            self._append([{"note": settings}])
+            self._lines.append([{"note": settings}])
 
     def add(self, key: str, generations: list[Generation]) -> None:
         """Keeps a shard's responses; they outlive this process when the call returns."""
-        self._append([{"shard": key} | generation._asdict() for generation in generations])
+        self._lines.append([{"shard": key} | generation._asdict() for generation in generations])
 
-    def read(self, place: tuple[int, int]) -> Generation:
-        offset, length = place
-        row = json.loads(os.pread(self._file.fileno(), length, offset))
+    def read(self, place: Place) -> Generation:
+        row = self._lines.read(place)
         return Generation(**{name: row[name] for name in Generation._fields})
 
-    def _append(self, rows: list[dict[str, Any]]) -> None:
-        lines = [(json.dumps(row) + "\n").encode() for row in rows]
-        self._file.write(b"".join(lines))  # at once: a kill hardly ever cuts a shard in two
-        self._file.flush()
-        for row, line in zip(rows, lines, strict=True):
-            self._take(row, len(line))
-
-    def _take(self, row: dict[str, Any], length: int) -> None:
-        if "note" in row:
-            if row["note"] not in self.notes:
-                self.notes.append(row["note"])
-        else:
-            self.places[row["shard"], row["response_id"]] = self._end, length
-        self._end += length
+    def _take(self, row: dict[str, Any], place: Place) -> None:
+        if "note" not in row:
+            self.places[row["shard"], row["response_id"]] = place
+        elif row["note"] not in self.notes:
+            self.notes.append(row["note"])

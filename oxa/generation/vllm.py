@@ -1,4 +1,4 @@
-"""Responses of vLLM servers over HTTP: generate.py's engine `vllm`. One is started for it, or several run already.
+"""Responses of vLLM servers over HTTP: the engine `vllm`. One server is started for it, or several run already.
 
 A request is POST /v1/completions with the prompt as token ids, and the answer is read as token ids: our chat template
 and our tokenizer serve both engines. Every setting that moves the distribution is sent, those which are off too, so
@@ -6,7 +6,7 @@ that neither a server's defaults nor a checkpoint's generation_config.json has a
 tokens, and vLLM's own end token is switched off. The seed of a response is a hash of (sampling.seed, response_id); vLLM
 repeats its draw where it repeats its logits, which it does only nearly when other requests share its batches.
 
-mean_entropy, with p_1..p_k the probabilities that the server tells at a position and r = 1 - Σ p_i the rest:
+mean_entropy, with p_1..p_k the probabilities that the server gives at a position and r = 1 - Σ p_i the rest:
 
     mean over positions of  -Σ_i p_i ln p_i - r ln r   ≤  the model's entropy, equal for k = V
 
@@ -29,9 +29,10 @@ import numpy as np
 from oxa import hashes
 from oxa.config.generate import Generate, Sampling
 from oxa.errors import ConfigError, DataError
-from oxa.generation import server
-from oxa.generation.client import Client, Replica, too_short
+from oxa.generation.client import Client
+from oxa.generation.replica import Replica, too_short
 from oxa.generation.requests import Generation, Note, Request, Shard
+from oxa.generation.server import VllmServer
 from oxa.model import loading
 
 
@@ -79,7 +80,7 @@ def vllm_engine(
             room = engine.vllm.max_model_len or needed
             if room < needed:
                 raise ConfigError(too_short("generate.vllm.max_model_len", room, needed))
-            started = server.Server(model_path, engine.vllm, max_model_len=room, folder=folder)
+            started = VllmServer(model_path, engine.vllm, max_model_len=room, folder=folder)
             stack.enter_context(started)
             replicas = [Replica(started.url, started.name)]
             check = started.check
@@ -93,11 +94,15 @@ def vllm_engine(
         stack.callback(lambda: runner.run(client.close()))
         runner.run(client.open(student.path, needed))
         versions = sorted({replica.version for replica in client.alive})
-        noted: dict[str, Any] = {"vllm": versions, "logprobs": engine.vllm.logprobs, "end_ids": student.ends}
+        metadata: dict[str, Any] = {
+            "vllm": versions,
+            "logprobs": engine.vllm.logprobs,
+            "end_ids": student.ends,
+        }
         if not engine.url:  # servers that were there keep theirs to themselves
-            noted |= {"dtype": engine.vllm.dtype, "flags": engine.vllm.flags}
-        note(noted)
-        client.ask(fitting)
+            metadata |= {"dtype": engine.vllm.dtype, "flags": engine.vllm.flags}
+        note(metadata)
+        runner.run(client.ask(fitting))
         for _ in range(len(fitting)):
             index, choice, url = runner.run(client.answer())
             yield index, [_generation(fitting[index], choice, student, num_logprobs, url)]
@@ -175,15 +180,15 @@ def _generation(
     )
     entropy = math.nan
     if num_logprobs:
-        told = (choice.get("logprobs") or {}).get("top_logprobs")
-        if not told or len(told) != len(tokens):
+        top_logprobs = (choice.get("logprobs") or {}).get("top_logprobs")
+        if not top_logprobs or len(top_logprobs) != len(tokens):
             raise DataError(f"{url}: the answer holds no log-probabilities; set generate.vllm.logprobs to 0")
-        entropy = mean_entropy([list(position.values()) for position in told])
+        entropy = mean_entropy([list(position.values()) for position in top_logprobs])
     return Generation(request.response_id, text, len(tokens), reason, entropy)
 
 
 def mean_entropy(log_probs: Sequence[Sequence[float]]) -> float:
-    """Nats a position from the log-probabilities told at each (at least one); all other tokens count as one outcome."""
+    """Nats a position from the log-probabilities known at each, at least one; all other tokens are one outcome."""
     starts = np.cumsum([0, *map(len, log_probs[:-1])])
     known = np.fromiter(chain.from_iterable(log_probs), np.float64)
     probs = np.exp(known)

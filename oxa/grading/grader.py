@@ -4,7 +4,7 @@ A verdict says what is known, so that nothing uncertain passes for wrong:
 
     correct      math-verify holds the answer equal to one of the accepted gold answers
     incorrect    both were parsed and compared, and differ
-    unparsable   no answer was found (no </think>, nothing behind it, longer than MAX_CHARS), it does not parse, or
+    unparsable   there is no answer (no </think>, nothing behind it, longer than MAX_CHARS), it does not parse, or
                  math-verify raised an exception on it
     timeout      the check did not end within its processor time or memory: its worker was killed, or died
     bad_gold     a gold answer does not parse, and no other one matches
@@ -16,9 +16,9 @@ that the next one stands ready after 0.1 s; a fork of this process would inherit
 state.
 
 Distinct pairs of gold answers and prediction are graded once. They go to the workers in batches, since a message to
-a worker costs as much as an easy answer; each answer has the full limit for itself, and what a worker found before one
-that ended it stands. Where a worker was killed from outside, the answer that it was at is asked for once more. A
-verdict therefore does not depend on the answers beside it, their order or the worker count.
+a worker costs as much as an easy answer; each answer has the full limit for itself, and the verdicts of a worker from
+before the answer that ended it stand. Where a worker was killed from outside, the answer that it was at gets another
+try. A verdict therefore does not depend on the answers beside it, their order or the worker count.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def extract(text: str, *, require_think: bool) -> str | None:
 
     Without such a box it is the whole tail, from which math-verify extracts. None where there is nothing.
     """
-    found = _find(text, require_think)
-    return found[0] if found else None
+    answer = _find(text, require_think)
+    return answer[0] if answer else None
 
 
 def _find(text: str, require_think: bool) -> tuple[str, bool] | None:
@@ -111,11 +111,11 @@ class Grader:
         questions: list[Question | None] = []
         predictions: list[str | None] = []
         for golds, text, _ in items:
-            found = _find(text, self._require_think)
-            if found is not None and len(found[0]) > MAX_CHARS:
-                found = None
-            predictions.append(found[0] if found else None)
-            questions.append((tuple(golds), *found) if found else None)
+            answer = _find(text, self._require_think)
+            if answer is not None and len(answer[0]) > MAX_CHARS:
+                answer = None
+            predictions.append(answer[0] if answer else None)
+            questions.append((tuple(golds), *answer) if answer else None)
         verdicts = self._verdicts(questions, description)
         return [Graded(verdict, predicted) for verdict, predicted in zip(verdicts, predictions, strict=True)]
 
@@ -173,18 +173,18 @@ class Grader:
                         raise error
                     batch, place = pending.pop(future)
                     places.append(place)
-                    found = self._noted(place, len(batch))
-                    if error is not None and len(found) < len(batch):  # the next one ended its worker
-                        culprit = batch[len(found)]
+                    graded = self._noted(place, len(batch))
+                    if error is not None and len(graded) < len(batch):  # the next one ended its worker
+                        culprit = batch[len(graded)]
                         if culprit in lost or _is_own_fault(error):
-                            found.append("timeout")
+                            graded.append("timeout")
                         lost.add(culprit)
-                    if rest := batch[len(found) :]:
+                    if rest := batch[len(graded) :]:
                         todo.appendleft(rest)
-                    for i, verdict in zip(batch, found, strict=False):
+                    for i, verdict in zip(batch, graded, strict=False):
                         verdicts[i] = verdict
                     restarts = 0
-                    bar.update(len(found))
+                    bar.update(len(graded))
         return verdicts
 
     def _schedule(self, batch: list[Question], place: int) -> Future[None]:
@@ -204,7 +204,7 @@ class Grader:
 
     def _noted(self, place: int, count: int) -> list[str]:
         """The verdicts on a batch's answers, up to the first that has none."""
-        return [worker.SAID[code] for code in bytes(self._notes[place : place + count]).partition(b"\0")[0]]
+        return [worker.CODES[code] for code in bytes(self._notes[place : place + count]).partition(b"\0")[0]]
 
     def _stop(self) -> None:
         if self._pool is not None:

@@ -24,7 +24,7 @@ class Regraded(NamedTuple):
     changes: Counter[tuple[str, str]]
     """Old and new verdict, where they differ, to the number of generations."""
     num_predicted: int
-    """Generations with the same verdict in which another answer is found."""
+    """Generations with the same verdict in which another answer is extracted."""
 
     @property
     def changed(self) -> bool:
@@ -41,8 +41,8 @@ class Regraded(NamedTuple):
 def regrade(section: Verify, generations: Path, problems: Path) -> Regraded:
     """Grades a table's texts against the gold answers of its benchmarks' problems; writes nothing."""
     table = tables.read(generations, schemas.GENERATIONS)
-    known = tables.read(problems, schemas.PROBLEMS, ["split", "problem_id", "answers"]).to_pylist()
-    golds = {(row["split"], row["problem_id"]): row["answers"] for row in known}
+    gold_rows = tables.read(problems, schemas.PROBLEMS, ["split", "problem_id", "answers"]).to_pylist()
+    golds = {(row["split"], row["problem_id"]): row["answers"] for row in gold_rows}
     rows = table.select(
         ["benchmark", "problem_id", "text", "finish_reason", "verdict", "predicted"]
     ).to_pylist()

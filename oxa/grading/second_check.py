@@ -42,10 +42,10 @@ def number(text: str) -> Number | None:
     if len(text) > MAX_CHARS:
         return None
     text = _SEPARATOR.sub("", text.strip().strip("$").strip())
-    found = _PLAIN.fullmatch(text)
-    if found is None or _THOUSANDS.fullmatch(text.lstrip("+-")):
+    match = _PLAIN.fullmatch(text)
+    if match is None or _THOUSANDS.fullmatch(text.lstrip("+-")):
         return None
-    sign, whole, decimals, integer, *ratio = found.groups()
+    sign, whole, decimals, integer, *ratio = match.groups()
     if decimals is not None:
         size, places = Fraction(f"{whole or 0}.{decimals}"), len(decimals)
     elif integer is not None:

@@ -1,4 +1,4 @@
-r"""Compares one answer with its gold answers by math-verify; what runs in the worker processes of grader.py.
+r"""Compares an answer with its gold answers by math-verify, in a worker process that may run out of time or memory.
 
 Forms that math-verify would misread (`4.5e33`, `1\,080`, `50\%`) are rewritten first. Its own time limit (a handler of
 SIGALRM, which waits while C code runs) is off: each answer has the kernel's timer of processor time, and nothing
@@ -7,13 +7,12 @@ depend on what else the machine does, and on the number of workers. A worker hol
 exception or a lack of memory is never taken for "not equal".
 
 A worker notes each verdict in memory that it shares with the parent, who thus knows of a worker that ended which answer
-it was at, and what it had found before.
+it was at, and its verdicts before.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 import logging
 import multiprocessing
@@ -29,10 +28,12 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+from oxa.runtime.child import die_with_parent
+
 MEMORY = 2 * 2**30  # bytes of address space of one worker
 PART_SECONDS = 1.0  # after which a worker hands back the rest of a batch, which others may have room for
-# What a byte of the notes stands for; 0: nothing yet.
-SAID = ("", "correct", "incorrect", "unparsable", "bad_gold", "timeout")
+# Verdict by the byte that stands for it in the notes; 0: none yet.
+CODES = ("", "correct", "incorrect", "unparsable", "bad_gold", "timeout")
 
 _SCIENTIFIC = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))[eE]([+-]?\d+)")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:(?:\\[,!;: ]|\{,\}|[~\s])\d{3})+(?:\.\d+)?")
@@ -52,16 +53,15 @@ def start_worker(notes: Any) -> None:
 
     global _notes
     _notes = notes
+    die_with_parent()
     if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
         # private (CPython 3.11 to 3.13): every child holds the pipe whose end tells the fork server that we are gone
         alive = getattr(getattr(forkserver, "_forkserver", None), "_forkserver_alive_fd", None)
         if alive is not None:
             os.close(alive)
             forkserver._forkserver._forkserver_alive_fd = None  # type: ignore[attr-defined]
         parent = multiprocessing.parent_process()
-        if parent is not None and not parent.is_alive():  # it died before the line above
+        if parent is not None and not parent.is_alive():  # it died before die_with_parent
             os._exit(1)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -95,7 +95,7 @@ def judge_batch(batch: list[Question], limit: float, place: int) -> None:
             verdict = "timeout"
         signal.setitimer(signal.ITIMER_PROF, 0)
         most, now = _memory()
-        _notes[place + i] = SAID.index("timeout" if most > MEMORY // 4 else verdict)
+        _notes[place + i] = CODES.index("timeout" if most > MEMORY // 4 else verdict)
         if most > MEMORY // 4 or now > MEMORY // 8:
             os._exit(1)
         if time.monotonic() - start > PART_SECONDS:
@@ -104,29 +104,29 @@ def judge_batch(batch: list[Question], limit: float, place: int) -> None:
 
 def _memory() -> tuple[int, int]:
     """Most and present resident memory, bytes; 0 where the system does not tell. (ru_maxrss counts the parent's.)"""
-    found = {"VmHWM": 0, "VmRSS": 0}
+    sizes = {"VmHWM": 0, "VmRSS": 0}
     with contextlib.suppress(FileNotFoundError):
         for line in Path("/proc/self/status").read_text().splitlines():
             name, _, value = line.partition(":")
-            if name in found:
-                found[name] = int(value.split()[0]) * 1024
-    return found["VmHWM"], found["VmRSS"]
+            if name in sizes:
+                sizes[name] = int(value.split()[0]) * 1024
+    return sizes["VmHWM"], sizes["VmRSS"]
 
 
 def judge(golds: tuple[str, ...], predicted: str, boxed: bool) -> str:
     """The verdict on one prediction."""
     from math_verify import verify
 
-    found = _parse(predicted, boxed)
-    if not found:
+    answer = _parse(predicted, boxed)
+    if not answer:
         return "unparsable"
-    doubt, bad = not _is_parsed(found), not golds
+    doubt, bad = not _is_parsed(answer), not golds
     for gold in golds:
         expected = _parse_gold(gold)
         if not _is_parsed(expected):
             bad = True
             continue
-        for pair in itertools.product(expected, found):
+        for pair in itertools.product(expected, answer):
             matches = _guarded(partial(verify, *pair, timeout_seconds=None, raise_on_error=True))
             if matches:
                 return "correct"
@@ -146,9 +146,9 @@ def _guarded(call: Callable[[], Any]) -> Any:
         return None
 
 
-def _is_parsed(found: list[Any]) -> bool:
+def _is_parsed(values: list[Any]) -> bool:
     """math-verify gives the text itself beside the expression, or alone where it could not be parsed."""
-    return any(not isinstance(value, str) for value in found)
+    return any(not isinstance(value, str) for value in values)
 
 
 @lru_cache(maxsize=4096)
@@ -162,12 +162,12 @@ def _parse(text: str, boxed: bool) -> list[Any]:
 
     # the content of a box is one expression; looking for numbers inside what does not parse would find a wrong one
     configs = [LatexExtractionConfig()] if boxed else [LatexExtractionConfig(), ExprExtractionConfig()]
-    found: list[Any] = []
+    values: list[Any] = []
     for form in _forms(text, boxed):
-        found = _guarded(partial(parse, form, configs, parsing_timeout=None, raise_on_error=True)) or found
-        if _is_parsed(found):
+        values = _guarded(partial(parse, form, configs, parsing_timeout=None, raise_on_error=True)) or values
+        if _is_parsed(values):
             break
-    return found
+    return values
 
 
 def _forms(text: str, boxed: bool) -> Iterator[str]:

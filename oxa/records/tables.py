@@ -117,12 +117,12 @@ def _note(key: str, value: Any) -> tuple[str, str]:
 
 
 def notes(path: Path) -> dict[str, Any]:
-    """What was kept with a table by Writer.note, by key."""
+    """The values that Writer.note put beside a table, by key."""
     with _checked(path, pa.schema([]), None):
-        found = pq.read_metadata(path).metadata or {}
+        metadata = pq.read_metadata(path).metadata or {}
     return {
         key.decode().removeprefix(NOTE): json.loads(value)
-        for key, value in found.items()
+        for key, value in metadata.items()
         if key.startswith(NOTE.encode())
     }
 
@@ -137,12 +137,12 @@ def num_rows(path: Path) -> int:
 def _checked(path: Path, schema: pa.Schema, columns: list[str] | None) -> Iterator[None]:
     """Turns what is wrong with a Parquet file that is read in the block into a DataError."""
     try:
-        found = pq.read_schema(path)
+        present = pq.read_schema(path).names
         names = set(columns or schema.names)
         for field in schema:
-            if field.name in names and field.name not in found.names:
+            if field.name in names and field.name not in present:
                 raise DataError(
-                    f"{path}: no column {field.name!r}; found {found.names}; make it again with dvc repro"
+                    f"{path}: no column {field.name!r}; found {present}; make it again with dvc repro"
                 )
         yield
     except FileNotFoundError:

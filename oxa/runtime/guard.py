@@ -124,20 +124,20 @@ def stage(
     with _only_one(folder, name):
         for path in staged.values():
             _remove(path)
-        kept = False
+        in_place = False
 
         def keep() -> None:
-            nonlocal kept
+            nonlocal in_place
             _check(name, list(before.values()), own)
             _probe(
                 folder
             )  # DVC writes dvc.lock in place next, and a disk that is full then leaves half of it
             _into_place(staged, outputs)
-            kept = True
+            in_place = True
 
         with _saying_full_disk(folder):
             yield replace(run, keep=keep)
-        if not kept:
+        if not in_place:
             keep()
         _forget(work / name, keep_locked=folder)
 

@@ -26,9 +26,9 @@ Start = Callable[..., subprocess.Popen[str]]
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Prefect server for all tests here; a flow that starts its own takes twice as long."""
     folder = tmp_path_factory.mktemp("prefect")
-    from flows.servers import _free_port
+    from oxa.runtime.server import free_port
 
-    port = _free_port(23_000 + os.getpid() % 1000)
+    port = free_port(23_000 + os.getpid() % 1000)
     url = f"http://127.0.0.1:{port}/api"
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with Child(command, env=os.environ | {"PREFECT_HOME": str(folder)}, stdout=subprocess.DEVNULL) as server:

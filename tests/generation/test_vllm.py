@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from oxa.config.generate import Generate, Sampling, Vllm
 from oxa.errors import ConfigError, DataError, is_out_of_reach
-from oxa.generation import client as replicas
-from oxa.generation import generate, vllm
+from oxa.generation import client, generate, vllm
+from oxa.generation.replica import Replica, is_asked_for
 from oxa.generation.requests import Generation, Request
 from oxa.model import loading
 
@@ -33,9 +33,9 @@ REQUESTS = [Request(f"r{i}", [20 + i, 30, 31][: 1 + i % 3]) for i in range(40)]
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replicas, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(replicas, "LONGEST_WAIT", 0.1)
-    monkeypatch.setattr(replicas, "PATIENCE", 0.5)
+    monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(client, "LONGEST_WAIT", 0.1)
+    monkeypatch.setattr(client, "PATIENCE", 0.5)
 
 
 def ask(
@@ -55,15 +55,15 @@ def ask(
 def expected(model: Path, requests: list[Request] = REQUESTS) -> list[tuple[str, str, int, str]]:
     """What the server's model answers."""
     tokenizer = loading.load_tokenizer(model)
-    found = []
+    responses = []
     for request in requests:
         seed = vllm.seed_of(SAMPLING.seed, request.response_id)
         tokens = tokens_for({"seed": seed, "max_tokens": SAMPLING.max_tokens})
         ended = tokens[-1] == END
         text = tokenizer.decode(tokens[:-1] if ended else tokens, clean_up_tokenization_spaces=False)
-        found.append((request.response_id, text, len(tokens), "stop" if ended else "length"))
-    assert {reason for *_, reason in found} == {"stop", "length"} or len(found) < 20
-    return found
+        responses.append((request.response_id, text, len(tokens), "stop" if ended else "length"))
+    assert {reason for *_, reason in responses} == {"stop", "length"} or len(responses) < 20
+    return responses
 
 
 def plain(generations: list[Generation]) -> list[tuple[str, str, int, str]]:
@@ -85,11 +85,11 @@ def test_prompts_go_out_as_token_ids_with_every_setting_that_moves_the_distribut
     checkpoint: Path, tmp_path: Path
 ) -> None:
     with CompletionsServer(checkpoint.name) as server:
-        found = ask(checkpoint, tmp_path, f"{server.url}/v1/")
-    assert plain(found) == expected(checkpoint)
-    assert all(math.isnan(generation.mean_entropy) for generation in found)
-    by_seed = {body["seed"]: body for body in server.asked}
-    assert len(by_seed) == len(server.asked) == len(REQUESTS)
+        generations = ask(checkpoint, tmp_path, f"{server.url}/v1/")
+    assert plain(generations) == expected(checkpoint)
+    assert all(math.isnan(generation.mean_entropy) for generation in generations)
+    by_seed = {body["seed"]: body for body in server.bodies}
+    assert len(by_seed) == len(server.bodies) == len(REQUESTS)
     for request in REQUESTS:
         body = by_seed[vllm.seed_of(3, request.response_id)]
         assert body["prompt"] == request.prompt
@@ -112,10 +112,10 @@ def test_lost_connections_and_busy_servers_are_asked_again(checkpoint: Path, tmp
     faults = once(r0="503", r1="reset", r4="cut", r7="429", r9="500", r11="abort", r20="reset", r41="502")
     with CompletionsServer(checkpoint.name, fault=faults) as server:
         assert plain(ask(checkpoint, tmp_path, server)) == expected(checkpoint)
-    times = Counter(body["seed"] for body in server.asked)
+    times = Counter(body["seed"] for body in server.bodies)
     assert len(times) == len(REQUESTS)
     assert sum(times.values()) == len(REQUESTS) + 8
-    assert len({str(sorted(body.items())) for body in server.asked}) == len(REQUESTS), (
+    assert len({str(sorted(body.items())) for body in server.bodies}) == len(REQUESTS), (
         "asked for the same again"
     )
 
@@ -150,14 +150,14 @@ def test_an_answer_to_something_else_is_an_error(
 def test_a_request_that_breaks_the_connection_every_time_ends_the_run(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replicas, "PATIENCE", 60.0)
+    monkeypatch.setattr(client, "PATIENCE", 60.0)
     with (
         CompletionsServer(checkpoint.name, fault=lambda n: "reset") as server,
         pytest.raises(DataError, match="a request failed 12 times") as caught,
     ):
         ask(checkpoint, tmp_path, server, requests=REQUESTS[:1])
     assert is_out_of_reach(caught.value)
-    assert len(server.asked) == replicas.MAX_LOSSES
+    assert len(server.bodies) == client.MAX_LOSSES
 
 
 def test_servers_share_the_requests_and_none_gets_more_than_its_concurrency(
@@ -167,23 +167,23 @@ def test_servers_share_the_requests_and_none_gets_more_than_its_concurrency(
         quick: list[CompletionsServer] = []
 
         def fault(_: int) -> None:  # asked when a request comes: the slow one's answers are waited for now
-            if sum(len(server.asked) for server in quick) == len(REQUESTS) - 3 - 1:
+            if sum(len(server.bodies) for server in quick) == len(REQUESTS) - 3 - 1:
                 slow.release.set()
 
         with CompletionsServer(checkpoint.name, fault=fault) as a, CompletionsServer(checkpoint.name) as b:
             b.fault = fault
             quick += [a, b]
-            found = ask(checkpoint, tmp_path, slow, a, b, concurrency=3)
-    assert plain(found) == expected(checkpoint)
-    assert len(slow.asked) == 3, "what it had in flight and no more"
-    assert min(len(a.asked), len(b.asked)) >= 3
+            generations = ask(checkpoint, tmp_path, slow, a, b, concurrency=3)
+    assert plain(generations) == expected(checkpoint)
+    assert len(slow.bodies) == 3, "what it had in flight and no more"
+    assert min(len(a.bodies), len(b.bodies)) >= 3
     assert max(server.most_in_flight for server in (slow, a, b)) <= 3
 
 
 def test_few_requests_are_shared_out_evenly(checkpoint: Path, tmp_path: Path) -> None:
     with CompletionsServer(checkpoint.name) as a, CompletionsServer(checkpoint.name) as b:
         ask(checkpoint, tmp_path, a, b, requests=REQUESTS[:6], concurrency=100)
-    assert len(a.asked) == len(b.asked) == 3
+    assert len(a.bodies) == len(b.bodies) == 3
 
 
 def test_responses_do_not_depend_on_how_many_servers_there_are(checkpoint: Path, tmp_path: Path) -> None:
@@ -218,11 +218,11 @@ def test_what_a_dying_server_had_in_flight_goes_to_the_others(
 
         killer = threading.Thread(target=kill)
         killer.start()
-        found = ask(checkpoint, tmp_path, dying, server)
+        generations = ask(checkpoint, tmp_path, dying, server)
         killer.join()
-    assert plain(found) == expected(checkpoint)
-    assert len(dying.asked) == 9
-    assert len(server.asked) == len(REQUESTS) - 5
+    assert plain(generations) == expected(checkpoint)
+    assert len(dying.bodies) == 9
+    assert len(server.bodies) == len(REQUESTS) - 5
 
 
 def test_when_no_server_is_left_it_is_said_and_a_later_try_may_succeed(
@@ -245,11 +245,11 @@ def test_a_server_of_another_model_is_named(checkpoint: Path, tmp_path: Path) ->
         pytest.raises(ConfigError, match=rf"serves somebody/else and not {checkpoint}; start it with"),
     ):
         ask(checkpoint, tmp_path, server)
-    assert server.asked == []
+    assert server.bodies == []
 
 
 @pytest.mark.parametrize(
-    ("said", "fits"),
+    ("served", "fits"),
     [
         ("models/rlvr/sft-0/step-20", True),
         ("sft-0/step-20", True),
@@ -260,16 +260,16 @@ def test_a_server_of_another_model_is_named(checkpoint: Path, tmp_path: Path) ->
     ],
 )
 def test_a_folder_goes_by_the_end_of_its_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, fits: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: str, fits: bool
 ) -> None:
     folder = tmp_path / "models" / "rlvr" / "sft-0" / "step-20"
     folder.mkdir(parents=True)
     for model in (folder, folder.relative_to(tmp_path)):
         monkeypatch.chdir(tmp_path)
-        assert replicas.is_asked_for({"id": "other", "root": said}, model, None) is fits
-        assert replicas.is_asked_for({"id": said}, model, None) is fits
-    assert replicas.is_asked_for({"id": "Qwen/Qwen3-0.6B"}, "Qwen/Qwen3-0.6B", None)
-    assert not replicas.is_asked_for({"id": "Qwen3-0.6B"}, "Qwen/Qwen3-0.6B", None)
+        assert is_asked_for({"id": "other", "root": served}, model, None) is fits
+        assert is_asked_for({"id": served}, model, None) is fits
+    assert is_asked_for({"id": "Qwen/Qwen3-0.6B"}, "Qwen/Qwen3-0.6B", None)
+    assert not is_asked_for({"id": "Qwen3-0.6B"}, "Qwen/Qwen3-0.6B", None)
 
 
 def test_a_server_with_too_little_room_is_named(checkpoint: Path, tmp_path: Path) -> None:
@@ -294,19 +294,19 @@ def test_prompts_that_fill_the_context_are_not_sent_and_long_ones_get_what_room_
 ) -> None:
     requests = [Request("full", [40] * 1024), Request("near", [40] * 1021), Request("short", [40])]
     with CompletionsServer(checkpoint.name) as server:
-        found = ask(checkpoint, tmp_path, server, requests=requests)
-    assert found[0][:4] == ("full", "", 0, "length")
-    assert sorted((len(body["prompt"]), body["max_tokens"]) for body in server.asked) == [(1, 10), (1021, 3)]
+        generations = ask(checkpoint, tmp_path, server, requests=requests)
+    assert generations[0][:4] == ("full", "", 0, "length")
+    assert sorted((len(body["prompt"]), body["max_tokens"]) for body in server.bodies) == [(1, 10), (1021, 3)]
 
 
 def test_the_settings_are_kept_with_the_responses(checkpoint: Path, tmp_path: Path) -> None:
     with CompletionsServer(checkpoint.name) as server:
         engine = Generate(engine="vllm", url=[server.url], vllm=Vllm(logprobs=2))
         for _ in range(2):  # the second time from disk
-            found = generate.generate(
+            generations = generate.generate(
                 checkpoint, REQUESTS, SAMPLING, engine, scratch=tmp_path, description="test"
             )
-            assert found.settings == {
+            assert generations.settings == {
                 "engine": "vllm",
                 "made_by": [{"vllm": ["0.31.0"], "logprobs": 2, "end_ids": [END]}],
                 "temperature": 0.7,
@@ -314,16 +314,17 @@ def test_the_settings_are_kept_with_the_responses(checkpoint: Path, tmp_path: Pa
                 "max_tokens": 10,
                 "seed": 3,
             }
-    assert len(server.asked) == len(REQUESTS)
+    assert len(server.bodies) == len(REQUESTS)
     rest = 1 - 2 * math.exp(-1)
     entropy = 2 * math.exp(-1) - rest * math.log(rest)
-    assert [generation.mean_entropy for generation in found] == pytest.approx([entropy] * len(REQUESTS))
+    assert [generation.mean_entropy for generation in generations] == pytest.approx([entropy] * len(REQUESTS))
 
 
+FOLDERS = [str(folder) for folder in Path(__file__).parents[:2]]
 CLIENT = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {folders!r}
 from test_vllm import ask
 ask(Path({model!r}), Path({scratch!r}), {url!r})
 """
@@ -334,24 +335,22 @@ def test_a_run_killed_with_signal_9_asks_only_for_what_was_in_flight_or_not_begu
 ) -> None:
     fault = {"of": lambda n: "hold" if n >= 15 else None}
     with CompletionsServer(checkpoint.name, fault=lambda n: fault["of"](n)) as server:
-        script = CLIENT.format(
-            tests=str(Path(__file__).parent), model=str(checkpoint), scratch=str(tmp_path), url=server.url
-        )
-        client = subprocess.Popen([sys.executable, "-c", script])
+        script = CLIENT.format(folders=FOLDERS, model=str(checkpoint), scratch=str(tmp_path), url=server.url)
+        stage = subprocess.Popen([sys.executable, "-c", script])
         for _ in range(19):  # the last four are asked for when the first fifteen have been answered
             assert server.arrived.acquire(timeout=60)
-        os.kill(client.pid, signal.SIGKILL)
-        client.wait()
+        os.kill(stage.pid, signal.SIGKILL)
+        stage.wait()
         (store,) = tmp_path.glob("*.jsonl")
-        kept = [line for line in store.read_text().splitlines() if "response_id" in line]
-        assert len(kept) >= 14, "an answer may be on its way when the next request goes out"
+        lines = [line for line in store.read_text().splitlines() if "response_id" in line]
+        assert len(lines) >= 14, "an answer may be on its way when the next request goes out"
         with store.open("a") as file:
             file.write('{"shard": "cut by the ki')
-        answered = len(server.asked)
+        answered = len(server.bodies)
         fault["of"] = lambda n: None
-        found = ask(checkpoint, tmp_path, server)
-    assert plain(found) == expected(checkpoint)
-    assert len(server.asked) - answered == len(REQUESTS) - len(kept)
+        generations = ask(checkpoint, tmp_path, server)
+    assert plain(generations) == expected(checkpoint)
+    assert len(server.bodies) - answered == len(REQUESTS) - len(lines)
     assert '{"shard": "cut' not in store.read_text()
 
 
@@ -376,5 +375,8 @@ def test_urls_in_the_configuration_are_checked() -> None:
     for url in ("localhost:8000", "ftp://host", "http://", "http://host/v1?key=1"):
         with pytest.raises(ValueError, match="url"):
             Generate(engine="vllm", url=[url])
+    for url in ("http://host:99999", "http://host:port", "http://[::1"):
+        with pytest.raises(ConfigError, match=r"^generate\.url: http"):
+            Replica(url)
     values: dict[str, Any] = {"url": ["http://10.0.0.2:8000", "https://host/v1"]}
     assert Generate(engine="vllm", **values).url == values["url"]

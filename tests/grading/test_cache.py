@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from oxa.grading.cache import Memo
+from oxa.runtime import lines
 
 A, B, C = (bytes([i]) * 16 for i in (1, 2, 3))
 
@@ -20,9 +21,10 @@ def test_verdicts_are_known_to_the_next_process(tmp_path: Path) -> None:
     assert len(again) == 3
 
 
-@pytest.mark.parametrize(
-    "tail", [b"\3" * 5, b"\3" * 16, b"\3" * 16 + b"\0", b"\3" * 16 + b"\x09" + C + b"\1"]
-)
+LINE = b"".join(lines.encode([[C.hex(), "correct"]]))
+
+
+@pytest.mark.parametrize("tail", [LINE[:5], LINE[:-1], b"\0" * len(LINE), LINE[:20] + b"\n" + LINE])
 def test_what_a_kill_leaves_of_a_record_is_dropped_and_the_next_one_stands(
     tmp_path: Path, tail: bytes
 ) -> None:

@@ -27,9 +27,9 @@ from oxa.grading.second_check import number, surely_wrong
     ],
 )
 def test_plain_numbers_are_read_exactly(text: str, value: Fraction) -> None:
-    found = number(text)
-    assert found is not None
-    assert found.value == value
+    answer = number(text)
+    assert answer is not None
+    assert answer.value == value
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ def test_lines_hold_step_name_and_value(tmp_path: Path):
 def test_speeds_are_told_to_the_other_log_only_so_that_the_file_can_be_made_again_byte_for_byte(
     tmp_path: Path,
 ):
-    told = []
-    log = Journal(tmp_path / "metrics.jsonl", also=lambda step, **values: told.append((step, values)))
+    calls: list[tuple[int, dict[str, float]]] = []
+    log = Journal(tmp_path / "metrics.jsonl", also=lambda step, **values: calls.append((step, values)))
     log(3, loss=2.0, tokens_per_second=1234.5)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 3, "name": "loss", "value": 2.0}\n'
-    assert told == [(3, {"loss": 2.0, "tokens_per_second": 1234.5})]
+    assert calls == [(3, {"loss": 2.0, "tokens_per_second": 1234.5})]
 
 
 def test_a_resumed_run_replaces_what_a_killed_one_logged_past_its_checkpoint(tmp_path: Path):

@@ -7,25 +7,25 @@ from oxa.runtime import progress
 
 
 def test_a_log_file_is_spared(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv(progress.ASKED, raising=False)
+    monkeypatch.delenv(progress.VARIABLE, raising=False)
     shown = io.StringIO()
     assert list(progress.bar(range(100), desc="work", file=shown)) == list(range(100))
     assert shown.getvalue() == ""
 
 
 def test_a_parent_that_asks_can_read_how_far_the_work_is(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(progress.ASKED, "1")
+    monkeypatch.setenv(progress.VARIABLE, "1")
     monkeypatch.setattr(progress, "INTERVAL", 0.0)
     shown = io.StringIO()
     list(progress.bar(range(4), desc="scoring text", unit="tok", miniters=1, file=shown))
-    said = [progress.read(line) for line in re.split(r"[\r\n]", shown.getvalue()) if line.strip()]
-    assert [percent for _, percent in filter(None, said)] == [0, 25, 50, 75, 100, 100][-len(said) :]
-    assert {what for what, _ in filter(None, said)} == {"scoring text"}
-    assert None not in said
+    readings = [progress.read(line) for line in re.split(r"[\r\n]", shown.getvalue()) if line.strip()]
+    assert [percent for _, percent in filter(None, readings)] == [0, 25, 50, 75, 100, 100][-len(readings) :]
+    assert {what for what, _ in filter(None, readings)} == {"scoring text"}
+    assert None not in readings
 
 
 def test_quiet_work_says_nothing_even_when_asked(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(progress.ASKED, "1")
+    monkeypatch.setenv(progress.VARIABLE, "1")
     shown = io.StringIO()
     list(progress.bar(range(4), desc="work", quiet=True, file=shown))
     assert shown.getvalue() == ""

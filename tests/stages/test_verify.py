@@ -10,8 +10,8 @@ import pytest
 from conftest import Kept
 from oxa.config.verify import Verify
 from oxa.errors import DataError
-from oxa.grading import cache
 from oxa.records import schemas, tables
+from oxa.runtime import lines
 from oxa.stages import verify
 
 SECTION = Verify(timeout=30, workers=1)
@@ -156,11 +156,11 @@ def test_what_was_judged_before_a_kill_is_not_judged_again(
     (tmp_path / "verdicts").unlink()
     with pytest.raises(KeyboardInterrupt):
         grade(tmp_path, GOLDS, ROWS, Kept(stop_after=4))
-    kept = bytearray((tmp_path / "verdicts").read_bytes())
-    assert len(kept) == 3 * (cache.KEY + 1)
+    rows = lines.read(tmp_path / "verdicts")
+    assert len(rows) == 3
     assert grade(tmp_path, GOLDS, ROWS, log) == (metrics, whole)
 
-    kept[cache.KEY] = 1 + cache.VERDICTS.index("timeout")  # no judge would say so of the first
-    (tmp_path / "verdicts").write_bytes(kept)
+    rows[0][1] = "timeout"  # no judge would say so of the first
+    (tmp_path / "verdicts").write_bytes(b"".join(lines.encode(rows)))
     _, verdicts = grade(tmp_path, GOLDS, ROWS, log)
     assert [row["verdict"] for row in verdicts] == ["timeout", *EXPECTED[1:3], "timeout", *EXPECTED[4:]]

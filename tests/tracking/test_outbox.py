@@ -14,10 +14,11 @@ from typing import Any
 
 import psutil
 import pytest
-from servers import free_port, mlflow_server, postgresql
+from servers import mlflow_server, postgresql
 
 from oxa.config.operations import Tracking
 from oxa.errors import UserError
+from oxa.runtime.server import free_port
 from oxa.tracking import outbox, sender, spool
 
 FOLDER = Path(".tracking")

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from pipelines import make_repository, tiny_params
 
-from flows.servers import _free_port
 from oxa.runtime.child import Child
+from oxa.runtime.server import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,7 +53,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 @pytest.fixture
 def api(project: Path, environment: dict[str, str], tmp_path: Path) -> Iterator[str]:
     """Address of a running Prefect server; it is set in the environment, too."""
-    port = _free_port(30_500)
+    port = free_port(30_500)
     url = environment["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
     command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port), "--no-ui"]
     with (

@@ -34,8 +34,8 @@ from pipelines import (
     wait_until_left,
 )
 
-from flows.servers import _free_port
 from oxa.runtime.child import Child
+from oxa.runtime.server import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +57,7 @@ def copy(flowed: Path, tmp_path: Path) -> Iterator[Path]:
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Prefect server for the flows here; one that starts its own takes twice as long."""
     folder = tmp_path_factory.mktemp("prefect")
-    port = _free_port(24_000 + os.getpid() % 1000)
+    port = free_port(24_000 + os.getpid() % 1000)
     url = f"http://127.0.0.1:{port}/api"
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with (

@@ -300,7 +300,7 @@ def test_a_worker_near_the_end_of_its_memory_gives_up_its_answer_and_ends() -> N
     worker.start()
     worker.join()
     assert worker.exitcode == 1
-    assert [judge.SAID[code] for code in notes] == ["correct", "timeout", ""]
+    assert [judge.CODES[code] for code in notes] == ["correct", "timeout", ""]
 
 
 def _hoard(notes: Any) -> None:

@@ -31,7 +31,7 @@ from oxa.config.prompt import Prompt
 from oxa.config.sample import Sample
 from oxa.generation import generate
 from oxa.generation.requests import Generation, Request
-from oxa.generation.server import Server
+from oxa.generation.server import VllmServer
 from oxa.model import loading
 from oxa.records import schemas, tables
 from oxa.stages import sample
@@ -86,13 +86,13 @@ def adder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(adder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(adder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
     settings = VLLM.model_copy(update={"logprobs": -1})
-    with Server(adder, settings, max_model_len=256, folder=tmp_path_factory.mktemp("server")) as started:
+    with VllmServer(adder, settings, max_model_len=256, folder=tmp_path_factory.mktemp("server")) as started:
         yield started
 
 
-def finished(server: Server) -> int:
+def finished(server: VllmServer) -> int:
     """Requests that the server has answered since its start."""
     with urllib.request.urlopen(f"{server.url}/metrics") as answer:
         text = answer.read().decode()
@@ -102,7 +102,12 @@ def finished(server: Server) -> int:
 
 
 def by_vllm(
-    server: Server, model: Path, scratch: Path, requests: list[Request], sampling: Sampling, **settings: Any
+    server: VllmServer,
+    model: Path,
+    scratch: Path,
+    requests: list[Request],
+    sampling: Sampling,
+    **settings: Any,
 ) -> list[Generation]:
     engine = Generate(
         engine="vllm",
@@ -148,7 +153,9 @@ def share_of_equal_tokens(model: Path, found: list[Generation], expected: list[G
     return equal / total
 
 
-def test_greedy_responses_are_those_of_the_torch_engine(adder: Path, server: Server, tmp_path: Path) -> None:
+def test_greedy_responses_are_those_of_the_torch_engine(
+    adder: Path, server: VllmServer, tmp_path: Path
+) -> None:
     requests = [*questions(adder, 100)[0], *rounds(40, 30), Request("full", [40] * 1024)]
     sampling = Sampling(max_tokens=60, temperature=0)
     found = by_vllm(server, adder, tmp_path, requests, sampling)
@@ -160,7 +167,9 @@ def test_greedy_responses_are_those_of_the_torch_engine(adder: Path, server: Ser
     assert found[-1][:4] == ("full", "", 0, "length")
 
 
-def test_sampled_answers_are_as_often_right_and_as_long(adder: Path, server: Server, tmp_path: Path) -> None:
+def test_sampled_answers_are_as_often_right_and_as_long(
+    adder: Path, server: VllmServer, tmp_path: Path
+) -> None:
     requests, answers = questions(adder, 80, samples=16)
     sampling = Sampling(max_tokens=8, seed=5)
     pairs = [
@@ -182,7 +191,7 @@ def test_sampled_answers_are_as_often_right_and_as_long(adder: Path, server: Ser
 
 @pytest.mark.parametrize("sampling", [Sampling(max_tokens=20, temperature=0.8, top_p=0.9, seed=6)])
 def test_a_response_depends_on_its_seed_and_not_on_its_neighbours(
-    adder: Path, server: Server, tmp_path: Path, sampling: Sampling
+    adder: Path, server: VllmServer, tmp_path: Path, sampling: Sampling
 ) -> None:
     requests = rounds(64, 9)
     among_many = by_vllm(server, adder, tmp_path / "many", requests, sampling)
@@ -193,14 +202,14 @@ def test_a_response_depends_on_its_seed_and_not_on_its_neighbours(
 
 
 def test_many_long_prompts_at_once_leave_the_server_alive(
-    adder: Path, server: Server, tmp_path: Path
+    adder: Path, server: VllmServer, tmp_path: Path
 ) -> None:
     requests = rounds(96, 250)  # 24,000 tokens: several times what a step of the server takes
     found = by_vllm(server, adder, tmp_path, requests, Sampling(max_tokens=4, seed=3), concurrency=96)
     assert all(1 <= generation.num_tokens <= 4 for generation in found)
 
 
-def test_entropies_are_the_torch_engines_or_below(adder: Path, server: Server, tmp_path: Path) -> None:
+def test_entropies_are_the_torch_engines_or_below(adder: Path, server: VllmServer, tmp_path: Path) -> None:
     requests = [*questions(adder, 10)[0], *rounds(6, 20)]
     sampling = Sampling(max_tokens=15, temperature=0, top_p=0.5)  # neither has a part in the entropy
     expected = by_torch(adder, tmp_path, requests, sampling)
@@ -215,7 +224,7 @@ def test_entropies_are_the_torch_engines_or_below(adder: Path, server: Server, t
     assert all(math.isnan(g.mean_entropy) for g in by_vllm(server, adder, tmp_path, requests[:2], sampling))
 
 
-def test_a_resumed_run_asks_for_what_is_missing(adder: Path, server: Server, tmp_path: Path) -> None:
+def test_a_resumed_run_asks_for_what_is_missing(adder: Path, server: VllmServer, tmp_path: Path) -> None:
     requests, sampling = rounds(20, 4), Sampling(max_tokens=5)
     before = finished(server)
     first = by_vllm(server, adder, tmp_path, requests, sampling)
@@ -249,7 +258,7 @@ def run_stage(model: Path, folder: Path, url: list[str]) -> dict[str, Any]:
 
 
 def test_a_killed_stage_takes_its_server_with_it_and_is_gone_on_with(
-    adder: Path, server: Server, tmp_path: Path
+    adder: Path, server: VllmServer, tmp_path: Path
 ) -> None:
     rows = [
         {

@@ -1,0 +1,147 @@
+"""One vLLM server, or another that speaks its API: what it serves, and calls to it over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import ssl
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from oxa.errors import ConfigError, DataError
+
+CONNECT_SECONDS = 10.0
+BUSY = (429, 503)  # the server is there and has too much to do; not the request's fault
+FAILING = (408, 500, 502, 504)
+
+_KEEP_ALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
+    (socket.IPPROTO_TCP, getattr(socket, name), value)
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
+    if hasattr(socket, name)
+]  # the kernel looks after silent connections: a host that lost its power closes none
+_certificates = cache(ssl.create_default_context)  # the system's; they take 20 ms to read
+
+
+@dataclass(eq=False)
+class Replica:
+    """A server, and how it fares."""
+
+    url: str
+    model: str | None = None
+    """The name to ask it for; None: the one that it serves, if it is the right one."""
+    version: str = "unknown"
+    num_pauses: int = 0
+    """Failures in a row, those that came while it was left alone aside."""
+    failing_since: float | None = None
+    not_before: float = 0.0
+    is_out: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            _ = urlsplit(self.url).port
+        except ValueError as error:
+            raise ConfigError(f"generate.url: {self.url}: {error}") from None
+
+    def pause(self) -> float:
+        """Seconds for which it is to be left alone now."""
+        return max(0.0, self.not_before - time.monotonic())
+
+    def connect(self) -> httpx.AsyncClient:
+        """For one request at a time: a pool of 256 connections costs httpx six times the processor time a request."""
+        key = os.environ.get("VLLM_API_KEY")
+        return httpx.AsyncClient(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            # no limit on the whole: a long response among many takes as long as it takes
+            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
+            transport=httpx.AsyncHTTPTransport(verify=_certificates(), socket_options=_KEEP_ALIVE),
+            trust_env=False,  # no proxy
+        )
+
+    async def greet(self, http: httpx.AsyncClient, model: str | Path, max_model_len: int) -> None:
+        """Asks for the model and vLLM's version; ConfigError where the model is another or has too little room."""
+        try:
+            entries = (await self.call(http, "v1/models"))["data"]
+        except (KeyError, TypeError):
+            raise DataError(f"{self.url}: no OpenAI-compatible server: /v1/models lists none") from None
+        entry = next((entry for entry in entries if is_asked_for(entry, model, self.model)), None)
+        if entry is None:
+            names = ", ".join(str(entry.get("id")) for entry in entries) or "none"
+            raise ConfigError(
+                f"{self.url}: serves {names} and not {model}; start it with --served-model-name {model} if it is "
+                "that model"
+            )
+        self.model = entry["id"]
+        room = entry.get("max_model_len")
+        if room is not None and room < max_model_len:
+            raise ConfigError(too_short(f"{self.url}: its --max-model-len", room, max_model_len))
+        with contextlib.suppress(httpx.HTTPError, DataError, KeyError, TypeError):  # vLLM's own, not OpenAI's
+            self.version = str((await self.call(http, "version"))["version"])
+
+    async def complete(self, http: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
+        """The only `choice` of the answer to a request. Raises as `call`."""
+        answer = await self.call(http, "v1/completions", body | {"model": self.model})
+        try:
+            choice: dict[str, Any] = answer["choices"][0]
+            aborted = choice.get("finish_reason") == "abort"  # what a server that is being ended answers
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise DataError(f"{self.url}: the answer to a request holds no response") from None
+        if aborted:
+            raise httpx.RemoteProtocolError("it broke the response off")
+        return choice
+
+    async def call(self, http: httpx.AsyncClient, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Parsed answer. Raises httpx.HTTPError where another try is worth it, else DataError."""
+        response = await http.request("GET" if body is None else "POST", f"/{path}", json=body)
+        status = response.status_code
+        if status in BUSY + FAILING:
+            words = f"{status} {_message(response)}"
+            raise httpx.HTTPStatusError(words, request=response.request, response=response)
+        if status != 200:  # a redirect, too: it would carry prompts and key to where nobody sent them
+            raise DataError(f"{self.url}: refused a request to /{path} ({status}): {_message(response)}")
+        try:
+            return response.json()
+        except ValueError:
+            raise DataError(f"{self.url}: answered /{path} with what is not JSON") from None
+
+
+def _message(response: httpx.Response) -> str:
+    """The words of an error in OpenAI's form, else the answer's beginning."""
+    text = response.content.decode(errors="replace")
+    with contextlib.suppress(ValueError, AttributeError, TypeError):
+        answer = response.json()
+        error = answer.get("error", answer)
+        text = str(error.get("message", text))
+    return " ".join(text.split())[:500]
+
+
+def is_asked_for(entry: dict[str, Any], model: str | Path, name: str | None) -> bool:
+    """Whether a server's model is `model`: by the name that we gave it, else by id or root.
+
+    A folder may go by its path or the end of it (`sft-0` for models/sft-0); `step-N` alone is no name.
+    """
+    if name is not None:
+        return bool(entry.get("id") == name)
+    folder = Path(model)
+    for served in (str(entry.get("id")), str(entry.get("root"))):
+        if served == str(model):
+            return True
+        if folder.is_dir():
+            parts, own = Path(served).parts, folder.resolve().parts
+            if parts and own[-len(parts) :] == parts and not (len(parts) == 1 and served.startswith("step-")):
+                return True
+    return False
+
+
+def too_short(where: str, room: int, needed: int) -> str:
+    return (
+        f"{where} of {room} tokens is too small: prompt and max_tokens come to {needed}; raise it, or lower "
+        "max_tokens"
+    )

@@ -18,7 +18,7 @@ from oxa.config.base import Checkpoint
 from oxa.config.params import Params, check_params, load_params
 from oxa.errors import ConfigError, DataError
 from oxa.runtime import files, guard
-from oxa.tracking import spool
+from oxa.tracking import connection
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -421,7 +421,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
     print(f"params    {arguments.params}: fine; arms {', '.join(params.arms)}; seeds {params.seeds}")
     names = ("torch", "transformers", "trl", "datasets", "math-verify", "dvc", "prefect", "mlflow")
     print("libraries " + ", ".join(f"{name} {version(name)}" for name in names))
-    told = spool.shown(spool.uri()) if params.tracking.enabled else "nobody: tracking.enabled is false"
+    told = (
+        connection.shown(connection.uri()) if params.tracking.enabled else "nobody: tracking.enabled is false"
+    )
     print(f"tracking  {told}")
     from oxa.model import loading
 

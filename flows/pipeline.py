@@ -52,7 +52,7 @@ from oxa.config.operations import Flow, Tracking
 from oxa.config.params import Params, load_params
 from oxa.errors import UserError
 from oxa.runtime import guard, progress
-from oxa.tracking import outbox
+from oxa.tracking import connection, outbox
 
 PARAMS = Path("params.yaml")
 UNCHANGED = "DVC: unchanged"
@@ -298,7 +298,7 @@ def _address_in_mlflow(settings: Tracking, folder: Path) -> str | None:
         return None
     try:
         tags = {"oxa.stage": "report", f"dvc.out.{folder}": guard.dvc_md5(folder)}
-        runs = [run.info for run in outbox.find_runs(settings.experiment, tags)]
+        runs = [run.info for run in connection.find_runs(settings.experiment, tags)]
     except UserError:
         return None
     found = next((run for run in runs if run.status == "FINISHED"), None)  # the newest

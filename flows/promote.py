@@ -42,7 +42,7 @@ from oxa.errors import ConfigError, DataError
 from oxa.report import markdown
 from oxa.report.wording import with_answer
 from oxa.runtime import guard
-from oxa.tracking import provenance, registry
+from oxa.tracking import provenance, registration, registry
 
 DRAWN_BY = ("temperature", "top_p", "max_tokens")  # settings that two evaluations must share
 
@@ -119,7 +119,7 @@ class Outcome:
 class _Contest:
     """What dvc.lock and the workspace hold of these parameters' arms and seeds."""
 
-    checkpoints: list[registry.Checkpoint] = field(default_factory=list)
+    checkpoints: list[registration.Checkpoint] = field(default_factory=list)
     answers: dict[str, Outcomes] = field(default_factory=dict)
     """By training stage; absent where it was not evaluated."""
     base: Outcomes | None = None
@@ -153,7 +153,7 @@ def _ran_with(section: Evaluate, recorded: Any) -> bool:
 
 def settle(
     params: Params,
-    locked: Mapping[str, registry.Step],
+    locked: Mapping[str, registration.Step],
     commit: str | None,
     dirty: bool,
     *,
@@ -169,7 +169,7 @@ def settle(
     known: dict[str, registry.Version] = {}
     new: list[int] = []
     for checkpoint in found.checkpoints:
-        version, is_new = registry.register(
+        version, is_new = registration.register(
             settings, checkpoint, locked, commit=commit, dirty=dirty, experiment=experiment
         )
         known[checkpoint.stage] = version
@@ -318,14 +318,14 @@ def _best_arm(params: Params, results: Mapping[str, Results]) -> str:
     return max(params.arms, key=mean)
 
 
-def _contest(params: Params, locked: Mapping[str, registry.Step]) -> _Contest:
+def _contest(params: Params, locked: Mapping[str, registration.Step]) -> _Contest:
     found = _Contest()
     for arm in params.arms:
         for seed in params.seeds:
             stage = f"train@{arm}-{seed}"
             try:
                 found.checkpoints.append(
-                    registry.Checkpoint(stage, arm, seed, *_output(locked, stage, ".dir"))
+                    registration.Checkpoint(stage, arm, seed, *_output(locked, stage, ".dir"))
                 )
             except DataError as error:
                 found.refused.setdefault(str(error), []).append(stage)
@@ -353,11 +353,11 @@ def _unlike_each_other(params: Params, answers: Mapping[str, Outcomes]) -> list[
     return []
 
 
-def _table_of(locked: Mapping[str, registry.Step], stage: str) -> Path:
+def _table_of(locked: Mapping[str, registration.Step], stage: str) -> Path:
     return Path(_output(locked, stage, ".parquet")[0])
 
 
-def _output(locked: Mapping[str, registry.Step], stage: str, suffix: str) -> tuple[str, str]:
+def _output(locked: Mapping[str, registration.Step], stage: str, suffix: str) -> tuple[str, str]:
     """Path and md5 of a stage's folder (`.dir`) or table (`.parquet`).
 
     Raises DataError where the stage has not run, something upstream has moved on since, or the workspace holds
@@ -365,7 +365,7 @@ def _output(locked: Mapping[str, registry.Step], stage: str, suffix: str) -> tup
     """
     if stage not in locked:
         raise DataError(f"{stage} has not run; `oxa run` does it")
-    registry.chain(locked, stage)
+    registration.chain(locked, stage)
     outs = locked[stage].outs.items()
     path, md5 = next((path, md5) for path, md5 in outs if suffix in (Path(path).suffix, Path(md5).suffix))
     if not Path(path).exists():
@@ -384,7 +384,7 @@ def _comparison(params: Params, found: _Contest) -> str:
     return markdown.table({**with_answer(arms.summarize(params.report, by_arm)), "guess_rate": {}})
 
 
-def _description(checkpoint: registry.Checkpoint, comparison: str) -> str:
+def _description(checkpoint: registration.Checkpoint, comparison: str) -> str:
     said = (
         f"{checkpoint.arm}, seed {checkpoint.seed}: {checkpoint.path} (DVC md5 {checkpoint.md5}), by reference. "
         "`oxa model VERSION` checks it and prints its path, `oxa lineage VERSION` what it was made from."

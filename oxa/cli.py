@@ -29,7 +29,7 @@ from oxa.config.section import Section
 from oxa.errors import ConfigError, UserError, is_out_of_reach, tell
 from oxa.runtime import child, files, guard
 from oxa.runtime.journal import Journal
-from oxa.tracking import spool
+from oxa.tracking.record import recorded
 
 THEIRS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
@@ -289,7 +289,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
         guard.stage(
             name, module=stage.module, inputs=inputs | watched, outputs=outputs, config=[*plain, extra]
         ) as run,
-        spool.record(
+        recorded(
             params.tracking if first else Tracking(enabled=False),
             stage=os.environ.get("DVC_STAGE", name),  # dvc.yaml's name, where the two differ
             kind=arguments.stage,

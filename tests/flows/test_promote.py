@@ -56,9 +56,9 @@ def settle(asked: Params, lock: Lock) -> promote.Outcome:
 
 
 def num_runs() -> int:
-    from oxa.tracking import outbox
+    from oxa.tracking import connection
 
-    return len(outbox.find_runs("oxa", {"oxa.kind": "register"}))
+    return len(connection.find_runs("oxa", {"oxa.kind": "register"}))
 
 
 def test_a_clear_winner_becomes_champion_over_the_base(workspace: Path):
@@ -265,13 +265,13 @@ def test_a_version_keeps_its_table_when_an_evaluation_is_missing_later(workspace
 
 
 def test_the_run_keeps_answers_table_and_parameters(workspace: Path):
-    from oxa.tracking import outbox
+    from oxa.tracking import connection
 
     lock = make_workspace({"base": 0.2, "sft-0": 0.9})
     shutil.copy(ROOT / "params.yaml", "params.yaml")
     settle(params("sft"), lock)
-    run = outbox.find_runs("oxa", {"oxa.kind": "register"})[0]
-    client = outbox.client()
+    run = connection.find_runs("oxa", {"oxa.kind": "register"})[0]
+    client = connection.client()
     kept = {
         name: Path(client.download_artifacts(run.info.run_id, name)).read_text()
         for name in names(client, run)

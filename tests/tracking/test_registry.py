@@ -25,7 +25,7 @@ from oxa.config.operations import Registry
 from oxa.errors import DataError, UserError
 from oxa.records import schemas, tables
 from oxa.runtime import guard
-from oxa.tracking import lineage, outbox, registry
+from oxa.tracking import connection, lineage, registration, registry
 
 SETTINGS = Registry(model="tiny")
 Lock = dict[str, Locked]
@@ -129,9 +129,9 @@ def workspace(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path
 
 
-def checkpoint(lock: Lock, name: str) -> registry.Checkpoint:
+def checkpoint(lock: Lock, name: str) -> registration.Checkpoint:
     arm, _, seed = name.partition("-")
-    return registry.Checkpoint(
+    return registration.Checkpoint(
         f"train@{name}", arm, int(seed), f"models/{name}", lock[f"train@{name}"].outs[f"models/{name}"]
     )
 
@@ -139,7 +139,7 @@ def checkpoint(lock: Lock, name: str) -> registry.Checkpoint:
 def enter(
     lock: Lock, name: str, *, description: str = "", dirty: bool = False
 ) -> tuple[registry.Version, bool]:
-    return registry.register(
+    return registration.register(
         SETTINGS, checkpoint(lock, name), lock, commit="c0ffee", dirty=dirty, experiment="oxa"
     )
 
@@ -178,7 +178,7 @@ def test_the_same_content_of_a_stage_is_registered_once(workspace: Path):
 
 def test_a_version_points_to_the_run_that_wrote_its_content(workspace: Path):
     lock = make_workspace({"sft-0": 0.5})
-    client = outbox.client()
+    client = connection.client()
     experiment = client.create_experiment("oxa")
     md5 = lock["train@sft-0"].outs["models/sft-0"]
     tags = {"oxa.stage": "train@sft-0", "dvc.out.models/sft-0": md5}
@@ -198,7 +198,7 @@ def test_a_run_that_is_recorded_later_is_found_all_the_same(workspace: Path):
     lock = make_workspace({"sft-0": 0.5})
     enter(lock, "sft-0")
     assert "training run  none recorded" in lineage.of(SETTINGS, "1")
-    client = outbox.client()
+    client = connection.client()
     experiment = client.create_experiment("oxa")
     tags = {"oxa.stage": "train@sft-0", "dvc.out.models/sft-0": lock["train@sft-0"].outs["models/sft-0"]}
     run = client.create_run(experiment, run_name="train@sft-0", tags=tags).info.run_id
@@ -334,8 +334,8 @@ def test_a_checkpoint_of_a_stale_stage_has_no_chain(workspace: Path):
 def test_a_stage_that_has_left_the_graph_does_not_break_a_chain(workspace: Path):
     lock = make_workspace({"sft-0": 0.5})
     old = Locked({"sources": "0" * 32}, {"data/train/sft.parquet": "1" * 32})
-    assert list(registry.chain({"before": old, **lock}, "train@sft-0")) == list(
-        registry.chain(lock, "train@sft-0")
+    assert list(registration.chain({"before": old, **lock}, "train@sft-0")) == list(
+        registration.chain(lock, "train@sft-0")
     )
 
 
@@ -364,7 +364,7 @@ def test_a_long_description_is_cut_between_lines_to_what_postgresql_holds(worksp
 
 def test_versions_that_somebody_made_otherwise_are_left_alone(workspace: Path):
     lock = make_workspace({"sft-0": 0.5})
-    client = outbox.client()
+    client = connection.client()
     client.create_registered_model("tiny")
     client.create_model_version("tiny", "s3://bucket/other")
     client.set_registered_model_alias("tiny", "champion", "1")
@@ -382,7 +382,7 @@ def test_an_mlflow_out_of_reach_is_one_sentence(workspace: Path, monkeypatch: py
 
 
 def test_what_mlflow_refuses_is_one_sentence(workspace: Path):
-    client = outbox.client()
+    client = connection.client()
     client.delete_experiment(client.create_experiment("oxa"))
     with pytest.raises(UserError, match=r"^MLflow at sqlite:.* refused: .*'active' state") as refused:
         registry.record("oxa", {}, {}, {})
@@ -392,7 +392,7 @@ def test_what_mlflow_refuses_is_one_sentence(workspace: Path):
 def test_a_run_that_cannot_be_recorded_whole_has_failed(workspace: Path):
     with pytest.raises(UserError, match="refused"):
         registry.record("oxa", {"table.md": "a table"}, {}, {"no@name": 1.0})
-    (run,) = outbox.find_runs("oxa", {"oxa.kind": "register"})
+    (run,) = connection.find_runs("oxa", {"oxa.kind": "register"})
     assert run.info.status == "FAILED"
 
 
@@ -443,7 +443,7 @@ def test_a_chain_holds_all_that_a_stage_was_made_from_and_nothing_else(data: st.
         if (place := todo.pop()) not in ancestors:
             ancestors.add(place)
             todo += reads[place]
-    order = [int(name[1:]) for name in registry.chain(lock, f"s{target}")]
+    order = [int(name[1:]) for name in registration.chain(lock, f"s{target}")]
     assert order[0] == target
     assert set(order) == ancestors
     assert len(order) == len(ancestors)

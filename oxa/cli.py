@@ -246,6 +246,11 @@ def _parser(add: Callable[[Any], None]) -> argparse.ArgumentParser:
     return parser
 
 
+def add_params(command: argparse.ArgumentParser) -> None:
+    """The option that every command with parameters has."""
+    command.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: params.yaml")
+
+
 def _add_path(command: argparse.ArgumentParser, option: str, verb: str) -> None:
     command.add_argument(
         f"--{option.replace('_', '-')}", required=True, type=Path, metavar="PATH", help=f"{verb} by the stage"
@@ -254,17 +259,17 @@ def _add_path(command: argparse.ArgumentParser, option: str, verb: str) -> None:
 
 def _launch(words: Sequence[str]) -> None:
     """Becomes the launcher that OXA_LAUNCH names, which starts this command in as many processes as it says."""
-    said = os.environ["OXA_LAUNCH"]
+    line = os.environ["OXA_LAUNCH"]
     environment = {name: value for name, value in os.environ.items() if name != "OXA_LAUNCH"}
     if "DVC_STAGE" in os.environ:
         child.die_with_parent()  # holds for what this process becomes; the others die with that
     try:
-        launcher = shlex.split(said)
+        launcher = shlex.split(line)
         command = [*launcher, "-m", "oxa.cli", *words]
         os.execvpe(launcher[0], command, environment | {guard.LAUNCHED: "1"})
     except (OSError, IndexError, ValueError):  # not found, nothing but blanks, a quote left open
         raise ConfigError(
-            f"OXA_LAUNCH: {said!r} cannot be started; an example: torchrun --nproc-per-node 2"
+            f"OXA_LAUNCH: {line!r} cannot be started; an example: torchrun --nproc-per-node 2"
         ) from None
 
 
@@ -334,8 +339,3 @@ def _plain(section: Any) -> Any:
 
 if __name__ == "__main__":
     sys.exit(main())
-
-
-def add_params(command: argparse.ArgumentParser) -> None:
-    """The option that every command with parameters has."""
-    command.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: params.yaml")

@@ -40,7 +40,10 @@ ARROWS = {
     "config": "",
 }
 GROUND = {"errors", "hashes", "prompts"}
-MLFLOW = {f"tracking/{name}.py" for name in ("connection", "delivery", "lineage", "registry", "sender")}
+MLFLOW = {
+    f"tracking/{name}.py"
+    for name in ("connection", "delivery", "lineage", "registration", "registry", "sender")
+}
 ARGUMENTS = {
     "oxa/cli.py",
     "flows/cli.py",

@@ -288,11 +288,11 @@ def compare(arguments: Namespace) -> None:
     option("--dry-run", action="store_true", help="say what would change, and write nothing"),
 )
 def regrade(arguments: Namespace) -> None:
-    from flows import regrade
+    from flows import recommit
     from oxa.stages import evaluate
 
     section = load_params(Path("params.yaml")).verify  # the one that DVC knows
-    for sentence in regrade.run(
+    for sentence in recommit.run(
         section, evaluate.summarize, arguments.checkpoints, dry_run=arguments.dry_run
     ):
         print(sentence, flush=True)

@@ -14,8 +14,7 @@ import pytest
 import yaml
 
 from conftest import Repository
-from flows import bridge, cli
-from flows import regrade as flow
+from flows import bridge, cli, recommit
 from oxa.config.verify import Verify
 from oxa.errors import DataError, UserError
 from oxa.grading.regrade import regrade
@@ -146,7 +145,7 @@ CUT_OFF = f"{CHANGES} (written by a run that was cut off)"
 
 
 def run(*checkpoints: str, dry_run: bool = False) -> list[str]:
-    return list(flow.run(SECTION, evaluate.summarize, checkpoints, dry_run=dry_run))
+    return list(recommit.run(SECTION, evaluate.summarize, checkpoints, dry_run=dry_run))
 
 
 def verdicts(name: str) -> list[str]:
@@ -201,7 +200,7 @@ def test_other_stages_that_the_old_verifier_made_are_named(evaluated: Repository
 def test_the_stages_that_may_stand_on_an_old_verifier_are_those_of_the_graph():
     stages = yaml.safe_load((Path(__file__).resolve().parents[2] / "dvc.yaml").read_text())["stages"]
     using = {name for name, stage in stages.items() if "verify" in stage["params"]}
-    assert {name for name in using if not name.startswith("evaluate")} == set(flow.GRADERS)
+    assert {name for name in using if not name.startswith("evaluate")} == set(recommit.GRADERS)
 
 
 def test_a_dry_run_says_it_all_and_writes_nothing(evaluated: Repository):
@@ -241,7 +240,7 @@ def test_killed_before_dvc_was_told_the_next_run_goes_on(evaluated: Repository):
     table, metrics = Path("data/generations/base.parquet"), Path("metrics/evaluate/base.json")
     found = regrade(SECTION, table, Path("data/problems.parquet"))
     numbers = evaluate.summarize(found.table)
-    flow._write(found, numbers, table, metrics, Path(".work/regrade/base.json"), [])
+    recommit._write(found, numbers, table, metrics, Path(".work/regrade/base.json"), [])
     assert verdicts("base") == list(TEXTS.values())
     assert "evaluate_base" in dvc("status", "--json")
     assert run("base", dry_run=True) == [f"base: {CUT_OFF}"]
@@ -258,7 +257,7 @@ def test_killed_while_it_wrote_the_changes_are_said_once(evaluated: Repository, 
     old = [path.read_bytes() for path in (table, metrics)]
     found = regrade(SECTION, table, Path("data/problems.parquet"))
     numbers = evaluate.summarize(found.table)
-    flow._write(found, numbers, table, metrics, Path(".work/regrade/base.json"), [])
+    recommit._write(found, numbers, table, metrics, Path(".work/regrade/base.json"), [])
     for path, content in list(zip((table, metrics), old, strict=True))[num_placed:]:
         path.write_bytes(content)  # as if it had not been replaced yet
     assert run("base")[0] == f"base: {CUT_OFF if num_placed else CHANGES}"
@@ -272,21 +271,21 @@ def test_a_verifier_that_changes_again_after_a_kill_adds_its_changes(evaluated: 
     table, metrics = Path("data/generations/base.parquet"), Path("metrics/evaluate/base.json")
     note = Path(".work/regrade/base.json")
     found = regrade(SECTION, table, Path("data/problems.parquet"))
-    flow._write(found, evaluate.summarize(found.table), table, metrics, note, [])
+    recommit._write(found, evaluate.summarize(found.table), table, metrics, note, [])
     evaluated.set("verify.require_think", True)
     strict = SECTION.model_copy(update={"require_think": True})
     again = "of 4 generations: 2 correct -> unparsable, 1 incorrect -> unparsable"
-    said = next(flow.run(strict, evaluate.summarize, ["base"]))
+    said = next(recommit.run(strict, evaluate.summarize, ["base"]))
     assert said == f"base: {CUT_OFF}; {again}"
     assert note.exists(), "cut off right after it was said"
     both = f"base: {CUT_OFF}; {again} (written by a run that was cut off)"
-    assert next(flow.run(strict, evaluate.summarize, ["base"])) == both
+    assert next(recommit.run(strict, evaluate.summarize, ["base"])) == both
 
 
 def test_why_dvc_could_not_commit_is_shown(evaluated: Repository):
     with pytest.raises(DataError, match=r"dvc commit nobody: (.*\n)*ERROR: .*'nobody'") as caught:
         bridge.commit("nobody")
-    assert len(str(caught.value).splitlines()) <= bridge.KEPT_LINES
+    assert len(str(caught.value).splitlines()) <= bridge.LAST_LINES
 
 
 def test_a_module_that_also_draws_is_named_when_it_has_changed(evaluated: Repository):

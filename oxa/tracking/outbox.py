@@ -49,7 +49,7 @@ def wait_until_sent(folder: Path = FOLDER, seconds: float = 60.0, since: float |
         is_working = sender.at_work(folder)
         state = sender.state(folder)
         if state["down"] and state["time"] > (began if since is None else since):
-            return sender.excuse(folder, state["error"])
+            return sender.outage(folder, state["error"])
         faults = [fault for one in left if (fault := one.notes().fault)]
         if len(faults) == len(left):
             return (

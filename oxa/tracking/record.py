@@ -150,5 +150,5 @@ def _warn(folder: Path) -> bool:
     state = sender.state(folder)
     recent = bool(state["error"]) and time.time() - state["time"] <= LATELY
     if recent:
-        tell(sender.excuse(folder, state["error"]))
+        tell(sender.outage(folder, state["error"]))
     return recent

@@ -170,8 +170,8 @@ def note_state(folder: Path, error: str = "", down: bool = False) -> None:
     files.write_json(file_of(folder, "json"), {"time": time.time(), "error": error, "down": down})
 
 
-def excuse(folder: Path, error: str) -> str:
-    """What to tell a person of an MLflow that the sender had this error from."""
+def outage(folder: Path, error: str) -> str:
+    """A sentence for a person on an MLflow that cannot be reached; `error` is the reason that the sender noted."""
     return (
         f"MLflow at {connection.shown(connection.uri())} cannot be reached ({error}); all is kept in {folder}, "
         "and `oxa track --replay` sends it"

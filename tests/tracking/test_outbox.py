@@ -56,11 +56,11 @@ def local(workspace: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 def senders() -> list[psutil.Process]:
     """Senders at work in the current folder."""
-    found = []
+    processes = []
     for process in psutil.process_iter(["cmdline", "cwd"]):
         if "oxa.tracking.sender" in (process.info["cmdline"] or []) and process.info["cwd"] == os.getcwd():
-            found.append(process)
-    return found
+            processes.append(process)
+    return processes
 
 
 def record(arm: str, **options: Any) -> Any:
@@ -101,9 +101,9 @@ def start_stage(arm: str, steps: int, *, pause: float = 0.0, first: int = 1, the
 
 def runs() -> dict[str, Any]:
     """MLflow's runs by name; each name occurs once."""
-    found = connection.find_runs("tests", {})
-    assert len({run.info.run_name for run in found}) == len(found)
-    return {run.info.run_name: run for run in found}
+    recorded_runs = connection.find_runs("tests", {})
+    assert len({run.info.run_name for run in recorded_runs}) == len(recorded_runs)
+    return {run.info.run_name: run for run in recorded_runs}
 
 
 def steps_of(run: Any, name: str = "loss") -> list[int]:
@@ -127,14 +127,14 @@ def check_run(run: Any) -> None:
     assert run.data.params == {"arm": "oxa", "seed": "0", "learning_rate": "0.001", "num_ul": "4"}
     assert run.data.metrics == {"loss": 0.2, "tokens": 5.0, "final.loss": 0.25}
     assert steps_of(run) == [1, 2, 3, 4, 5]
-    told = {
+    tags = {
         "oxa.stage": "train@oxa-0",
         "oxa.arm": "oxa",
         "oxa.pipeline_run": "brave-otter",
         "dvc.in.models/base": f"{MD5}.dir",
         "dvc.out.models/oxa-0": f"{MD5}.dir",
     }
-    assert told.items() <= run.data.tags.items()
+    assert tags.items() <= run.data.tags.items()
     assert {(one.dataset.name, one.dataset.digest) for one in run.inputs.dataset_inputs} == {
         ("models/base", f"{MD5}.dir"),
         ("data/train/oxa.parquet", MD5),
@@ -155,9 +155,9 @@ def test_four_stages_at_once_on_a_fresh_database_lose_nothing(
     assert outbox.status() == "MLflow: sqlite:///mlflow.db\neverything is sent"
     # for this process MLflow keeps a connection by the URI's text, and other tests open other databases
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace}/mlflow.db")
-    found = runs()
-    assert sorted(found) == [f"train@{arm}-0" for arm in "abcd"]
-    for run in found.values():
+    by_name = runs()
+    assert sorted(by_name) == [f"train@{arm}-0" for arm in "abcd"]
+    for run in by_name.values():
         assert run.info.status == "FINISHED"
         assert steps_of(run) == steps_of(run, "tokens") == list(range(1, 151))
         times = [m.timestamp for m in connection.client().get_metric_history(run.info.run_id, "loss")]
@@ -194,9 +194,9 @@ def test_a_server_that_is_down_delays_nothing_and_gets_all_later(
     assert len(left()) == 2
     with mlflow_server(workspace / "server", port):
         assert outbox.replay() == "sent: train@oxa-0, train@sft-0"
-        found = runs()
-        assert sorted(found) == ["train@oxa-0", "train@sft-0"]
-        check_run(found["train@oxa-0"])
+        by_name = runs()
+        assert sorted(by_name) == ["train@oxa-0", "train@sft-0"]
+        check_run(by_name["train@oxa-0"])
         assert outbox.replay() == "nothing is left to send"
     assert left() == []
     with record("live") as run:

@@ -263,13 +263,13 @@ def test_a_version_whose_file_was_edited_is_refused_with_the_reason(workspace: P
     Path("models/sft-0/model.safetensors").unlink()
     with pytest.raises(DataError) as refused:
         registry.path_of(SETTINGS, "1")
-    said = str(refused.value)
-    assert "models/sft-0" in said
-    assert "config.json changed, model.safetensors gone, notes.txt added" in said
-    assert expected in said
-    assert guard.dvc_md5(Path("models/sft-0")) in said
-    assert "git checkout c0ffee && dvc checkout --force models/sft-0" in said
-    assert "\n" not in said
+    message = str(refused.value)
+    assert "models/sft-0" in message
+    assert "config.json changed, model.safetensors gone, notes.txt added" in message
+    assert expected in message
+    assert guard.dvc_md5(Path("models/sft-0")) in message
+    assert "git checkout c0ffee && dvc checkout --force models/sft-0" in message
+    assert "\n" not in message
 
 
 def test_a_version_whose_files_are_gone_is_refused_with_the_reason(workspace: Path):
@@ -356,10 +356,10 @@ def test_a_long_description_is_cut_between_lines_to_what_postgresql_holds(worksp
     registry.describe(SETTINGS, version, "# Table\n" + wide * 40)
     assert registry.versions(SETTINGS)[0].description.count("| 4 |") == 40
     registry.describe(SETTINGS, version, "# Table\n" + wide * 400)
-    said = registry.versions(SETTINGS)[0].description
-    assert 4900 < len(said) <= 5000
-    assert set(said.splitlines()[1:-1]) == {"| 0 | 1 | 2 | 3 | 4 |"}
-    assert "table.md" in said.splitlines()[-1]
+    description = registry.versions(SETTINGS)[0].description
+    assert 4900 < len(description) <= 5000
+    assert set(description.splitlines()[1:-1]) == {"| 0 | 1 | 2 | 3 | 4 |"}
+    assert "table.md" in description.splitlines()[-1]
 
 
 def test_versions_that_somebody_made_otherwise_are_left_alone(workspace: Path):
@@ -415,13 +415,13 @@ def test_answers_that_an_mlflow_in_trouble_does_not_give_are_not_taken_for_lost(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.chdir(tmp_path)
-    kept = registry.Version(1, {"oxa.results": "0a/results/sft-0.json#0b"}, (), None, "")
+    version = registry.Version(1, {"oxa.results": "0a/results/sft-0.json#0b"}, (), None, "")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
         try:
             with pytest.raises(UserError, match=r"^MLflow at .* refused: "):
-                registry.results(kept)
+                registry.results(version)
         finally:
             server.shutdown()
 

@@ -173,10 +173,10 @@ def test_artifacts_outlive_the_originals(folder: Path):
         (folder / "plots" / "a.png").unlink()
         (folder / "table.md").unlink()
     (path,) = folders()
-    kept = [path / event["path"] for event in events(path) if event["event"] == "artifact"]
-    assert [one.name for one in kept] == ["plots", "table.md"]
-    assert (kept[0] / "a.png").read_text() == "a picture"
-    assert kept[1].read_text() == "a table"
+    copies = [path / event["path"] for event in events(path) if event["event"] == "artifact"]
+    assert [one.name for one in copies] == ["plots", "table.md"]
+    assert (copies[0] / "a.png").read_text() == "a picture"
+    assert copies[1].read_text() == "a table"
 
 
 def test_a_full_disk_costs_the_record_and_not_the_stage(folder: Path, capsys: pytest.CaptureFixture[str]):

@@ -20,9 +20,18 @@ from typing import Any
 import yaml
 
 from oxa.errors import DataError, UserError
+from oxa.runtime import guard
 from oxa.runtime.child import Child
+from oxa.tracking import registration
 
-KEPT_LINES = 15  # of a failed stage's output that are shown again at the end
+LAST_LINES = 15  # of a failed stage's output that are shown again at the end
+PIPES: dict[str, Any] = {
+    "stdin": subprocess.DEVNULL,
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.STDOUT,
+    "text": True,
+    "errors": "replace",
+}
 _BAR = re.compile(r"%\|[^|]*\| [^\[]*\[[^\]]*\]")  # the end of a progress bar as tqdm draws it
 
 
@@ -43,8 +52,8 @@ class Node:
 class StageFailed(Exception):
     """A stage did not succeed; str(error) is what to show."""
 
-    def __init__(self, said: str, retry: bool) -> None:
-        super().__init__(said)
+    def __init__(self, message: str, retry: bool) -> None:
+        super().__init__(message)
         self.retry = retry
         """Whether its surroundings are to blame (killed, out of reach), so that another try may succeed."""
 
@@ -98,15 +107,15 @@ def plan(targets: Iterable[str] = ()) -> list[Node]:
 
 
 def _match(targets: list[str], names: list[str]) -> set[str]:
-    found: set[str] = set()
+    wanted: set[str] = set()
     for target in targets:
         matching = {name for name in names if name == target or name.startswith(f"{target}@")}
         matching = matching or set(fnmatch.filter(names, target))
         if not matching:
             shown = ", ".join(sorted({name.partition("@")[0] for name in names}))
             raise UserError(f"no stage is called {target!r} in dvc.yaml; known here: {shown}")
-        found |= matching
-    return found
+        wanted |= matching
+    return wanted
 
 
 class Children:
@@ -134,13 +143,7 @@ class Children:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         lines: list[str] = []
         with Child(
-            command + ["--force"] * force,
-            env={**os.environ, **(environment or {}), "PATH": path},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
+            command + ["--force"] * force, env={**os.environ, **(environment or {}), "PATH": path}, **PIPES
         ) as child:
             self._running.add(child)
             if self._ended:  # the flow was ended while this one started
@@ -194,12 +197,12 @@ def _failure(lines: list[str], code: int) -> StageFailed:
     # once each: all processes of a launched stage say the same
     sentences = list(dict.fromkeys(line for line in lines if line.startswith("oxa: "))) if spoken else []
     if sentences:
-        said = "\n".join(sentences)
+        message = "\n".join(sentences)
     elif killed:
-        said = f"killed by signal {(-status if status < 0 else max(status, code) - 128)} (out of memory, or by hand)"
+        message = f"killed by signal {(-status if status < 0 else max(status, code) - 128)} (out of memory, or by hand)"
     else:
-        said = "\n".join(lines[-KEPT_LINES:]) or f"exited with {code} and said nothing"
-    return StageFailed(said, retry=killed or busy or status == os.EX_TEMPFAIL)
+        message = "\n".join(lines[-LAST_LINES:]) or f"exited with {code} and said nothing"
+    return StageFailed(message, retry=killed or busy or status == os.EX_TEMPFAIL)
 
 
 def locked() -> dict[str, Locked]:
@@ -223,6 +226,24 @@ def _locked(stage: dict[str, Any]) -> Locked:
     return Locked(deps, outs, stage.get("params", {}).get("params.yaml", {}))
 
 
+def output(stages: Mapping[str, registration.Step], stage: str, suffix: str) -> tuple[str, str]:
+    """Path and DVC md5 of a stage's folder (`.dir`) or table (`.parquet`), given what dvc.lock holds.
+
+    Raises DataError where the stage has not run, something upstream has moved on since, or the workspace holds
+    something else.
+    """
+    if stage not in stages:
+        raise DataError(f"{stage} has not run; `oxa run` does it")
+    registration.chain(stages, stage)
+    outs = stages[stage].outs.items()
+    path, md5 = next((path, md5) for path, md5 in outs if suffix in (Path(path).suffix, Path(md5).suffix))
+    if not Path(path).exists():
+        raise DataError(f"{path} is gone from the workspace; `oxa run` brings it back")
+    if guard.dvc_md5(Path(path)) != md5:
+        raise DataError(f"{path} is not what {stage} wrote; `oxa run` makes it again")
+    return path, md5
+
+
 def stages() -> set[str]:
     """All stages of dvc.yaml."""
     with _repository() as repo:
@@ -233,31 +254,24 @@ def changes(stages: Sequence[str]) -> dict[str, dict[str, str]]:
     """By stage, what DVC finds changed: inputs, parameters and outputs, and how."""
     with _repository() as repo:
         status = repo.status(targets=list(stages))
-    found: dict[str, dict[str, str]] = {stage: {} for stage in stages}
+    by_stage: dict[str, dict[str, str]] = {stage: {} for stage in stages}
     for stage, changes in status.items():
         for change in changes:
             if isinstance(change, str):  # "changed command"
-                found.setdefault(stage, {})[change.removeprefix("changed ")] = "modified"
+                by_stage.setdefault(stage, {})[change.removeprefix("changed ")] = "modified"
                 continue
             for entries in change.values():
                 for path, how in entries.items():
-                    found.setdefault(stage, {}).update(how if isinstance(how, dict) else {path: how})
-    return found
+                    by_stage.setdefault(stage, {}).update(how if isinstance(how, dict) else {path: how})
+    return by_stage
 
 
 def commit(stage: str) -> None:
     """Has DVC take the stage's inputs and outputs as they lie here for what belongs together."""
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "commit", "--force", stage]
-    with Child(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as child:
-        said, _ = child.communicate()
+    with Child(command, **PIPES) as child:
+        text, _ = child.communicate()
     if child.returncode != 0:
-        lines = [line.strip() for line in said.splitlines() if line.strip()][-KEPT_LINES:]
+        lines = [line.strip() for line in text.splitlines() if line.strip()][-LAST_LINES:]
         shown = "\n".join(lines) or f"exited with {child.returncode} and said nothing"
         raise DataError(f"dvc commit {stage}: {shown}")

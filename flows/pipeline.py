@@ -52,7 +52,7 @@ from oxa.config.operations import Flow, Tracking
 from oxa.config.params import Params, load_params
 from oxa.errors import UserError
 from oxa.runtime import guard, progress
-from oxa.tracking import outbox
+from oxa.tracking import connection, outbox
 
 PARAMS = Path("params.yaml")
 UNCHANGED = "DVC: unchanged"
@@ -76,9 +76,9 @@ def run_stage(
     shown = _Progress(name)
 
     def on_line(line: str) -> None:
-        if found := progress.read(line):
-            terminal.progress(name, *found)
-            shown.update(*found)
+        if step := progress.read(line):
+            terminal.progress(name, *step)
+            shown.update(*step)
         else:
             logger.info(line)
 
@@ -106,12 +106,12 @@ class _Progress:
     def __init__(self, stage: str) -> None:
         self._stage = stage
         self._artifact: UUID | None = None
-        self._told = time.monotonic()
+        self._updated = time.monotonic()
 
     def update(self, what: str, percent: int) -> None:
-        if time.monotonic() - self._told < PROGRESS_EVERY:
+        if time.monotonic() - self._updated < PROGRESS_EVERY:
             return
-        self._told = time.monotonic()
+        self._updated = time.monotonic()
         self._show(float(percent), f"{self._stage}: {what}")
 
     def finish(self) -> None:
@@ -127,7 +127,7 @@ class _Progress:
                 update_progress_artifact(self._artifact, percent, description=description)
         except (httpx.HTTPError, PrefectException) as error:
             get_run_logger().warning("no progress shown: %s", error)
-            self._told = float("inf")
+            self._updated = float("inf")
 
 
 @flow(name="oxa", persist_result=False)
@@ -223,11 +223,11 @@ def _walk(nodes: list[bridge.Node], settings: Flow, force: bool, terminal: Termi
             name = ended.get()
             state = states[name] = _end_state(futures[name])
             plan.ended(name, state.is_completed())
-            said = (state.message or "").strip()
+            message = (state.message or "").strip()
             seconds = terminal.ended(name, _shown(state))
             if not state.is_completed():
-                terminal.say("\n".join(f"    {line}" for line in said.splitlines()))
-            rows.append({"stage": name, "state": state.name, "seconds": round(seconds, 1), "DVC": said})
+                terminal.say("\n".join(f"    {line}" for line in message.splitlines()))
+            rows.append({"stage": name, "state": state.name, "seconds": round(seconds, 1), "DVC": message})
     except BaseException:
         children.end()
         raise
@@ -262,10 +262,10 @@ def _shown(state: State[Any]) -> str:
 def _closing(states: Mapping[str, State[Any]], num_stages: int, seconds: float) -> str:
     num_cached = sum(state.name == "Cached" for state in states.values())
     num_failed = sum(not state.is_completed() for state in states.values())
-    told = [f"{len(states) - num_cached - num_failed} run", f"{num_cached} cached"]
+    counts = [f"{len(states) - num_cached - num_failed} run", f"{num_cached} cached"]
     if num_failed:
-        told += [f"{num_failed} failed", f"{num_stages - len(states)} not run"]
-    return f"{num_stages} stages: {', '.join(told)}; {seconds:.1f} s"
+        counts += [f"{num_failed} failed", f"{num_stages - len(states)} not run"]
+    return f"{num_stages} stages: {', '.join(counts)}; {seconds:.1f} s"
 
 
 def _show_report(settings: Tracking, folder: Path = Path("reports")) -> None:
@@ -298,14 +298,14 @@ def _address_in_mlflow(settings: Tracking, folder: Path) -> str | None:
         return None
     try:
         tags = {"oxa.stage": "report", f"dvc.out.{folder}": guard.dvc_md5(folder)}
-        runs = [run.info for run in outbox.find_runs(settings.experiment, tags)]
+        runs = [run.info for run in connection.find_runs(settings.experiment, tags)]
     except UserError:
         return None
-    found = next((run for run in runs if run.status == "FINISHED"), None)  # the newest
-    if found is None:
+    newest = next((run for run in runs if run.status == "FINISHED"), None)
+    if newest is None:
         return None
     return (
-        f"{servers.mlflow_pages()}/#/experiments/{found.experiment_id}/runs/{found.run_id}"
+        f"{servers.mlflow_pages()}/#/experiments/{newest.experiment_id}/runs/{newest.run_id}"
         f"/artifacts/{folder.name}/index.html"
     )
 

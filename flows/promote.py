@@ -1,20 +1,20 @@
-"""The gate: registers what was trained, chooses a challenger, and lets it replace the champion if it is shown better.
+"""The registry's gate: registers trained checkpoints, and makes the best one champion if it is shown to be better.
 
     challenger  the arm whose mean of registry.metric over all seeds and problems is highest; of that arm, the seed
                 that params.yaml lists first. A fixed rule: to take the seed that scored best would be to choose luck.
-    champion    who was let through last. As long as there is none, the base stands in.
+    champion    the version that passed last. As long as there is none, the base takes its place.
     gate        the paired difference of the two checkpoints on the same problems (oxa/comparison/estimators.py),
-    challenger minus
-                champion, with the bootstrap of the `report` section; passed if its interval's lower end is above
-                registry.min_gain.
+                challenger minus champion, with the bootstrap of the `report` section; passed if its interval's lower
+                end is above registry.min_gain.
 
 Left out: the challenger is chosen on the problems on which it is then tested, so its lead is flattered, the more the
 more arms there are (a benchmark kept for the gate alone would not do that); and the interval covers the draw of
 problems, not what another fine-tuning seed would have given.
 
-A comparison needs the same problems, as many samples of each, drawn the same way. What every version answered is
-kept with it, so that a champion can be compared when the workspace has moved on. Where they differ the gate stays
-shut, and a person decides (`oxa promote VERSION`).
+A comparison needs the same problems, as many samples of each, drawn the same way. Every version's numbers of right
+answers are kept with it, so that a champion can be compared when the workspace has moved on; the samples themselves
+are not, so the bootstrap draws problems alone, unlike the report's. Where two versions cannot be compared the gate
+stays shut, and a person decides (`oxa promote VERSION`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from pydantic import ValidationError
 from flows import bridge
 from oxa.comparison import arms
 from oxa.comparison import estimators as statistics
-from oxa.comparison.outcomes import BASE, Outcomes, outcomes
+from oxa.comparison.outcomes import BASE, Outcomes, outcomes, unlike
 from oxa.config.evaluate import Evaluate
 from oxa.config.operations import Registry
 from oxa.config.params import Params
@@ -41,8 +42,7 @@ from oxa.config.report import Report
 from oxa.errors import ConfigError, DataError
 from oxa.report import markdown
 from oxa.report.wording import with_answer
-from oxa.runtime import guard
-from oxa.tracking import provenance, registry
+from oxa.tracking import provenance, registration, registry
 
 DRAWN_BY = ("temperature", "top_p", "max_tokens")  # settings that two evaluations must share
 
@@ -57,9 +57,9 @@ class Results:
     """Settings of the draw, those of DRAWN_BY."""
 
     @classmethod
-    def of(cls, found: Outcomes, section: Evaluate) -> Results:
+    def of(cls, answers: Outcomes, section: Evaluate) -> Results:
         counts: dict[str, dict[str, tuple[int, int]]] = {}
-        columns = (found.benchmark, found.problem_id, found.num_samples, found.num_correct)
+        columns = (answers.benchmark, answers.problem_id, answers.num_samples, answers.num_correct)
         for benchmark, problem, samples, correct in zip(*columns, strict=True):
             counts.setdefault(str(benchmark), {})[str(problem)] = (int(samples), int(correct))
         return cls(counts, {name: getattr(section, name) for name in DRAWN_BY})
@@ -91,7 +91,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate said."""
+    """The gate's decision."""
 
     passed: bool
     reason: str
@@ -101,7 +101,7 @@ class Verdict:
 
 @dataclass
 class Outcome:
-    """What registering did."""
+    """The result of registering."""
 
     sentences: list[str] = field(default_factory=list)
     """For the terminal, a line each."""
@@ -119,7 +119,7 @@ class Outcome:
 class _Contest:
     """What dvc.lock and the workspace hold of these parameters' arms and seeds."""
 
-    checkpoints: list[registry.Checkpoint] = field(default_factory=list)
+    checkpoints: list[registration.Checkpoint] = field(default_factory=list)
     answers: dict[str, Outcomes] = field(default_factory=dict)
     """By training stage; absent where it was not evaluated."""
     base: Outcomes | None = None
@@ -153,23 +153,23 @@ def _ran_with(section: Evaluate, recorded: Any) -> bool:
 
 def settle(
     params: Params,
-    locked: Mapping[str, registry.Step],
+    locked: Mapping[str, registration.Step],
     commit: str | None,
     dirty: bool,
     *,
     params_path: Path = Path("params.yaml"),
 ) -> Outcome:
-    """`register`, with what DVC and git said."""
+    """`register`, with dvc.lock's stages and git's commit."""
     settings, experiment = params.registry, params.tracking.experiment
-    found = _contest(params, locked)
-    results = {stage: Results.of(answers, params.evaluate) for stage, answers in found.answers.items()}
-    arm = None if found.unready else _best_arm(params, results)
-    comparison = "" if found.unready or found.base is None else _comparison(params, found)
+    contest = _contest(params, locked)
+    results = {stage: Results.of(answers, params.evaluate) for stage, answers in contest.answers.items()}
+    arm = None if contest.unready else _best_arm(params, results)
+    comparison = "" if contest.unready or contest.base is None else _comparison(params, contest)
 
     known: dict[str, registry.Version] = {}
     new: list[int] = []
-    for checkpoint in found.checkpoints:
-        version, is_new = registry.register(
+    for checkpoint in contest.checkpoints:
+        version, is_new = registration.register(
             settings, checkpoint, locked, commit=commit, dirty=dirty, experiment=experiment
         )
         known[checkpoint.stage] = version
@@ -178,15 +178,15 @@ def settle(
             registry.describe(settings, version, _description(checkpoint, comparison))
     outcome = Outcome(versions={stage: version.number for stage, version in known.items()})
     outcome.sentences = [_counted(settings.model, new, list(outcome.versions.values()))]
-    for reason, stages in found.refused.items():
+    for reason, stages in contest.refused.items():
         outcome.sentences.append(f"not registered: {', '.join(stages)}: {reason}")
 
     champion = registry.with_alias(registry.versions(settings), registry.CHAMPION)
     chosen = known[f"train@{arm}-{params.seeds[0]}"] if arm else None
     if chosen:
-        verdict = _gate(params, chosen, champion, known, results, found.base)
+        verdict = _gate(params, chosen, champion, known, results, contest.base)
     else:
-        verdict = Verdict(False, f"not asked, for want of all arms and seeds: {found.unready[0]}")
+        verdict = Verdict(False, f"not asked, for want of all arms and seeds: {contest.unready[0]}")
     outcome.sentences.append(f"gate: {'passed; ' if verdict.passed else ''}{verdict.reason}")
 
     fresh = {
@@ -219,28 +219,25 @@ def settle(
 
 
 def judge(
-    settings: Registry,
-    section: Report,
-    challenger: tuple[str, Results],
-    champion: tuple[str, Results],
+    settings: Registry, section: Report, challenger: tuple[str, Results], champion: tuple[str, Results]
 ) -> Verdict:
     """The gate's rule, for two named checkpoints."""
     (name, ours), (their_name, theirs) = challenger, champion
-    if unlike := _unlike(ours, theirs, settings.benchmark):
-        return Verdict(False, f"{name} cannot be compared with {their_name}: {unlike}")
+    if why := _unlike(ours, theirs, settings.benchmark):
+        return Verdict(False, f"{name} cannot be compared with {their_name}: {why}")
     a, b = (_metric(settings, result) for result in (ours, theirs))
-    found = statistics.paired_difference(
+    difference = statistics.paired_difference(
         a, b, resamples=section.resamples, confidence=section.confidence, seed=section.seed
     )
-    passed = found.low > settings.min_gain
-    mean, low, high = (f"{100 * value:+.1f}" for value in (found.difference, found.low, found.high))
+    passed = difference.low > settings.min_gain
+    mean, low, high = (f"{100 * value:+.1f}" for value in difference[:3])
     where = settings.benchmark or ", ".join(sorted(ours.counts))
     reason = (
         f"{name} against {their_name}: {settings.metric} {a.mean():.1%} and {b.mean():.1%} on {len(a)} problems "
         f"({where}), difference {mean} points, {section.confidence:.0%} interval [{low}, {high}], "
         f"{'' if passed else 'not '}all above {100 * settings.min_gain:+.1f}"
     )
-    return Verdict(passed, reason, found)
+    return Verdict(passed, reason, difference)
 
 
 def _gate(
@@ -258,27 +255,23 @@ def _gate(
             return Verdict(
                 False, "not asked: there is no champion yet, and the base is not evaluated; `oxa run` does it"
             )
-        theirs = ("the base", Results.of(base, params.evaluate))
-        return judge(params.registry, params.report, ours, theirs)
+        return judge(params.registry, params.report, ours, ("the base", Results.of(base, params.evaluate)))
     if champion.number == chosen.number:
         return Verdict(
             False, f"{chosen.name} is the champion already, and its arm still the best; nothing to do"
         )
     name = f"the champion, {champion.name}"
-    if champion.number in by_number:
-        answered: Results | None = by_number[champion.number]
+    theirs = by_number.get(champion.number)
+    if theirs is None and (text := registry.results(champion)):
+        theirs = Results.loads(text)
+    if theirs is not None:
+        verdict = judge(params.registry, params.report, ours, (name, theirs))
+        if verdict.difference is not None:
+            return verdict
+        reason = verdict.reason
     else:
-        kept = registry.results(champion)
-        answered = Results.loads(kept) if kept else None
-    if answered is None:
-        verdict = Verdict(
-            False, f"{chosen.name} cannot be compared with {name}: what that answered is not to be had"
-        )
-    else:
-        verdict = judge(params.registry, params.report, ours, (name, answered))
-    if verdict.difference is None:
-        return Verdict(False, f"{verdict.reason}; `oxa promote {chosen.number}` makes it champion by hand")
-    return verdict
+        reason = f"{chosen.name} cannot be compared with {name}: what that answered is not to be had"
+    return Verdict(False, f"{reason}; `oxa promote {chosen.number}` makes it champion by hand")
 
 
 def _unlike(ours: Results, theirs: Results, benchmark: str | None) -> str:
@@ -289,9 +282,9 @@ def _unlike(ours: Results, theirs: Results, benchmark: str | None) -> str:
     a, b = ours.on(benchmark), theirs.on(benchmark)
     if a.keys() != b.keys():
         return f"evaluated on {len(a)} and {len(b)} problems, {len(a.keys() & b.keys())} of them the same"
-    for key in a:
-        if a[key][0] != b[key][0]:
-            return f"evaluated with {a[key][0]} and {b[key][0]} samples a problem of {key[0]}"
+    for key, (num_samples, _) in a.items():
+        if num_samples != b[key][0]:
+            return f"evaluated with {num_samples} and {b[key][0]} samples a problem of {key[0]}"
     return ""
 
 
@@ -310,86 +303,63 @@ def _metric(settings: Registry, results: Results) -> Any:
 def _best_arm(params: Params, results: Mapping[str, Results]) -> str:
     """The arm with the highest mean; of equal ones the first listed."""
 
-    def mean(arm: str) -> float:
-        return float(
-            np.mean([_metric(params.registry, results[f"train@{arm}-{seed}"]) for seed in params.seeds])
-        )
+    means = {
+        arm: np.mean([_metric(params.registry, results[f"train@{arm}-{seed}"]) for seed in params.seeds])
+        for arm in params.arms
+    }
+    return max(means, key=means.__getitem__)
 
-    return max(params.arms, key=mean)
 
-
-def _contest(params: Params, locked: Mapping[str, registry.Step]) -> _Contest:
-    found = _Contest()
-    for arm in params.arms:
-        for seed in params.seeds:
-            stage = f"train@{arm}-{seed}"
-            try:
-                found.checkpoints.append(
-                    registry.Checkpoint(stage, arm, seed, *_output(locked, stage, ".dir"))
-                )
-            except DataError as error:
-                found.refused.setdefault(str(error), []).append(stage)
-                continue
-            try:
-                found.answers[stage] = outcomes(_table_of(locked, f"evaluate@{arm}-{seed}"))
-            except DataError as error:
-                found.unready.append(str(error))
-    everyone = dict(found.answers)
+def _contest(params: Params, locked: Mapping[str, registration.Step]) -> _Contest:
+    contest = _Contest()
+    for arm, seed in product(params.arms, params.seeds):
+        stage = f"train@{arm}-{seed}"
+        try:
+            checkpoint = registration.Checkpoint(stage, arm, seed, *bridge.output(locked, stage, ".dir"))
+        except DataError as error:
+            contest.refused.setdefault(str(error), []).append(stage)
+            continue
+        contest.checkpoints.append(checkpoint)
+        try:
+            contest.answers[stage] = _answers(locked, f"evaluate@{arm}-{seed}")
+        except DataError as error:
+            contest.unready.append(str(error))
+    everyone = dict(contest.answers)
     with contextlib.suppress(DataError):  # only a gate without a champion needs it, and says so
-        found.base = everyone["evaluate_base"] = outcomes(_table_of(locked, "evaluate_base"))
-    found.unready = [*found.refused, *found.unready] or _unlike_each_other(params, everyone)
-    return found
+        contest.base = everyone["evaluate_base"] = _answers(locked, "evaluate_base")
+    contest.unready = [*contest.refused, *contest.unready] or _faults(params.registry.benchmark, everyone)
+    return contest
 
 
-def _unlike_each_other(params: Params, answers: Mapping[str, Outcomes]) -> list[str]:
+def _faults(benchmark: str | None, answers: Mapping[str, Outcomes]) -> list[str]:
+    """Why answers of the same `evaluate` section cannot be compared with one another; at most one sentence."""
     first, *others = answers
-    benchmark = params.registry.benchmark
     if benchmark not in (None, *answers[first].benchmark):
         return [f"nothing was evaluated on registry.benchmark {benchmark}; `oxa run` does it"]
     for other in others:
-        a, b = (Results.of(answers[stage], params.evaluate) for stage in (first, other))
-        if unlike := _unlike(a, b, None):
-            return [f"{first} and {other} were {unlike}; `oxa run` evaluates them again"]
+        if why := unlike(answers[first], answers[other]):
+            return [f"{first} and {other} were {why}; `oxa run` evaluates them again"]
     return []
 
 
-def _table_of(locked: Mapping[str, registry.Step], stage: str) -> Path:
-    return Path(_output(locked, stage, ".parquet")[0])
+def _answers(locked: Mapping[str, registration.Step], stage: str) -> Outcomes:
+    return outcomes(Path(bridge.output(locked, stage, ".parquet")[0]))
 
 
-def _output(locked: Mapping[str, registry.Step], stage: str, suffix: str) -> tuple[str, str]:
-    """Path and md5 of a stage's folder (`.dir`) or table (`.parquet`).
-
-    Raises DataError where the stage has not run, something upstream has moved on since, or the workspace holds
-    something else.
-    """
-    if stage not in locked:
-        raise DataError(f"{stage} has not run; `oxa run` does it")
-    registry.chain(locked, stage)
-    outs = locked[stage].outs.items()
-    path, md5 = next((path, md5) for path, md5 in outs if suffix in (Path(path).suffix, Path(md5).suffix))
-    if not Path(path).exists():
-        raise DataError(f"{path} is gone from the workspace; `oxa run` brings it back")
-    if guard.dvc_md5(Path(path)) != md5:
-        raise DataError(f"{path} is not what {stage} wrote; `oxa run` makes it again")
-    return path, md5
-
-
-def _comparison(params: Params, found: _Contest) -> str:
+def _comparison(params: Params, contest: _Contest) -> str:
     """The report's table, of these answers."""
-    assert found.base is not None
-    by_arm = {BASE: [found.base]}
-    for arm in params.arms:
-        by_arm[arm] = [found.answers[f"train@{arm}-{seed}"] for seed in params.seeds]
-    return markdown.table({**with_answer(arms.summarize(params.report, by_arm)), "guess_rate": {}})
+    assert contest.base is not None
+    by_arm = {arm: [contest.answers[f"train@{arm}-{seed}"] for seed in params.seeds] for arm in params.arms}
+    compared = arms.summarize(params.report, {BASE: [contest.base], **by_arm})
+    return markdown.table({**with_answer(compared), "guess_rate": {}})
 
 
-def _description(checkpoint: registry.Checkpoint, comparison: str) -> str:
-    said = (
+def _description(checkpoint: registration.Checkpoint, comparison: str) -> str:
+    reference = (
         f"{checkpoint.arm}, seed {checkpoint.seed}: {checkpoint.path} (DVC md5 {checkpoint.md5}), by reference. "
         "`oxa model VERSION` checks it and prints its path, `oxa lineage VERSION` what it was made from."
     )
-    return f"{said}\n\n{comparison}" if comparison else said
+    return f"{reference}\n\n{comparison}" if comparison else reference
 
 
 def _counted(model: str, new: list[int], everyone: list[int]) -> str:
@@ -411,7 +381,7 @@ def _table(
     known: Mapping[str, registry.Version],
     results: Mapping[str, Results],
 ) -> str:
-    """The versions as Markdown, with what the last sentences say."""
+    """The versions as Markdown, under the sentences."""
     settings = params.registry
     lines = ["# Model registry", "", *(f"- {sentence}" for sentence in outcome.sentences), ""]
     lines += [
@@ -420,14 +390,8 @@ def _table(
     ]
     for stage, version in known.items():
         rate = f"{100 * _metric(settings, results[stage]).mean():.1f}" if stage in results else "–"
-        aliases = [
-            alias
-            for alias, number in (
-                (registry.CHAMPION, outcome.champion),
-                (registry.CHALLENGER, outcome.challenger),
-            )
-            if number == version.number
-        ]
-        cells = (version.number, version.tags["dvc.path"], rate, ", ".join(aliases), version.tags["dvc.md5"])
+        holders = {registry.CHAMPION: outcome.champion, registry.CHALLENGER: outcome.challenger}
+        aliases = ", ".join(alias for alias, number in holders.items() if number == version.number)
+        cells = (version.number, version.tags["dvc.path"], rate, aliases, version.tags["dvc.md5"])
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"

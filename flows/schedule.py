@@ -104,7 +104,7 @@ def devices() -> list[str]:
 
 
 def environment(slot: int | None, accelerators: int, sharing: int, gpus: list[str]) -> dict[str, str]:
-    """What a stage is told, so that those beside it can work too: its slot's GPUs, and to wait without burning a core.
+    """A stage's environment variables, so that those beside it can work too: its slot's GPUs, and threads that sleep.
 
     The number of threads stays what `dvc repro` gives a stage, for sums depend on it in the last bits. Two trainings
     with two threads each on two cores took 24 s this way, 25 s with a thread each, 33 s one after the other. A stage
@@ -112,7 +112,7 @@ def environment(slot: int | None, accelerators: int, sharing: int, gpus: list[st
     """
     if sharing == 1:
         return {}
-    found = {} if "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "PASSIVE"}
+    variables = {} if "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "PASSIVE"}
     if slot is not None and gpus:
-        found["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[slot::accelerators] or [gpus[slot % len(gpus)]])
-    return found
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[slot::accelerators] or [gpus[slot % len(gpus)]])
+    return variables

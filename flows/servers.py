@@ -25,7 +25,7 @@ from flows import PROJECT
 from oxa.errors import ConfigError, UserError
 from oxa.runtime.files import atomic
 from oxa.runtime.server import ANSWER, SHOWN_LINES, ServerProcess, answers, free_port
-from oxa.tracking import spool
+from oxa.tracking import connection
 
 FOLDER = PROJECT / ".prefect"
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
@@ -139,11 +139,11 @@ def ui(prefect_port: int = PREFECT_PORT, mlflow_port: int = MLFLOW_PORT) -> None
     An MLFLOW_TRACKING_URI that is an http address is shown instead of a server of ours. Raises UserError where this
     project's `oxa ui` runs already or a server does not start or dies, ConfigError for an unusable tracking URI.
     """
-    tracking = spool.uri()
+    tracking = connection.uri()
     remote = tracking.startswith(("http://", "https://"))
     if not remote and tracking.partition(":")[0].partition("+")[0] not in DATABASES:
         raise ConfigError(
-            f"MLFLOW_TRACKING_URI {spool.shown(tracking)!r} is neither a database nor an http address; an example: sqlite:///mlflow.db"
+            f"MLFLOW_TRACKING_URI {connection.shown(tracking)!r} is neither a database nor an http address; an example: sqlite:///mlflow.db"
         )
     with ExitStack() as stack:
         stack.enter_context(_only_ui())
@@ -158,7 +158,7 @@ def ui(prefect_port: int = PREFECT_PORT, mlflow_port: int = MLFLOW_PORT) -> None
 def _serve(prefect_port: int, mlflow_port: int | None, tracking: str, stack: ExitStack) -> None:
     port = _port("Prefect", prefect_port)
     servers = [stack.enter_context(_prefect(port, embedded=False))]
-    shown = spool.shown(tracking)
+    shown = connection.shown(tracking)
     if mlflow_port is not None:
         mlflow_port = _port("MLflow", mlflow_port)
         servers.append(stack.enter_context(_mlflow(mlflow_port, tracking)))
@@ -258,7 +258,7 @@ def _lock(file: IO[str], kind: int) -> bool:
 
 def mlflow_pages() -> str:
     """Address of MLflow's pages: a remote server's, or `oxa ui`'s, where it runs or would run."""
-    address = spool.shown(spool.uri())
+    address = connection.shown(connection.uri())
     if address.startswith(("http://", "https://")):
         return address
     return (_read_ui() or {}).get("mlflow", f"http://127.0.0.1:{MLFLOW_PORT}")

@@ -1,13 +1,141 @@
-"""`oxa run`: starts the flow with a Prefect API to report to, the project's own where there is no other."""
+"""Before a run and its start: a params file from a preset, checks of the machine and the student, then the flow.
+
+One function a command: `use` (`oxa use`), `check` (`oxa doctor`), `check_world` (`oxa world check`), `run` (`oxa run`).
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from flows import servers, workspace
-from oxa.config.params import load_params
-from oxa.errors import ConfigError, tell
+from oxa.config.base import Checkpoint
+from oxa.config.params import Params, check_params, load_params
+from oxa.errors import ConfigError, DataError, tell
+from oxa.runtime import files, guard
+from oxa.tracking import connection
+
+BASE = Path("models/base")
+LIBRARIES = ("torch", "transformers", "trl", "datasets", "math-verify", "dvc", "prefect", "mlflow")
+
+
+def use(preset: Path, assignments: Sequence[str], params_path: Path) -> None:
+    """Checks a preset, with values set by `KEY=VALUE`, and writes it as the params file, comments and all.
+
+    Raises ConfigError, and leaves the file as it was, where the preset or a value is wrong.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    load_params(preset)
+    yaml = YAML()  # keeps the preset's comments
+    yaml.width = 120
+    raw = yaml.load(preset.read_text(encoding="utf-8"))
+    for assignment in assignments:
+        key, sign, text = assignment.partition("=")
+        if not sign:
+            raise ConfigError(
+                f"--set {assignment}: expected KEY=VALUE, for example sources.folder=../my-data"
+            )
+        *parents, last = key.split(".")
+        section = raw
+        for name in parents:
+            section = section.setdefault(name, {}) if isinstance(section, dict) else None
+        if not isinstance(section, dict):
+            raise ConfigError(f"--set {assignment}: {key} does not lead through sections of {preset}")
+        try:  # plain values, so that they are written in block style
+            section[last] = YAML(typ="safe").load(text)
+        except YAMLError as error:
+            problem = " ".join(str(error).split())
+            raise ConfigError(
+                f"--set {assignment}: not valid YAML, a quoted text may help: {problem}"
+            ) from None
+    check_params(
+        json.loads(json.dumps(raw, default=str)),
+        f"{preset} with {' '.join(assignments) or 'no changes'}",
+    )
+    with files.atomic(params_path) as temporary:
+        with temporary.open("w", encoding="utf-8") as file:
+            yaml.dump(raw, file)
+        load_params(temporary)
+
+
+def check(params_path: Path, model: str | None = None) -> None:
+    """Prints a line on each; raises ConfigError or DataError where something is wrong.
+
+    `model`: folder or hub id of the student; by default models/base, or else what `base` names.
+    """
+    params = load_params(params_path)
+    print(f"params    {params_path}: fine; arms {', '.join(params.arms)}; seeds {params.seeds}")
+    exams = ", ".join(f"gates.{name}" for name in params.gates)
+    print(f"gates     {exams or 'none: params has no section gates, so there is no such stage'}")
+    print("libraries " + ", ".join(f"{name} {version(name)}" for name in LIBRARIES))
+    address = connection.shown(connection.uri())
+    print(f"tracking  {address if params.tracking.enabled else 'nobody: tracking.enabled is false'}")
+    from oxa.model import loading
+
+    print(f"device    {loading.default_device()}")
+    base = params.base if isinstance(params.base, Checkpoint) else None
+    student: str | Path | None = model or (BASE if BASE.exists() else base.model if base else None)
+    if student is None:
+        print("student   not made yet (`dvc repro base` makes it)")
+        return
+    check_student(student, params, base.revision if base and student == base.model else None)
+    print(f"student   {student}: fine")
+
+
+def check_student(model: str | Path, params: Params, revision: str | None = None) -> None:
+    """Prints what is wrong with a checkpoint, and raises DataError where something is."""
+    from oxa.model import preflight
+
+    faults = preflight.check_checkpoint(model, params.prompt, revision)
+    for fault in faults:
+        print(f"student   {model}: {fault}")
+    if faults:
+        raise DataError(f"{model}: not usable as a student for the reason{'s' * (len(faults) > 1)} above")
+
+
+def check_world(params_path: Path, model: Path) -> bool:
+    """Measures the gates of the stage `gates` on any student of the small world, prints them; whether all are passed.
+
+    Raises ConfigError where the parameters know no small world, DataError where the student is not usable.
+    """
+    from oxa.report import gates as verdict
+    from oxa.report import markdown
+    from oxa.stages import gates
+
+    params = load_params(params_path)
+    if "world" not in params.gates:
+        raise ConfigError(f"{params_path}: no section gates.world, which says how the student is examined")
+    if not model.is_dir():
+        raise DataError(f"{model}: no such folder; `oxa run base` makes the student")
+    check_student(model, params)
+    folder = guard.WORK / "world-check"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        measured = gates.run(
+            params.gates["world"],
+            params.sources.world,
+            params.generate,
+            params.prompt,
+            params.verify,
+            model=model,
+            output=folder / "gates.parquet",
+            scratch=Path(scratch),
+            log=lambda step, **values: None,
+        )
+    print("\n".join(markdown.aligned(verdict.GATE_TITLES, verdict.gate_rows(measured))))
+    print(
+        f"{measured['num_problems']:,} held-out problems, temperature {measured['temperature']:g}; "
+        f"the responses: {folder}"
+    )
+    warning = verdict.gates(measured)
+    print(warning or "All gates passed.")
+    return not warning
 
 
 def run(

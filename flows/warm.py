@@ -37,9 +37,9 @@ CLIENT = """#!{python} -IS
 import array, json, os, socket, sys
 there = socket.socket(socket.AF_UNIX)
 there.connect({address!r})
-told = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
-there.sendmsg([len(told).to_bytes(8, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])
-there.sendall(told)
+call = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+there.sendmsg([len(call).to_bytes(8, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])
+there.sendall(call)
 sys.exit(int(there.recv(8) or b"1"))
 """
 
@@ -82,10 +82,10 @@ def _serve(address: str, modules: Sequence[str]) -> int:
         while True:
             client, _ = listening.accept()
             with client:
-                asked = _asked(client)
-                if asked is None:
+                call = _receive(client)
+                if call is None:
                     continue
-                argv, folder, environment, streams = asked
+                argv, folder, environment, streams = call
                 if pid := os.fork():
                     for stream in streams:
                         os.close(stream)
@@ -101,25 +101,25 @@ def _serve(address: str, modules: Sequence[str]) -> int:
             os.chdir(folder)
             os.environ.clear()
             os.environ.update(environment)
-            from oxa import cli  # here, so that no more is imported before than was asked for
+            from flows import cli  # here, so that no more is imported before than MODULES
 
             sys.argv = [shutil.which("oxa") or "oxa", *argv]
             return cli.main(argv)
 
 
-def _asked(client: socket.socket) -> tuple[list[str], str, dict[str, str], list[int]] | None:
-    """A caller's arguments, folder, environment and streams; None where it was killed before it had told all."""
+def _receive(client: socket.socket) -> tuple[list[str], str, dict[str, str], list[int]] | None:
+    """A caller's arguments, folder, environment and streams; None where it was killed before it had sent all."""
     streams: Any = array.array("i")
-    told = b""
+    call = b""
     with suppress(ConnectionResetError):
-        head, found, _, _ = client.recvmsg(8, socket.CMSG_LEN(3 * streams.itemsize))
-        for _, _, data in found:
+        head, descriptors, _, _ = client.recvmsg(8, socket.CMSG_LEN(3 * streams.itemsize))
+        for _, _, data in descriptors:
             streams.frombytes(data)
         size = int.from_bytes(head, "big")
-        while len(told) < size and (part := client.recv(1 << 16)):
-            told += part
-        if head and len(told) == size:
-            argv, folder, environment = json.loads(told)
+        while len(call) < size and (part := client.recv(1 << 16)):
+            call += part
+        if head and len(call) == size:
+            argv, folder, environment = json.loads(call)
             return argv, folder, environment, list(streams)
     for stream in streams:
         os.close(stream)

@@ -37,7 +37,7 @@ def held(by: str) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             raise UserError(
-                f"{Path.cwd()} is in use by {_told(lock.read())}; wait for it or end it"
+                f"{Path.cwd()} is in use by {_holder(lock.read())}; wait for it or end it"
             ) from None
         _own.append(lock)
         try:
@@ -54,7 +54,7 @@ def _sign(lock: IO[str], by: str) -> None:
     lock.flush()
 
 
-def _told(text: str) -> str:
+def _holder(text: str) -> str:
     try:
         holder = json.loads(text)
         return f"{holder['by']} (process {holder['process']}, since {holder['since']})"

@@ -29,7 +29,7 @@ from oxa.config.section import Section
 from oxa.errors import ConfigError, UserError, is_out_of_reach, tell
 from oxa.runtime import child, files, guard
 from oxa.runtime.journal import Journal
-from oxa.tracking import spool
+from oxa.tracking.record import recorded
 
 THEIRS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
@@ -251,6 +251,11 @@ def _parser(add: Callable[[Any], None]) -> argparse.ArgumentParser:
     return parser
 
 
+def add_params(command: argparse.ArgumentParser) -> None:
+    """The option that every command with parameters has."""
+    command.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: params.yaml")
+
+
 def _add_path(command: argparse.ArgumentParser, option: str, verb: str) -> None:
     command.add_argument(
         f"--{option.replace('_', '-')}", required=True, type=Path, metavar="PATH", help=f"{verb} by the stage"
@@ -259,17 +264,17 @@ def _add_path(command: argparse.ArgumentParser, option: str, verb: str) -> None:
 
 def _launch(words: Sequence[str]) -> None:
     """Becomes the launcher that OXA_LAUNCH names, which starts this command in as many processes as it says."""
-    said = os.environ["OXA_LAUNCH"]
+    line = os.environ["OXA_LAUNCH"]
     environment = {name: value for name, value in os.environ.items() if name != "OXA_LAUNCH"}
     if "DVC_STAGE" in os.environ:
         child.die_with_parent()  # holds for what this process becomes; the others die with that
     try:
-        launcher = shlex.split(said)
+        launcher = shlex.split(line)
         command = [*launcher, "-m", "oxa.cli", *words]
         os.execvpe(launcher[0], command, environment | {guard.LAUNCHED: "1"})
     except (OSError, IndexError, ValueError):  # not found, nothing but blanks, a quote left open
         raise ConfigError(
-            f"OXA_LAUNCH: {said!r} cannot be started; an example: torchrun --nproc-per-node 2"
+            f"OXA_LAUNCH: {line!r} cannot be started; an example: torchrun --nproc-per-node 2"
         ) from None
 
 
@@ -299,7 +304,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
             outputs=outputs,
             config=[*plain, *names, extra],
         ) as run,
-        spool.record(
+        recorded(
             params.tracking if first else Tracking(enabled=False),
             stage=os.environ.get("DVC_STAGE", name),  # dvc.yaml's name, where the two differ
             kind=arguments.stage,
@@ -344,8 +349,3 @@ def _plain(section: Any) -> Any:
 
 if __name__ == "__main__":
     sys.exit(main())
-
-
-def add_params(command: argparse.ArgumentParser) -> None:
-    """The option that every command with parameters has."""
-    command.add_argument("--params", type=Path, default=Path("params.yaml"), help="default: params.yaml")

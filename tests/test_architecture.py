@@ -43,7 +43,10 @@ ARROWS = {
     "config": "",
 }
 GROUND = {"errors", "hashes", "prompts"}
-MLFLOW = {"tracking/delivery.py", "tracking/outbox.py", "tracking/registry.py", "tracking/lineage.py"}
+MLFLOW = {
+    f"tracking/{name}.py"
+    for name in ("connection", "delivery", "lineage", "registration", "registry", "sender")
+}
 ARGUMENTS = {
     "oxa/cli.py",
     "flows/cli.py",

@@ -1,7 +1,7 @@
 """New verdicts for stored generations, when the verifier has changed: nothing is sampled again.
 
 Texts, lengths and entropies stay as they are; verdict, extracted answer and the numbers that follow from them are made
-anew. What it means for DVC is flows/regrade.py's matter.
+anew. What it means for DVC is flows/recommit.py's matter.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""From a registered version back to its sources, and from data to the versions made from it
-(oxa/tracking/registry.py)."""
+"""Lineage of registered checkpoints: from a version back to its sources, and from data to the versions made from it.
+
+What is read here was written by oxa/tracking/registration.py; what the workspace holds now is compared with it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from pathlib import Path
 
 from oxa.config.operations import Registry
 from oxa.runtime import guard
-from oxa.tracking import registry
+from oxa.tracking import connection, registration, registry
 
 MIN_PREFIX = 6  # characters of an md5 that may stand for the whole
 
@@ -33,8 +35,8 @@ def of(settings: Registry, version: str) -> str:
         lines.append(
             f"  promoted      by {tags['promoted.by']}, {tags['promoted.at']}: {tags['promoted.why']}"
         )
-    kept = json.loads(tags["oxa.lineage"])
-    steps: dict[str, dict[str, dict[str, str]]] = kept["stages"]
+    chain = json.loads(tags["oxa.lineage"])
+    steps: dict[str, dict[str, dict[str, str]]] = chain["stages"]
     width = max(len(path) for step in steps.values() for part in step.values() for path in part)
     for name, step in steps.items():
         lines += ["", name]
@@ -43,10 +45,9 @@ def of(settings: Registry, version: str) -> str:
                 f"  {verb:5}  {path.ljust(width)}  {md5:36}  {now.state(path, md5)}"
                 for path, md5 in step[part].items()
             ]
-    code: dict[str, str] = kept["code"]
-    moved = [
-        f"{path} {state}" for path, md5 in code.items() if (state := now.state(path, md5)) != _Workspace.SAME
-    ]
+    code: dict[str, str] = chain["code"]
+    states = {path: now.state(path, md5) for path, md5 in code.items()}
+    moved = [f"{path} {state}" for path, state in states.items() if state != _Workspace.SAME]
     lines += ["", f"code  {len(code)} modules: {', '.join(moved) or _Workspace.SAME}"]
     return "\n".join(lines)
 
@@ -61,8 +62,10 @@ def versions_from(settings: Registry, what: str) -> str:
     now = _Workspace()
     rows = []
     for one in registry.versions(settings):
-        kept = json.loads(one.tags["oxa.lineage"])
-        made_from = kept["code"] | {k: v for step in kept["stages"].values() for k, v in step["deps"].items()}
+        chain = json.loads(one.tags["oxa.lineage"])
+        made_from = chain["code"] | {
+            k: v for step in chain["stages"].values() for k, v in step["deps"].items()
+        }
         for name, md5 in (made_from | {one.tags["dvc.path"]: one.tags["dvc.md5"]}).items():
             if (is_md5 and md5.startswith(what)) or path == name or path.startswith(f"{name}/"):
                 rows.append((str(one), name, md5, now.state(name, md5)))
@@ -81,19 +84,19 @@ class _Workspace:
     SAME = "same as now"
 
     def __init__(self) -> None:
-        self._known: dict[str, str | None] = {}
+        self._hashes: dict[str, str | None] = {}
 
     def state(self, path: str, md5: str) -> str:
-        if path not in self._known:
-            self._known[path] = guard.dvc_md5(Path(path)) if Path(path).exists() else None
-        found = self._known[path]
-        return "gone" if found is None else self.SAME if found == md5 else "changed"
+        if path not in self._hashes:
+            self._hashes[path] = guard.dvc_md5(Path(path)) if Path(path).exists() else None
+        now = self._hashes[path]
+        return "gone" if now is None else self.SAME if now == md5 else "changed"
 
 
 def _run_line(version: registry.Version) -> str:
     from mlflow.exceptions import MlflowException
 
-    with registry.connection() as client:
+    with connection.opened() as client:
         tags, run = version.tags, None
         if version.run_id:
             try:
@@ -102,5 +105,5 @@ def _run_line(version: registry.Version) -> str:
                 return f"{version.run_id}, which MLflow does not have any more"
         else:  # one that has reached MLflow since
             experiment = json.loads(tags["oxa.lineage"])["experiment"]
-            run = registry.training_run(experiment, tags["oxa.stage"], tags["dvc.path"], tags["dvc.md5"])
+            run = registration.training_run(experiment, tags["oxa.stage"], tags["dvc.path"], tags["dvc.md5"])
     return f"{run.info.run_id}  {run.info.run_name}  {run.info.status}" if run else "none recorded"

@@ -1,7 +1,6 @@
-"""MLflow for people and for the rest of the code: a client, runs by their tags, and what became of the spools.
+"""Spools that wait to be sent to MLflow: what they are, waiting for them, and sending them again (`oxa track`).
 
-Stages write spools (oxa/tracking/spool.py), a process of its own (oxa/tracking/sender.py) sends them
-(oxa/tracking/delivery.py).
+Stages write spools (oxa/tracking/record.py), a background process sends them (oxa/tracking/sender.py).
 """
 
 from __future__ import annotations
@@ -9,58 +8,20 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oxa.errors import UserError
-from oxa.tracking import delivery, sender, spool
-from oxa.tracking.delivery import Unreachable
-from oxa.tracking.sender import ATTENDED, Sender, spools
-from oxa.tracking.spool import FOLDER
+from oxa.tracking import connection, sender
+from oxa.tracking.connection import FOLDER, Unreachable
+from oxa.tracking.spool import Spool, spools
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
-
     from oxa.config.operations import Tracking
 
 PATIENCE = 60.0  # seconds that a replay waits for a sender at work
-
-reason = delivery.reason
-
-
-def client(folder: Path = FOLDER) -> MlflowClient:
-    """A client of the configured MLflow; a database is created if there is none.
-
-    Raises UserError where it cannot be reached.
-    """
-    try:
-        return delivery.connect(folder)
-    except Exception as error:  # MLflow hands on whatever its backends raise
-        raise _unreachable(error) from None
-
-
-def find_runs(experiment: str, tags: Mapping[str, str]) -> list[Run]:
-    """The experiment's runs that carry all these tags, the newest first.
-
-    Raises UserError where MLflow cannot be reached.
-    """
-    found = client()
-    try:
-        known = found.get_experiment_by_name(experiment)
-        query = " and ".join(f"tags.`{delivery.clean(name)}` = '{value}'" for name, value in tags.items())
-        runs: list[Run] = []
-        token = None
-        while known is not None:
-            page = found.search_runs([known.experiment_id], query, max_results=1000, page_token=token)
-            runs += page
-            if not (token := page.token):
-                break
-        return runs
-    except Exception as error:  # as above
-        raise _unreachable(error) from None
 
 
 @contextmanager
@@ -70,10 +31,10 @@ def sending(settings: Tracking, folder: Path = FOLDER) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ATTENDED).open("a") as file:
+    with (folder / sender.ATTENDED).open("a") as file:
         with suppress(BlockingIOError):  # another one attends
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        spool.kick(folder)
+        sender.kick(folder)
         yield
 
 
@@ -85,10 +46,10 @@ def wait_until_sent(folder: Path = FOLDER, seconds: float = 60.0, since: float |
     """
     began, kicked = time.time(), 0.0
     while left := [one for one in spools(folder) if one.mine() and not one.live() and one.unsent()]:
-        working = spool.held(folder / f"{spool.sender_name()}.lock")
-        failed = spool.state(folder)
-        if failed["down"] and failed["time"] > (began if since is None else since):
-            return spool.kept(folder, failed["error"])
+        is_working = sender.at_work(folder)
+        state = sender.state(folder)
+        if state["down"] and state["time"] > (began if since is None else since):
+            return sender.outage(folder, state["error"])
         faults = [fault for one in left if (fault := one.notes().fault)]
         if len(faults) == len(left):
             return (
@@ -96,12 +57,12 @@ def wait_until_sent(folder: Path = FOLDER, seconds: float = 60.0, since: float |
             )
         if time.time() > began + seconds:
             return (
-                f"MLflow at {spool.shown(spool.uri())} has not taken all yet"
-                + (f" ({failed['error']})" if failed["error"] else "")
+                f"MLflow at {connection.shown(connection.uri())} has not taken all yet"
+                + (f" ({state['error']})" if state["error"] else "")
                 + "; sending goes on, and `oxa track` tells what is left"
             )
-        if not working and time.time() > kicked + 2:
-            spool.kick(folder)
+        if not is_working and time.time() > kicked + 2:
+            sender.kick(folder)
             kicked = time.time()
         time.sleep(0.1)
     return None
@@ -109,18 +70,20 @@ def wait_until_sent(folder: Path = FOLDER, seconds: float = 60.0, since: float |
 
 def status(folder: Path = FOLDER) -> str:
     """What is sent, what is not, and why: for `oxa track`."""
-    found = spools(folder)
-    live = [one for one in found if one.live()]
-    unsent = [one for one in found if one not in live and one.unsent()]
-    lines = [f"MLflow: {spool.shown(spool.uri())}"]
+    live: list[Spool] = []
+    ended: list[Spool] = []
+    for one in spools(folder):
+        (live if one.live() else ended).append(one)
+    unsent = [one for one in ended if one.unsent()]
+    lines = [f"MLflow: {connection.shown(connection.uri())}"]
     lines += [f"{one.stage}: runs" for one in live]
     for one in unsent:
         why = one.notes().fault if one.mine() else "it was meant for another MLFLOW_TRACKING_URI"
         lines.append(f"{one.stage}: not sent" + (f" ({why})" if why else ""))
-    failed = spool.state(folder)
-    if failed["error"] and (live or unsent):
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(failed["time"]))
-        lines.append(f"last error, {when}: {failed['error']}")
+    state = sender.state(folder)
+    if state["error"] and (live or unsent):
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state["time"]))
+        lines.append(f"last error, {when}: {state['error']}")
     if unsent:
         lines.append("`oxa track --replay` sends what is left")
     elif not live:
@@ -136,7 +99,7 @@ def replay(folder: Path = FOLDER) -> str:
     left = [one for one in spools(folder) if one.unsent() and not one.live()]
     if not left:
         return "nothing is left to send"
-    client(folder)
+    connection.client()
     for one in left:
         one.adopt()
     sent = f"sent: {', '.join(sorted(one.stage for one in left))}"
@@ -148,25 +111,21 @@ def replay(folder: Path = FOLDER) -> str:
             raise UserError("another process sends to the same MLflow, and is not done yet; try again later")
         time.sleep(0.1)
     try:
-        sending_now = Sender(folder)
+        now = sender.Sender(folder)
         for attempt in range(1, sender.TRIES + 1):
             try:
-                sending_now.sweep()
-                spool.note_state(folder)
+                now.sweep()
+                sender.note_state(folder)
                 break
             except Exception as error:  # MLflow hands on whatever its backends raise
                 if attempt == sender.TRIES or isinstance(error, Unreachable):
-                    raise _unreachable(error) from None
+                    raise connection.unreachable(error) from None
                 time.sleep(sender.pause(attempt))
     finally:
         os.close(lock)
         if any(one.live() or one.unsent() for one in spools(folder)):  # whose kick found our lock
-            spool.kick(folder)
+            sender.kick(folder)
     refused = [f"MLflow refuses {one.stage}: {fault}" for one in left if (fault := one.notes().fault)]
     if refused:
         raise UserError("\n".join(refused))
     return sent
-
-
-def _unreachable(error: Exception) -> UserError:
-    return UserError(f"MLflow at {spool.shown(spool.uri())} cannot be reached ({reason(error)})")

@@ -22,7 +22,7 @@ def tags() -> dict[str, str]:
     """Tags of a run that this process makes, in the project's folder."""
     commit, dirty = git()
     lock = Path("dvc.lock")
-    found = {
+    named = {
         "oxa.pipeline_run": pipeline_run(),
         "git.commit": commit,
         "git.dirty": dirty,
@@ -35,13 +35,13 @@ def tags() -> dict[str, str]:
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": commit,
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def git() -> tuple[str | None, str | None]:
     """The commit, and whether tracked files differ from it. dvc.lock does not count: every stage changes it."""
     try:
-        found = subprocess.run(
+        status = subprocess.run(
             ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no", "--", ".", ":!dvc.lock"],
             env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
             capture_output=True,
@@ -51,8 +51,8 @@ def git() -> tuple[str | None, str | None]:
         ).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return None, None
-    commit = next((line.split()[2] for line in found if line.startswith("# branch.oid")), "(initial)")
-    dirty = any(not line.startswith("#") for line in found)
+    commit = next((line.split()[2] for line in status if line.startswith("# branch.oid")), "(initial)")
+    dirty = any(not line.startswith("#") for line in status)
     return (None, None) if commit == "(initial)" else (commit, str(dirty).lower())
 
 

@@ -1,4 +1,4 @@
-"""The model registry: versions that refer to checkpoints by path and hash, and the chain from each to its data.
+"""The model registry: versions of a model in MLflow that refer to checkpoints by path and hash.
 
 Nothing is copied. A version of the MLflow model `registry.model` says where the checkpoint lay and which content it
 had; DVC's cache keeps the content. Its tags lead back to the sources, and from a source to the versions:
@@ -12,8 +12,8 @@ had; DVC's cache keeps the content. Its tags lead back to the sources, and from 
     oxa.results                    `RUN_ID/ARTIFACT#HASH`: what it answered to each problem, for later comparisons
     promoted.by, .at, .why         on versions that have been champion: gate or hand, UTC, the reason
 
-oxa/tracking/lineage.py reads the chain. The alias `challenger` is the version that the gate chose last
-(flows/promote.py), `champion` the one that holds.
+oxa/tracking/registration.py writes the chain, lineage.py reads it. The alias `challenger` is the version that the gate
+chose last (flows/promote.py), `champion` the one that holds.
 
 Limits of MLflow 3.17: 250 characters a tag's key, of letters, digits and `_-. :/`; 100,000 a value; on PostgreSQL
 500 the source and 5,000 the description, more than which is an error there (SQLite takes any).
@@ -22,48 +22,26 @@ Limits of MLflow 3.17: 250 characters a tag's key, of letters, digits and `_-. :
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from graphlib import TopologicalSorter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, Protocol
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Literal
 
 from oxa.config.operations import Registry
-from oxa.errors import DataError, UserError
+from oxa.errors import DataError
 from oxa.runtime import guard
-from oxa.tracking import outbox, spool
+from oxa.tracking import connection
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 MAX_DESCRIPTION = 5000
-
-
-class Step(Protocol):
-    """A stage as dvc.lock has it: path -> DVC md5."""
-
-    @property
-    def deps(self) -> Mapping[str, str]: ...
-    @property
-    def outs(self) -> Mapping[str, str]: ...
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A trained checkpoint as dvc.lock names it."""
-
-    stage: str
-    arm: str
-    seed: int
-    path: str
-    md5: str
+MOST_VERSIONS = 200_000  # that MLflow returns at once
 
 
 @dataclass(frozen=True)
@@ -76,6 +54,17 @@ class Version:
     run_id: str | None
     description: str
 
+    @classmethod
+    def of(cls, entity: ModelVersion, aliases: Iterable[str] = ()) -> Version:
+        """MLflow's own object, and the aliases that point to it."""
+        return cls(
+            int(entity.version),
+            dict(entity.tags),
+            tuple(sorted(aliases)),
+            entity.run_id or None,
+            entity.description or "",
+        )
+
     def __str__(self) -> str:
         """`version 3 (oxa_full, seed 0), champion`."""
         return ", ".join([self.name, *self.aliases])
@@ -86,101 +75,30 @@ class Version:
         return f"version {self.number} ({self.tags['oxa.arm']}, seed {self.tags['oxa.seed']})"
 
 
-def chain(locked: Mapping[str, Step], stage: str) -> dict[str, Step]:
-    """The stage and all upstream of it, the stage itself first and each before what it was made from.
-
-    Raises DataError where a stage read other content than the stage that makes it has left since: what is in the
-    workspace is then not what the checkpoint was made from.
-    """
-    upstream: dict[str, list[str]] = {}
-    todo = [stage]
-    while todo:
-        name = todo.pop()
-        if name in upstream:
-            continue
-        upstream[name] = []
-        for path, md5 in locked[name].deps.items():
-            if _is_code(path):
-                continue
-            makers = [
-                other for other, step in locked.items() if any(_overlap(out, path) for out in step.outs)
-            ]
-            # dvc.lock keeps stages that are no longer in dvc.yaml: any that left this content will do
-            fitting = [other for other in makers if locked[other].outs.get(path, md5) == md5]
-            if makers and not fitting:
-                raise DataError(
-                    f"{name} was made from another {path} than {makers[0]} has made since; `oxa run` makes it again"
-                )
-            upstream[name] += fitting[:1]
-        todo += upstream[name]
-    order = list(TopologicalSorter(upstream).static_order())
-    return {name: locked[name] for name in reversed(order)}
-
-
-def register(
-    settings: Registry,
-    checkpoint: Checkpoint,
-    locked: Mapping[str, Step],
-    *,
-    commit: str | None,
-    dirty: bool,
-    experiment: str,
-) -> tuple[Version, bool]:
-    """Registers the checkpoint, whose files lie in the workspace, and says whether it is new.
-
-    The same content of the same stage is not registered twice. The training run is found by what it wrote, in
-    `experiment`; without one the version has none. Raises DataError as `chain` does and UserError where MLflow cannot
-    be reached.
-    """
-    with connection() as client:
-        for version in versions(settings):
-            if (version.tags["oxa.stage"], version.tags["dvc.md5"]) == (checkpoint.stage, checkpoint.md5):
-                return version, False
-        tags = _tags(checkpoint, chain(locked, checkpoint.stage), commit, dirty, experiment)
-        run = training_run(experiment, checkpoint.stage, checkpoint.path, checkpoint.md5)
-        _ensure_model(client, settings.model)
-        made = client.create_model_version(
-            settings.model,
-            source=f"dvc://{quote(checkpoint.path)}?md5={checkpoint.md5}",
-            run_id=run.info.run_id if run else None,
-            tags=tags,
-        )
-        return _version(made, ()), True
-
-
 def describe(settings: Registry, version: Version, text: str) -> None:
     """Gives a version a description (Markdown), cut to what MLflow holds."""
     text = _shortened(text)
     if text != version.description:
-        with connection() as client:
+        with connection.opened() as client:
             client.update_model_version(settings.model, str(version.number), text)
 
 
 def versions(settings: Registry) -> list[Version]:
-    """All versions that `register` made, oldest first; none where nothing is registered yet."""
+    """All versions that `registration.register` made, oldest first; none where nothing is registered yet."""
     from mlflow.exceptions import MlflowException
 
-    with connection() as client:
+    with connection.opened() as client:
         try:
             aliases = client.get_registered_model(settings.model).aliases
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return []
             raise
-        found: list[Any] = []
-        token = None
-        while True:
-            page = client.search_model_versions(f"name = '{settings.model}'", page_token=token)
-            found += page
-            if not (token := page.token):
-                break
-    names: dict[int, list[str]] = {}
-    for alias, number in aliases.items():
-        names.setdefault(int(number), []).append(alias)
+        entities = client.search_model_versions(f"name = '{settings.model}'", max_results=MOST_VERSIONS)
     return sorted(
         (
-            _version(one, tuple(sorted(names.get(int(one.version), []))))
-            for one in found
+            Version.of(one, [alias for alias, number in aliases.items() if int(number) == int(one.version)])
+            for one in entities
             if "dvc.md5" in one.tags
         ),
         key=lambda version: version.number,
@@ -217,7 +135,7 @@ def promote(
     before = with_alias(versions(settings), CHAMPION)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     over = f"over {before.name}" if before else "the first champion"
-    with connection() as client:
+    with connection.opened() as client:
         for key, value in (("by", by), ("at", now), ("why", why or over)):
             client.set_model_version_tag(settings.model, str(chosen.number), f"promoted.{key}", value)
         client.set_registered_model_alias(settings.model, CHAMPION, str(chosen.number))
@@ -226,7 +144,7 @@ def promote(
 
 def challenge(settings: Registry, version: Version) -> None:
     """Moves `challenger` to a version."""
-    with connection() as client:
+    with connection.opened() as client:
         client.set_registered_model_alias(settings.model, CHALLENGER, str(version.number))
 
 
@@ -234,11 +152,11 @@ def record(
     experiment: str, files: Mapping[str, str], tags: Mapping[str, str], values: Mapping[str, float]
 ) -> str:
     """Keeps texts by name as the artifacts of a new run `register`, with tags and metrics; returns the run's id."""
-    with connection() as client:
-        found = client.get_experiment_by_name(experiment)
-        number = found.experiment_id if found else client.create_experiment(experiment, tags=spool.EXPERIMENT)
+    with connection.opened() as client:
         run = client.create_run(
-            number, run_name="register", tags={"oxa.kind": "register", **tags}
+            connection.experiment(client, experiment).experiment_id,
+            run_name="register",
+            tags={"oxa.kind": "register", **tags},
         ).info.run_id
         try:
             for name, text in files.items():
@@ -255,7 +173,7 @@ def record(
 
 def keep_results(settings: Registry, version: Version, run_id: str, artifact: str, digest: str) -> None:
     """Notes on a version where its answers are kept, and their hash."""
-    with connection() as client:
+    with connection.opened() as client:
         value = f"{run_id}/{artifact}#{digest}"
         client.set_model_version_tag(settings.model, str(version.number), "oxa.results", value)
 
@@ -276,7 +194,7 @@ def results(version: Version) -> str | None:
     run_id, _, artifact = version.tags.get("oxa.results", "").partition("#")[0].partition("/")
     if not run_id:
         return None
-    with connection() as client, TemporaryDirectory() as folder:
+    with connection.opened() as client, TemporaryDirectory() as folder:
         try:
             return Path(client.download_artifacts(run_id, artifact, folder)).read_text(encoding="utf-8")
         except RequestException:
@@ -306,7 +224,7 @@ def path_of(settings: Registry, version: str) -> Path:
     if not path.exists():
         raise DataError(f"{path}: {one.name} is gone from the workspace (md5 {expected}); {mend}")
     fingerprint = guard.Fingerprint.of(path)
-    if (found := fingerprint.md5()) != expected:
+    if (md5 := fingerprint.md5()) != expected:
         before: dict[str, str] = json.loads(one.tags["oxa.lineage"])["files"]
         now = fingerprint.content()
         differing = [
@@ -316,52 +234,9 @@ def path_of(settings: Registry, version: str) -> Path:
         ]
         raise DataError(
             f"{path}: its files changed since {one.name} was registered: {', '.join(differing)} "
-            f"(md5 {expected} then, {found} now); {mend}"
+            f"(md5 {expected} then, {md5} now); {mend}"
         )
     return path
-
-
-def _tags(
-    checkpoint: Checkpoint, steps: Mapping[str, Step], commit: str | None, dirty: bool, experiment: str
-) -> dict[str, str]:
-    stages = {
-        name: {"deps": {p: m for p, m in step.deps.items() if not _is_code(p)}, "outs": dict(step.outs)}
-        for name, step in steps.items()
-    }
-    code = {path: md5 for step in steps.values() for path, md5 in step.deps.items() if _is_code(path)}
-    read = {path: md5 for step in stages.values() for path, md5 in step["deps"].items()}
-    files = guard.Fingerprint.of(Path(checkpoint.path)).content()
-    lineage = {"stages": stages, "code": code, "files": files, "experiment": experiment}
-    tags = {
-        "oxa.arm": checkpoint.arm,
-        "oxa.seed": str(checkpoint.seed),
-        "oxa.stage": checkpoint.stage,
-        "dvc.path": checkpoint.path,
-        "dvc.md5": checkpoint.md5,
-        "git.dirty": str(dirty).lower(),
-    }
-    tags |= {"git.commit": commit} if commit else {}
-    made_from = {key: md5 for path, md5 in sorted(read.items()) if _is_key(key := f"dvc.{path}")}
-    return {
-        **tags,
-        **made_from,
-        **tags,
-        "oxa.lineage": json.dumps(lineage),
-    }  # a path called `md5` does not count
-
-
-def _is_code(path: str) -> bool:
-    return path.startswith("oxa/")
-
-
-def _is_key(key: str) -> bool:
-    """Whether MLflow takes it as a tag's key; what it does not is still in oxa.lineage."""
-    return len(key) <= 250 and re.fullmatch(r"[/\w.\- :]*", key) is not None and os.path.normpath(key) == key
-
-
-def _overlap(a: str, b: str) -> bool:
-    """Whether two paths are the same, or one lies in the other."""
-    return a == b or a.startswith(f"{b}/") or b.startswith(f"{a}/")
 
 
 def _shortened(text: str) -> str:
@@ -383,45 +258,3 @@ def ranges(numbers: list[int]) -> str:
         else:
             runs.append([number])
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-
-
-def _version(found: Any, aliases: tuple[str, ...]) -> Version:
-    return Version(
-        int(found.version), dict(found.tags), aliases, found.run_id or None, found.description or ""
-    )
-
-
-def training_run(experiment: str, stage: str, path: str, md5: str) -> Any:
-    """The newest run of this stage that wrote this content, if tracking has one."""
-    found = outbox.find_runs(experiment, {"oxa.stage": stage, f"dvc.out.{path}": md5})
-    return max(found, key=lambda run: run.info.start_time, default=None)
-
-
-def _ensure_model(client: MlflowClient, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(
-            name, description="OXA checkpoints, by reference: DVC holds the files."
-        )
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
-@contextmanager
-def connection() -> Iterator[MlflowClient]:
-    """MLflow's client; what MLflow refuses or cannot do inside is one sentence."""
-    from mlflow.exceptions import MlflowException
-    from requests import RequestException
-
-    for name, value in (
-        ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
-        ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
-    ):
-        os.environ.setdefault(name, value)
-    client = outbox.client()
-    try:
-        yield client
-    except (MlflowException, RequestException) as error:
-        raise UserError(f"MLflow at {spool.shown(spool.uri())} refused: {outbox.reason(error)}") from None

@@ -1,108 +1,36 @@
-"""Sends what stages wrote into their spools to MLflow.
+"""The background process that sends what stages wrote into their spools to MLflow.
 
 `python -m oxa.tracking.sender` is one process a workspace and tracking URI (a flock says so). The first stage starts it
-(`spool.kick`), it works while stages live, and is gone some seconds after the last one. So a stage waits for nothing,
-the database has one writer, and mlflow (2 s) is imported once. It may be killed at any time: see
-oxa/tracking/delivery.py.
+(`kick`), it works while stages live, and is gone some seconds after the last one. So a stage waits for nothing, the
+database has one writer, and mlflow (2 s) is imported once. It may be killed at any time: see oxa/tracking/delivery.py.
 """
 
 from __future__ import annotations
 
-import fcntl
+import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from oxa.tracking import spool
-from oxa.tracking.delivery import Courier, Notes, Refused, Unreachable, knock, log_traceback, reason
-from oxa.tracking.spool import FOLDER
+from oxa.runtime import files
+from oxa.tracking import connection, delivery, spool
+from oxa.tracking.connection import FOLDER, Unreachable
+from oxa.tracking.spool import Spool, spools
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 POLL = 1.0  # seconds between two looks at the spools
 LINGER = 5.0  # seconds to wait for the next stage
 LONGEST_PAUSE = 15.0  # seconds between two tries, at most
 TRIES = 8  # of an MLflow that answers, but fails, with no stage alive
 TRIES_UNREACHABLE = 2  # of one that does not answer
-ATTENDED = "attended.lock"  # held by who asks the sender to stay
-
-
-class Spool:
-    """A spool as the sender sees it. Whoever else looks may see it vanish: then it is sent."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.stage, self.key, self.id = path.name.rsplit(".", 2)
-        self.events = path / spool.EVENTS
-
-    def mine(self) -> bool:
-        """Whether it is to go to the configured MLflow."""
-        return self.uri() == spool.fingerprint(spool.uri())
-
-    def uri(self) -> str:
-        """Fingerprint of the MLflow that it is meant for."""
-        try:
-            return (self.path / "uri").read_text()
-        except FileNotFoundError:
-            return ""
-
-    def adopt(self) -> None:
-        (self.path / "uri").write_text(spool.fingerprint(spool.uri()))
-
-    def notes(self) -> Notes:
-        return Notes.of(self.path, self.uri())
-
-    def live(self) -> bool:
-        return spool.held(self.events)
-
-    def size(self) -> int:
-        try:
-            return self.events.stat().st_size
-        except FileNotFoundError:
-            return 0
-
-    def last(self) -> dict[str, Any]:
-        """The end, if the last event is one."""
-        try:
-            with self.events.open("rb") as file:
-                event = spool.last_event(file.fileno())
-        except FileNotFoundError:
-            return {}
-        return event if event.get("event") == "end" else {}
-
-    def unsent(self) -> bool:
-        return self.size() > 0 and (not self.last() or self.notes().offset < self.size())
-
-    def end_if_killed(self) -> None:
-        """Writes the end that a killed stage could not; its last sign of life is the time."""
-        descriptor = spool.lock(self.events, patience=0)
-        if descriptor is not None:
-            if spool.last_event(descriptor).get("event") != "end":
-                died = os.fstat(descriptor).st_mtime_ns // 1_000_000
-                spool.Record(self.path, descriptor).write("end", status="KILLED", time=died)
-            os.close(descriptor)
-
-    def remove(self) -> None:
-        """Unless the stage has come back meanwhile."""
-        descriptor = spool.lock(self.events, patience=0)
-        if descriptor is not None:
-            if not self.unsent():
-                gone = self.path.with_name(f".gone.{self.path.name}")
-                self.path.rename(gone)
-                shutil.rmtree(gone)
-            os.close(descriptor)
-
-
-def spools(folder: Path) -> list[Spool]:
-    """All spools, by name."""
-    if not folder.exists():
-        return []
-    return [
-        Spool(path)
-        for path in sorted(folder.iterdir())
-        if not path.name.startswith(".") and (path / spool.EVENTS).exists() and (path / "uri").exists()
-    ]
+ATTENDED = "attended.lock"  # locked by a process that asks the sender to stay
 
 
 class Sender:
@@ -110,7 +38,7 @@ class Sender:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._courier: Courier | None = None
+        self._client: MlflowClient | None = None
         self._refused: set[str] = set()
 
     def work(self) -> dict[str, int]:
@@ -125,16 +53,16 @@ class Sender:
                 self.sweep()
             except Exception as error:  # MLflow hands on whatever its backends raise; all is kept
                 failures += 1
-                if not isinstance(error, Unreachable):
-                    log_traceback()
-                spool.note_state(self._folder, reason(error), down=isinstance(error, Unreachable))
-                tries = TRIES_UNREACHABLE if isinstance(error, Unreachable) else TRIES
-                if failures >= tries and not self._attended():
+                down = isinstance(error, Unreachable)
+                if not down:
+                    connection.log_traceback()
+                note_state(self._folder, connection.reason(error), down)
+                if failures >= (TRIES_UNREACHABLE if down else TRIES) and not self._attended():
                     return before
                 time.sleep(pause(failures))
             else:
                 if not noted or failures:
-                    spool.note_state(self._folder)
+                    note_state(self._folder)
                     noted = True
                 failures = 0
                 if self._attended():
@@ -166,7 +94,7 @@ class Sender:
             one.end_if_killed()
         if one.path.name not in self._refused and one.notes().offset < one.size():
             self._send(one)
-        if not live and one.last().get("status") == "FINISHED" and not one.unsent():
+        if not live and one.status() == "FINISHED" and not one.unsent():
             one.remove()
             for other in spools(self._folder):  # what was left of attempts on other inputs
                 if other.stage == one.stage and not other.live() and not other.unsent():
@@ -179,16 +107,75 @@ class Sender:
         )
 
     def _send(self, one: Spool) -> None:
-        if self._courier is None:
-            self._courier = Courier(self._folder)
+        if self._client is None:
+            self._client = connection.connect(self._folder)
         try:
-            self._courier.send(one.path)
-        except Refused:
+            delivery.send(self._client, one)
+        except delivery.Refused:
             self._refused.add(one.path.name)
         except Exception:
-            self._courier = None
-            knock()  # a server that went away says so here in fewer words
+            self._client = None
+            connection.knock()  # a server that went away says so here in fewer words
             raise
+
+
+def kick(folder: Path = FOLDER) -> None:
+    """Starts the sender, detached, unless one is at work.
+
+    Whoever has something to send writes it down first and kicks then; the sender looks again after it has let go of
+    its lock. So either this finds the lock free, or the sender finds the event.
+    """
+    if at_work(folder):
+        return
+    with suppress(OSError), file_of(folder, "log").open("ab") as log:
+        # through a shell that ends at once: no zombie stays with a long stage
+        subprocess.run(
+            ["sh", "-c", '"$0" -m oxa.tracking.sender &', sys.executable],
+            env=os.environ | {"OXA_TRACKING_FOLDER": str(folder)},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            check=False,
+        )
+
+
+def file_of(folder: Path, suffix: str) -> Path:
+    """The sender's lock, log or json (its state); each tracking URI has a sender of its own."""
+    return folder / f"sender-{connection.fingerprint()}.{suffix}"
+
+
+def at_work(folder: Path = FOLDER) -> bool:
+    return spool.held(file_of(folder, "lock"))
+
+
+def lock(folder: Path) -> int | None:
+    """The sender's lock, as a descriptor; None where another sender is at work."""
+    path = file_of(folder, "lock")
+    path.touch()
+    return spool.lock(
+        path, patience=0.5
+    )  # whoever asks whether a sender is at work shares the lock for a moment
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """How the sender fared last: `time` (seconds since 1970; 0: never), `error`, and whether MLflow is `down`."""
+    try:
+        return dict(json.loads(file_of(folder, "json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {"time": 0.0, "error": "", "down": False}
+
+
+def note_state(folder: Path, error: str = "", down: bool = False) -> None:
+    files.write_json(file_of(folder, "json"), {"time": time.time(), "error": error, "down": down})
+
+
+def outage(folder: Path, error: str) -> str:
+    """A sentence for a person on an MLflow that cannot be reached; `error` is the reason that the sender noted."""
+    return (
+        f"MLflow at {connection.shown(connection.uri())} cannot be reached ({error}); all is kept in {folder}, "
+        "and `oxa track --replay` sends it"
+    )
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -197,29 +184,16 @@ def sizes(folder: Path) -> dict[str, int]:
 
 
 def pause(failures: int) -> float:
+    """Seconds to wait after so many failures."""
     return min(LONGEST_PAUSE, 0.5 * 2.0**failures)
 
 
-def lock(folder: Path) -> int | None:
-    """The sender's lock, as a descriptor; None where another sender is at work."""
-    descriptor = os.open(folder / f"{spool.sender_name()}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    for _ in range(10):  # whoever asks whether a sender is at work shares the lock for a moment
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.05)
-        else:
-            return descriptor
-    os.close(descriptor)
-    return None
-
-
 def main() -> None:
-    """Works until there is nothing left to do, and looks once more after its lock is free: see `spool.kick`."""
+    """Works until there is nothing left to do, and looks once more after its lock is free: see `kick`."""
     folder = Path(os.environ.get("OXA_TRACKING_FOLDER", FOLDER))
     os.nice(5)  # the stages go first
     first = True
-    while (held := lock(folder)) is not None:
+    while (descriptor := lock(folder)) is not None:
         if first:
             with suppress(OSError):  # not a file where a person started us
                 os.ftruncate(2, 0)  # the log holds the last sender's words
@@ -227,7 +201,7 @@ def main() -> None:
         for left in folder.glob(".gone.*"):  # by a sender that was killed
             shutil.rmtree(left, ignore_errors=True)
         seen = Sender(folder).work()
-        os.close(held)
+        os.close(descriptor)
         if all(seen.get(name) == size for name, size in sizes(folder).items()):
             return
 

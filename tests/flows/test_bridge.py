@@ -136,9 +136,9 @@ def test_what_a_failed_stage_says_is_its_own_sentence_or_its_last_lines(reposito
         "echo 'oxa: MLflow cannot be reached' >&2; echo KeyError: key >&2; exit 1", repository
     )
     assert "KeyError: key" in str(warned), "a warning is not the reason"
-    said = str(failure_of("for i in $(seq 100); do echo line $i; done; exit 1", repository))
-    assert "line 100\n" in said
-    assert "line 1\n" not in said
+    message = str(failure_of("for i in $(seq 100); do echo line $i; done; exit 1", repository))
+    assert "line 100\n" in message
+    assert "line 1\n" not in message
 
 
 def test_a_killed_stage_and_a_killed_dvc_are_told_apart_from_mistakes(repository: Repository):
@@ -161,7 +161,7 @@ while not (Path("0").exists() and Path("1").exists()):  # else the first to end 
 
 
 @pytest.mark.parametrize(
-    ("end", "said", "retry"),
+    ("end", "message", "retry"),
     [
         ("sys.exit(2)", "oxa: the hub cannot be reached", False),
         (f"sys.exit({os.EX_TEMPFAIL})", "oxa: the hub cannot be reached", True),
@@ -169,11 +169,11 @@ while not (Path("0").exists() and Path("1").exists()):  # else the first to end 
     ],
 )
 def test_a_stage_on_several_processes_fails_as_the_first_of_them_did(
-    repository: Repository, end: str, said: str, retry: bool
+    repository: Repository, end: str, message: str, retry: bool
 ):
     Path("worker.py").write_text(WORKER + end)
     failed = failure_of("torchrun --standalone --nproc-per-node 2 worker.py", repository)
-    assert (str(failed), failed.retry) == (said, retry)
+    assert (str(failed), failed.retry) == (message, retry)
 
 
 def test_a_fault_on_several_processes_is_told_by_their_traceback_and_not_by_torchruns_table(

@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 def fails_with_one_sentence(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """Runs a command that must fail as a user's mistake; returns its sentence."""
     assert cli.main(argv) == 2
-    said = capsys.readouterr().err
-    sentences = [line for line in said.splitlines() if line.startswith("oxa: ")]
-    assert len(sentences) == 1, said
-    assert "Traceback" not in said
+    printed = capsys.readouterr().err
+    sentences = [line for line in printed.splitlines() if line.startswith("oxa: ")]
+    assert len(sentences) == 1, printed
+    assert "Traceback" not in printed
     return sentences[0]
 
 
@@ -71,7 +71,7 @@ def test_without_params_it_says_where_to_go(tmp_path, monkeypatch, capsys):
 
 
 def test_a_missing_input_is_named_with_its_option(project, capsys):
-    said = fails_with_one_sentence(
+    sentence = fails_with_one_sentence(
         capsys,
         "verify",
         "--origin",
@@ -85,16 +85,16 @@ def test_a_missing_input_is_named_with_its_option(project, capsys):
         "--metrics",
         "m",
     )
-    assert "p: no such file or folder (--problems)" in said
+    assert "p: no such file or folder (--problems)" in sentence
     assert not (project / "o").exists()
 
 
 def test_an_arm_nobody_described_is_named(project, capsys):
     paths = [w for option in STAGES["selection"].inputs for w in (f"--{option.replace('_', '-')}", "x")]
-    said = fails_with_one_sentence(
+    sentence = fails_with_one_sentence(
         capsys, "selection", "--arm", "new", *paths, "--output", "o", "--metrics", "m"
     )
-    assert "selection.arms.new: missing; known here: sft, sft_lp, oxa_mle, oxa_full" in said
+    assert "selection.arms.new: missing; known here: sft, sft_lp, oxa_mle, oxa_full" in sentence
 
 
 def test_a_path_that_cannot_be_written_is_named_and_nothing_is_left(project, capsys):
@@ -139,9 +139,9 @@ def test_a_stage_whose_outputs_find_no_room_is_not_told_as_finished(project, mon
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list((project / "out").iterdir()) == []
     (events,) = (project / ".tracking").glob("*/events.jsonl")
-    told = [json.loads(line) for line in events.read_text().splitlines()]
-    assert (told[-1]["event"], told[-1]["status"]) == ("end", "FAILED")
-    assert "result" not in {event["event"] for event in told}
+    logged = [json.loads(line) for line in events.read_text().splitlines()]
+    assert (logged[-1]["event"], logged[-1]["status"]) == ("end", "FAILED")
+    assert "result" not in {event["event"] for event in logged}
 
 
 def test_a_list_of_sources_can_be_set_on_the_way(project, capsys):
@@ -209,9 +209,9 @@ def test_a_plan_is_printed_for_people_and_for_machines_and_writes_nothing(projec
     assert cli.main(["plan"]) == 0, "a forecast, not a check"
     assert "DOES NOT FIT  train@*: " in capsys.readouterr().out
     assert cli.main(["plan", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["fits"] is False
-    assert {"base", "train@oxa_full", "report"} <= {stage["name"] for stage in told["stages"]}
+    forecast = json.loads(capsys.readouterr().out)
+    assert forecast["fits"] is False
+    assert {"base", "train@oxa_full", "report"} <= {stage["name"] for stage in forecast["stages"]}
     assert sorted(project.rglob("*")) == before
 
 
@@ -223,8 +223,8 @@ def test_the_worlds_gates_are_measured_on_a_student_of_the_world_alone(project, 
     raw = yaml.safe_load(Path("params.yaml").read_text())
     raw["gates"] = {"num_problems": 3, "num_samples": 2, "max_tokens": 4}
     Path("params.yaml").write_text(yaml.safe_dump(raw))
-    said = fails_with_one_sentence(capsys, "world", "check")
-    assert said == "oxa: models/base: no such folder; `oxa run base` makes the student"
+    sentence = fails_with_one_sentence(capsys, "world", "check")
+    assert sentence == "oxa: models/base: no such folder; `oxa run base` makes the student"
     assert cli.main(["world", "check", "--model", str(checkpoint)]) == 1
     shown = capsys.readouterr().out
     assert "| G1 competence " in shown
@@ -291,19 +291,19 @@ with guard.stage("s", module="oxa.prompts", inputs={}, outputs={"o": Path("o")},
 @pytest.mark.parametrize("launcher", ["'", "  ", "no-such-launcher --num 2"])
 def test_a_launcher_that_cannot_be_started_is_named(project, capsys, monkeypatch, launcher):
     monkeypatch.setenv("OXA_LAUNCH", launcher)
-    said = fails_with_one_sentence(capsys, *TRAIN)
-    assert said.startswith(f"oxa: OXA_LAUNCH: {launcher!r} cannot be started")
+    sentence = fails_with_one_sentence(capsys, *TRAIN)
+    assert sentence.startswith(f"oxa: OXA_LAUNCH: {launcher!r} cannot be started")
 
 
 def test_the_processes_of_a_launched_stage_end_with_a_launcher_that_is_killed(project):
     (project / "sleeper.py").write_text(SLEEPER)  # what follows it on the line are its arguments
     launcher = "torchrun --standalone --nproc-per-node 2 sleeper.py"
-    kept = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
+    environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
     with subprocess.Popen(
-        ["oxa", *TRAIN], env=kept | {"OXA_LAUNCH": launcher}, stdout=subprocess.PIPE, text=True
+        ["oxa", *TRAIN], env=environment | {"OXA_LAUNCH": launcher}, stdout=subprocess.PIPE, text=True
     ) as launched:
         assert launched.stdout is not None
-        told = [launched.stdout.readline().split() for _ in range(2)]
+        lines = [launched.stdout.readline().split() for _ in range(2)]
         workers = psutil.Process(launched.pid).children()
         launched.kill()
         _, alive = psutil.wait_procs(workers, timeout=10)
@@ -311,4 +311,4 @@ def test_the_processes_of_a_launched_stage_end_with_a_launcher_that_is_killed(pr
         for worker in alive:
             worker.kill()
     assert outlived == []
-    assert sorted(told) == sorted([str(worker.pid), "None"] for worker in workers), "none launches again"
+    assert sorted(lines) == sorted([str(worker.pid), "None"] for worker in workers), "none launches again"

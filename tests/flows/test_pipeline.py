@@ -121,11 +121,11 @@ def with_dvc(process: subprocess.Popen[str]) -> set[str]:
 
 def at_work(process: subprocess.Popen[str]) -> list[list[str]]:
     """Command lines of all below the flow."""
-    found = []
+    commands = []
     for child in below(process.pid):
         with suppress(psutil.NoSuchProcess):
-            found.append(child.cmdline())
-    return found
+            commands.append(child.cmdline())
+    return commands
 
 
 def wait_for(file: str) -> str:
@@ -140,8 +140,8 @@ def order() -> list[str]:
 def ask(api: str, what: str, **body: Any) -> list[dict[str, Any]]:
     answer = httpx.post(f"{api}/{what}/filter", json=body)
     answer.raise_for_status()
-    found: list[dict[str, Any]] = answer.json()
-    return found
+    rows: list[dict[str, Any]] = answer.json()
+    return rows
 
 
 def flow_runs(api: str) -> list[dict[str, Any]]:
@@ -164,9 +164,9 @@ def artifacts(api: str, flow_run: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_states_are_what_dvc_did_and_the_server_shows_them(diamond: Repository, api: str):
-    said = run()
-    assert "4 stages: 4 run, 0 cached" in said
-    assert [line.split()[1] for line in said.splitlines() if line.startswith("[")][::3] == ["first", "last"]
+    output = run()
+    assert "4 stages: 4 run, 0 cached" in output
+    assert [line.split()[1] for line in output.splitlines() if line.startswith("[")][::3] == ["first", "last"]
     flow_run = flow_runs(api)[0]
     assert flow_run["state"]["type"] == "COMPLETED"
     ran = ("Completed", "DVC: run")
@@ -174,8 +174,8 @@ def test_states_are_what_dvc_did_and_the_server_shows_them(diamond: Repository, 
     assert "first says hello" in [log["message"] for log in ask(api, "logs")]
     Path("left").unlink()
     Path("right.sh").write_text("true # other\n")  # no dependency: nothing changes
-    said = run()
-    assert "0 run, 4 cached" in said
+    output = run()
+    assert "0 run, 4 cached" in output
     assert task_states(api, flow_runs(api)[0]) == {
         "first": ("Cached", "DVC: unchanged"),
         "left": ("Cached", "DVC: restored"),
@@ -245,17 +245,17 @@ def test_stages_that_load_a_model_overlap_where_there_are_accelerators_for_both(
 
 def test_a_failing_stage_lets_its_siblings_finish_and_stops_what_hangs_on_it(diamond: Repository, api: str):
     Path("left.sh").write_text("echo 'oxa: data/rows.jsonl: row 7 is empty' >&2; exit 2\n")
-    said = run(code=1)
+    output = run(code=1)
     assert "-right" in order()
     assert "+last" not in order()
     assert order().count("+left") == 1, "a user's mistake is not tried again"
-    assert "last                     not run: left failed" in said
-    assert said.rstrip().endswith("oxa: stage left: oxa: data/rows.jsonl: row 7 is empty")
+    assert "last                     not run: left failed" in output
+    assert output.rstrip().endswith("oxa: stage left: oxa: data/rows.jsonl: row 7 is empty")
     assert flow_runs(api)[0]["state"]["type"] == "FAILED"
     assert task_states(api, flow_runs(api)[0])["left"][0] == "Failed"
     Path("left.sh").write_text("true\n")
-    said = run()
-    assert "2 run, 2 cached" in said
+    output = run()
+    assert "2 run, 2 cached" in output
 
 
 def test_a_stage_that_could_not_reach_something_is_tried_again(diamond: Repository, api: str):
@@ -271,9 +271,9 @@ def test_a_second_run_says_who_holds_the_folder_and_touches_nothing(diamond: Rep
     Path("first.sh").write_text(wait_for("go"))
     first = start()
     until_begun(first, "first")
-    said = run(code=2)
-    assert said.startswith(f"oxa: {Path.cwd()} is in use by the flow run ")
-    assert f"(process {first.pid}, since 20" in said
+    output = run(code=2)
+    assert output.startswith(f"oxa: {Path.cwd()} is in use by the flow run ")
+    assert f"(process {first.pid}, since 20" in output
     assert order() == ["+first"]
     Path("go").touch()
     assert first.wait(PATIENCE) == 0
@@ -290,10 +290,10 @@ def test_a_flow_that_is_ended_leaves_nothing_running_and_the_next_run_sets_its_r
     until(lambda: "-right" in order() and with_dvc(process) == {"left"}, "right ended", process)
     processes = below(process.pid)
     process.send_signal(how)
-    said = process.communicate(timeout=PATIENCE)[0]
+    output = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode != 0
-    assert "Traceback" not in said
-    assert ("oxa: interrupted; run it again" in said) == (how == signal.SIGINT)
+    assert "Traceback" not in output
+    assert ("oxa: interrupted; run it again" in output) == (how == signal.SIGINT)
     wait_until_gone(processes)
     killed = flow_runs(api)[0]
     Path("go").touch()
@@ -322,8 +322,8 @@ def test_long_work_shows_how_far_it_is(project: Repository, api: str):
     (project.folder / "work.py").write_text(work)
     project.stages(long={"cmd": f"{sys.executable} work.py && echo done > out", "outs": ["out"]})
     run()
-    found = artifacts(api, flow_runs(api)[0])["long: done"]
-    assert (found["type"], float(found["data"])) == ("progress", 100.0)
+    artifact = artifacts(api, flow_runs(api)[0])["long: done"]
+    assert (artifact["type"], float(artifact["data"])) == ("progress", 100.0)
 
 
 def test_without_a_server_of_the_users_all_stays_in_the_project(diamond: Repository, tmp_path: Path):

@@ -51,14 +51,14 @@ def params(*arms: str, seeds: tuple[int, ...] = (0,), **of_registry: Any) -> Par
     return PARAMS.model_copy(update=changed)
 
 
-def settle(asked: Params, lock: Lock) -> promote.Outcome:
-    return promote.settle(asked, lock, "c0ffee", False)
+def settle(run_params: Params, lock: Lock) -> promote.Outcome:
+    return promote.settle(run_params, lock, "c0ffee", False)
 
 
 def num_runs() -> int:
-    from oxa.tracking import outbox
+    from oxa.tracking import connection
 
-    return len(outbox.find_runs("oxa", {"oxa.kind": "register"}))
+    return len(connection.find_runs("oxa", {"oxa.kind": "register"}))
 
 
 def test_a_clear_winner_becomes_champion_over_the_base(workspace: Path):
@@ -160,8 +160,10 @@ def test_a_champion_with_another_exam_is_not_compared(
 
 def test_a_champion_drawn_at_another_temperature_is_not_compared(workspace: Path):
     settle(params("sft"), make_workspace({"base": 0.1, "sft-0": 0.6}))
-    asked = params("new")
-    cooler = asked.model_copy(update={"evaluate": asked.evaluate.model_copy(update={"temperature": 0.6})})
+    run_params = params("new")
+    cooler = run_params.model_copy(
+        update={"evaluate": run_params.evaluate.model_copy(update={"temperature": 0.6})}
+    )
     outcome = settle(cooler, make_workspace({"base": 0.1, "new-0": 0.95}))
     assert not outcome.passed
     assert "evaluated with temperature 0.6 and 1" in outcome.sentences[-1]
@@ -265,21 +267,21 @@ def test_a_version_keeps_its_table_when_an_evaluation_is_missing_later(workspace
 
 
 def test_the_run_keeps_answers_table_and_parameters(workspace: Path):
-    from oxa.tracking import outbox
+    from oxa.tracking import connection
 
     lock = make_workspace({"base": 0.2, "sft-0": 0.9})
     shutil.copy(ROOT / "params.yaml", "params.yaml")
     settle(params("sft"), lock)
-    run = outbox.find_runs("oxa", {"oxa.kind": "register"})[0]
-    client = outbox.client()
-    kept = {
+    run = connection.find_runs("oxa", {"oxa.kind": "register"})[0]
+    client = connection.client()
+    artifacts = {
         name: Path(client.download_artifacts(run.info.run_id, name)).read_text()
         for name in names(client, run)
     }
-    assert kept.keys() == {"decision.txt", "params.yaml", "results/sft-0.json", "table.md"}
-    assert kept["params.yaml"] == (ROOT / "params.yaml").read_text()
-    assert "gate: passed" in kept["decision.txt"]
-    counts = json.loads(kept["results/sft-0.json"])["counts"]["world"]
+    assert artifacts.keys() == {"decision.txt", "params.yaml", "results/sft-0.json", "table.md"}
+    assert artifacts["params.yaml"] == (ROOT / "params.yaml").read_text()
+    assert "gate: passed" in artifacts["decision.txt"]
+    counts = json.loads(artifacts["results/sft-0.json"])["counts"]["world"]
     rows = tables.read(Path("data/generations/sft-0.parquet"), schemas.GENERATIONS).to_pylist()
     right = [row for row in rows if row["problem_id"] == "world007" and row["verdict"] == "correct"]
     assert counts["world007"] == [4, len(right)]
@@ -288,10 +290,10 @@ def test_the_run_keeps_answers_table_and_parameters(workspace: Path):
 
 
 def names(client: Any, run: Any, under: str | None = None) -> list[str]:
-    found: list[str] = []
+    paths: list[str] = []
     for entry in client.list_artifacts(run.info.run_id, under):
-        found += names(client, run, entry.path) if entry.is_dir else [entry.path]
-    return found
+        paths += names(client, run, entry.path) if entry.is_dir else [entry.path]
+    return paths
 
 
 def test_registering_reads_dvcs_own_lock_file(workspace: Path):
@@ -305,13 +307,15 @@ def test_registering_reads_dvcs_own_lock_file(workspace: Path):
         name: {"deps": entries(step.deps), "outs": entries(step.outs), "cmd": "true"}
         for name, step in lock.items()
     }
-    asked = params("sft")
-    stages["evaluate@sft-0"]["params"] = {"params.yaml": {"evaluate": asked.evaluate.model_dump()}}
+    run_params = params("sft")
+    stages["evaluate@sft-0"]["params"] = {"params.yaml": {"evaluate": run_params.evaluate.model_dump()}}
     Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
-    cooler = asked.model_copy(update={"evaluate": asked.evaluate.model_copy(update={"temperature": 0.6})})
+    cooler = run_params.model_copy(
+        update={"evaluate": run_params.evaluate.model_copy(update={"temperature": 0.6})}
+    )
     with pytest.raises(DataError, match="`evaluate` has changed since evaluate@sft-0 ran; `oxa run` first"):
         promote.register(cooler)
-    outcome = promote.register(asked)
+    outcome = promote.register(run_params)
     assert (outcome.versions, outcome.champion) == ({"train@sft-0": 1}, 1)
     assert registry.find(SETTINGS, "1").tags.get("git.commit") is None, "nothing is committed"
 

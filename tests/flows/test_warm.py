@@ -20,57 +20,59 @@ pytestmark = pytest.mark.skipif(not warm.possible(), reason="needs Linux, and a 
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> Iterator[dict[str, str]]:
-    with warm.stages(environment(), tmp_path, ["oxa.data.world"]) as told:
-        yield told
+def warmed(tmp_path: Path) -> Iterator[dict[str, str]]:
+    with warm.stages(environment(), tmp_path, ["oxa.data.world"]) as warmed:
+        yield warmed
 
 
-def call(command: str, folder: Path, told: dict[str, str], **more: str) -> subprocess.CompletedProcess[str]:
+def call(command: str, folder: Path, warmed: dict[str, str], **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["sh", "-c", f"exec {command}"], cwd=folder, env=told | more, text=True, capture_output=True
+        ["sh", "-c", f"exec {command}"], cwd=folder, env=warmed | more, text=True, capture_output=True
     )
 
 
 def test_streams_arguments_folder_environment_and_exit_code_are_the_callers(
-    told: dict[str, str], tmp_path: Path
+    warmed: dict[str, str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     (folder / "bad.yaml").write_text("arms: 3\n")
-    wrong = call("oxa doctor --params bad.yaml", folder, told)
+    wrong = call("oxa doctor --params bad.yaml", folder, warmed)
     assert wrong.returncode == 2
     assert wrong.stdout == ""
     assert "bad.yaml: arms: " in wrong.stderr
-    usage = call("oxa train --help", folder, told, COLUMNS="200")
+    usage = call("oxa train --help", folder, warmed, COLUMNS="200")
     assert usage.returncode == 0
     assert usage.stdout.startswith("usage: oxa train ")
     assert usage.stderr == ""
 
 
-def test_it_is_a_fork_that_has_imported_already(told: dict[str, str], tmp_path: Path) -> None:
-    installed = subprocess.run(["which", "oxa"], env=told, text=True, capture_output=True).stdout.strip()
+def test_it_is_a_fork_that_has_imported_already(warmed: dict[str, str], tmp_path: Path) -> None:
+    installed = subprocess.run(["which", "oxa"], env=warmed, text=True, capture_output=True).stdout.strip()
     assert not installed.startswith(str(Path(sys.executable).parent))
-    first, second = (call("oxa nonsense", tmp_path, told) for _ in range(2))
+    first, second = (call("oxa nonsense", tmp_path, warmed) for _ in range(2))
     assert first.returncode == second.returncode == 2
     assert "invalid choice: 'nonsense'" in first.stderr
 
 
-@pytest.mark.parametrize("said", [b"", (100).to_bytes(8, "big"), (100).to_bytes(8, "big") + b"[["])
+@pytest.mark.parametrize("message", [b"", (100).to_bytes(8, "big"), (100).to_bytes(8, "big") + b"[["])
 def test_a_caller_killed_before_it_has_told_all_leaves_the_others_served(
-    said: bytes, told: dict[str, str], tmp_path: Path
+    message: bytes, warmed: dict[str, str], tmp_path: Path
 ) -> None:
-    own = Path(told["PATH"].split(os.pathsep)[0])
+    own = Path(warmed["PATH"].split(os.pathsep)[0])
     with socket.socket(socket.AF_UNIX) as there:
         there.connect(str(own / "socket"))
-        there.sendall(said)
-    assert call("oxa nonsense", tmp_path, told).returncode == 2
+        there.sendall(message)
+    assert call("oxa nonsense", tmp_path, warmed).returncode == 2
 
 
 @pytest.fixture
-def waiting(told: dict[str, str], tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], psutil.Process]]:
+def waiting(
+    warmed: dict[str, str], tmp_path: Path
+) -> Iterator[tuple[subprocess.Popen[bytes], psutil.Process]]:
     """A caller, and its stage, which waits for a pipe that nobody writes to."""
     os.mkfifo(tmp_path / "params.yaml")
-    caller = subprocess.Popen(["oxa", "doctor"], cwd=tmp_path, env=told, stderr=subprocess.DEVNULL)
+    caller = subprocess.Popen(["oxa", "doctor"], cwd=tmp_path, env=warmed, stderr=subprocess.DEVNULL)
     (keeper,) = (one for one in psutil.Process().children() if "flows.warm" in one.cmdline())
 
     def stages() -> list[psutil.Process]:
@@ -84,16 +86,16 @@ def waiting(told: dict[str, str], tmp_path: Path) -> Iterator[tuple[subprocess.P
 
 
 def test_a_stage_ends_with_its_caller(
-    waiting: tuple[subprocess.Popen[bytes], psutil.Process], told: dict[str, str], tmp_path: Path
+    waiting: tuple[subprocess.Popen[bytes], psutil.Process], warmed: dict[str, str], tmp_path: Path
 ) -> None:
     caller, stage = waiting
     caller.kill()
     wait_until_gone([stage])
-    assert call("oxa train --help", tmp_path, told).returncode == 0  # and the next one has its turn
+    assert call("oxa train --help", tmp_path, warmed).returncode == 0  # and the next one has its turn
 
 
 def test_a_caller_ends_as_its_stage_does(
-    waiting: tuple[subprocess.Popen[bytes], psutil.Process], told: dict[str, str]
+    waiting: tuple[subprocess.Popen[bytes], psutil.Process], warmed: dict[str, str]
 ) -> None:
     caller, stage = waiting
     stage.send_signal(signal.SIGKILL)

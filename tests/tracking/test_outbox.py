@@ -19,7 +19,8 @@ from servers import mlflow_server, postgresql
 from oxa.config.operations import Tracking
 from oxa.errors import UserError
 from oxa.runtime.server import free_port
-from oxa.tracking import outbox, sender, spool
+from oxa.tracking import connection, outbox, sender, spool
+from oxa.tracking.record import recorded
 
 FOLDER = Path(".tracking")
 PATIENCE = 180  # seconds for what takes a few on an idle machine
@@ -32,7 +33,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("database")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        outbox.client(folder)
+        connection.connect(folder)
     return folder / "mlflow.db"
 
 
@@ -56,11 +57,11 @@ def local(workspace: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 def senders() -> list[psutil.Process]:
     """Senders at work in the current folder."""
-    found = []
+    processes = []
     for process in psutil.process_iter(["cmdline", "cwd"]):
         if "oxa.tracking.sender" in (process.info["cmdline"] or []) and process.info["cwd"] == os.getcwd():
-            found.append(process)
-    return found
+            processes.append(process)
+    return processes
 
 
 def record(arm: str, **options: Any) -> Any:
@@ -73,7 +74,7 @@ def record(arm: str, **options: Any) -> Any:
         "params": sections,
         "inputs": {"models/base": f"{MD5}.dir", f"data/train/{arm}.parquet": MD5},
     }
-    return spool.record(Tracking(experiment="tests"), **(defaults | options))
+    return recorded(Tracking(experiment="tests"), **(defaults | options))
 
 
 def run_stage(arm: str, steps: range = range(1, 6), **options: Any) -> None:
@@ -88,7 +89,7 @@ def run_stage(arm: str, steps: range = range(1, 6), **options: Any) -> None:
 def start_stage(arm: str, steps: int, *, pause: float = 0.0, first: int = 1, then: str = "") -> Any:
     """A stage in a process of its own; `then` is run after its last step."""
     code = (
-        f"import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"import sys, time; sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]}\n"
         "from test_outbox import *\n"
         f"with record({arm!r}) as run:\n"
         f"    for step in range({first}, {steps} + 1):\n"
@@ -101,17 +102,17 @@ def start_stage(arm: str, steps: int, *, pause: float = 0.0, first: int = 1, the
 
 def runs() -> dict[str, Any]:
     """MLflow's runs by name; each name occurs once."""
-    found = outbox.find_runs("tests", {})
-    assert len({run.info.run_name for run in found}) == len(found)
-    return {run.info.run_name: run for run in found}
+    recorded_runs = connection.find_runs("tests", {})
+    assert len({run.info.run_name for run in recorded_runs}) == len(recorded_runs)
+    return {run.info.run_name: run for run in recorded_runs}
 
 
 def steps_of(run: Any, name: str = "loss") -> list[int]:
-    return [metric.step for metric in outbox.client().get_metric_history(run.info.run_id, name)]
+    return [metric.step for metric in connection.client().get_metric_history(run.info.run_id, name)]
 
 
 def left() -> list[str]:
-    return [one.path.name for one in sender.spools(FOLDER)]
+    return [one.path.name for one in spool.spools(FOLDER)]
 
 
 def wait_for(condition: Callable[[], Any]) -> None:
@@ -127,19 +128,19 @@ def check_run(run: Any) -> None:
     assert run.data.params == {"arm": "oxa", "seed": "0", "learning_rate": "0.001", "num_ul": "4"}
     assert run.data.metrics == {"loss": 0.2, "tokens": 5.0, "final.loss": 0.25}
     assert steps_of(run) == [1, 2, 3, 4, 5]
-    told = {
+    tags = {
         "oxa.stage": "train@oxa-0",
         "oxa.arm": "oxa",
         "oxa.pipeline_run": "brave-otter",
         "dvc.in.models/base": f"{MD5}.dir",
         "dvc.out.models/oxa-0": f"{MD5}.dir",
     }
-    assert told.items() <= run.data.tags.items()
+    assert tags.items() <= run.data.tags.items()
     assert {(one.dataset.name, one.dataset.digest) for one in run.inputs.dataset_inputs} == {
         ("models/base", f"{MD5}.dir"),
         ("data/train/oxa.parquet", MD5),
     }
-    client = outbox.client()
+    client = connection.client()
     (artifact,) = client.list_artifacts(run.info.run_id)
     assert Path(client.download_artifacts(run.info.run_id, artifact.path)).read_text() == "oxa"
 
@@ -155,12 +156,12 @@ def test_four_stages_at_once_on_a_fresh_database_lose_nothing(
     assert outbox.status() == "MLflow: sqlite:///mlflow.db\neverything is sent"
     # for this process MLflow keeps a connection by the URI's text, and other tests open other databases
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace}/mlflow.db")
-    found = runs()
-    assert sorted(found) == [f"train@{arm}-0" for arm in "abcd"]
-    for run in found.values():
+    by_name = runs()
+    assert sorted(by_name) == [f"train@{arm}-0" for arm in "abcd"]
+    for run in by_name.values():
         assert run.info.status == "FINISHED"
         assert steps_of(run) == steps_of(run, "tokens") == list(range(1, 151))
-        times = [m.timestamp for m in outbox.client().get_metric_history(run.info.run_id, "loss")]
+        times = [m.timestamp for m in connection.client().get_metric_history(run.info.run_id, "loss")]
         assert began * 1000 - 1 < times[0] < times[-1] < ended * 1000 + 1, (
             "the stage's clock, not the sender's"
         )
@@ -194,14 +195,14 @@ def test_a_server_that_is_down_delays_nothing_and_gets_all_later(
     assert len(left()) == 2
     with mlflow_server(workspace / "server", port):
         assert outbox.replay() == "sent: train@oxa-0, train@sft-0"
-        found = runs()
-        assert sorted(found) == ["train@oxa-0", "train@sft-0"]
-        check_run(found["train@oxa-0"])
+        by_name = runs()
+        assert sorted(by_name) == ["train@oxa-0", "train@sft-0"]
+        check_run(by_name["train@oxa-0"])
         assert outbox.replay() == "nothing is left to send"
     assert left() == []
     with record("live") as run:
         run.log(1, loss=2.0)
-        wait_for(lambda: spool.state(FOLDER)["down"])
+        wait_for(lambda: sender.state(FOLDER)["down"])
         with mlflow_server(workspace / "server", port):  # the sender of a live stage tries on
             wait_for(lambda: runs().get("train@live-0") and steps_of(runs()["train@live-0"]) == [1])
 
@@ -214,19 +215,19 @@ def test_postgresql_is_as_good(monkeypatch: pytest.MonkeyPatch):
         assert outbox.wait_until_sent(seconds=PATIENCE) is None, outbox.status()
         check_run(runs()["train@oxa-0"])
     with pytest.raises(UserError, match=r"cannot be reached \(Connection refused\)"):
-        outbox.client()
+        connection.client()
 
 
 def test_a_database_that_another_writer_locks_for_longer_than_mlflow_waits_loses_nothing(local: Path):
     with sqlite3.connect(local, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
         run_stage("oxa", range(1, 151))
-        wait_for(lambda: "database is locked" in spool.state(FOLDER)["error"])  # after MLflow's 20 s
+        wait_for(lambda: "database is locked" in sender.state(FOLDER)["error"])  # after MLflow's 20 s
         other.execute("COMMIT")
     other.close()
     assert outbox.wait_until_sent(seconds=PATIENCE) is None, outbox.status()
     assert steps_of(runs()["train@oxa-0"]) == list(range(1, 151))
-    assert spool.state(FOLDER)["error"] == ""
+    assert sender.state(FOLDER)["error"] == ""
 
 
 def test_a_sender_that_is_killed_again_and_again_loses_and_doubles_nothing(local: Path):
@@ -234,11 +235,11 @@ def test_a_sender_that_is_killed_again_and_again_loses_and_doubles_nothing(local
         for step in range(1, 2001):
             run.log(step, loss=1 / step)
         run.finish({"final": {"loss": 0.25}}, {})
-    (one,) = sender.spools(FOLDER)
+    (one,) = spool.spools(FOLDER)
     kills = 0
     while one.unsent():
         before = one.notes().offset
-        spool.kick()
+        sender.kick()
         wait_for(lambda: one.notes().offset > before or not one.unsent())  # noqa: B023
         for process in senders():
             process.kill()
@@ -247,7 +248,7 @@ def test_a_sender_that_is_killed_again_and_again_loses_and_doubles_nothing(local
         if kills == 1:  # as if it had died between the run's creation and the note of it
             (one.path / "sent.json").write_text(json.dumps({"uri": one.notes().uri, "creating": True}))
     assert kills >= 3, "it was too fast to be killed in the middle"
-    spool.kick()
+    sender.kick()
     wait_for(lambda: left() == [])
     assert steps_of(runs()["train@oxa-0"]) == list(range(1, 2001))
     assert runs()["train@oxa-0"].info.status == "FINISHED"
@@ -294,7 +295,7 @@ def test_a_run_that_somebody_deleted_is_made_again(local: Path):
         raise ZeroDivisionError
     assert outbox.wait_until_sent(seconds=PATIENCE) is None
     first = runs()["train@oxa-0"].info.run_id
-    outbox.client().delete_run(first)
+    connection.client().delete_run(first)
     run_stage("oxa", range(2, 4))
     assert outbox.wait_until_sent(seconds=PATIENCE) is None
     assert runs()["train@oxa-0"].info.run_id != first
@@ -302,9 +303,9 @@ def test_a_run_that_somebody_deleted_is_made_again(local: Path):
 
 
 def test_what_mlflow_refuses_is_named_and_holds_up_nothing_else(local: Path):
-    client = outbox.client()
+    client = connection.client()
     client.delete_experiment(client.create_experiment("deleted"))
-    with spool.record(
+    with recorded(
         Tracking(experiment="deleted"), stage="a", kind="a", items={}, key="ab12", params={}, inputs={}
     ):
         pass
@@ -324,17 +325,18 @@ def test_a_spool_that_cannot_be_sent_holds_up_no_other(local: Path):
     """Of one the disk took no begin, of another the notes cannot be read; both come first by name."""
     for name in ("train@a-0.ab12.0a", "train@b-0.ab12.0b"):
         (FOLDER / name).mkdir(parents=True)
-        (FOLDER / name / "uri").write_text(spool.fingerprint(spool.uri()))
-        descriptor = os.open(FOLDER / name / spool.EVENTS, os.O_RDWR | os.O_CREAT)
-        lost = spool.Record(FOLDER / name, descriptor)
-        lost.log(1, loss=1.0)
+        (FOLDER / name / spool.EVENTS).touch()
+        lost = spool.Spool(FOLDER / name)
+        lost.adopt()
+        assert lost.lock()
+        lost.write("log", step=1, values={"loss": 1.0})
         lost.write("end", status="FINISHED")
-        lost.close()
+        lost.release()
     (FOLDER / "train@b-0.ab12.0b" / "sent.json").mkdir()
     run_stage("oxa")
     wait_for(lambda: left() == ["train@b-0.ab12.0b"])
     assert steps_of(runs()["train@oxa-0"]) == [1, 2, 3, 4, 5]
-    wait_for(lambda: "Is a directory" in spool.state(FOLDER)["error"])
+    wait_for(lambda: "Is a directory" in sender.state(FOLDER)["error"])
 
 
 def test_what_was_meant_for_another_server_is_sent_to_this_one_by_a_replay_only(
@@ -366,12 +368,12 @@ def test_what_one_server_has_is_not_missed_at_another(local: Path, monkeypatch: 
 def test_a_sender_stays_while_a_flow_asks_for_it_and_goes_when_the_flow_is_killed(local: Path):
     code = (
         "import time; from oxa.tracking import outbox; from oxa.config.operations import Tracking\n"
-        "with tracking.sending(Tracking()):\n    print('up', flush=True)\n    time.sleep(600)"
+        "with outbox.sending(Tracking()):\n    print('up', flush=True)\n    time.sleep(600)"
     )
     flow = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert flow.stdout is not None
     assert flow.stdout.readline() == "up\n"
-    wait_for(lambda: spool.held(FOLDER / f"{spool.sender_name()}.lock"))
+    wait_for(lambda: sender.at_work())
     (process,) = senders()
     time.sleep(sender.LINGER + 2)
     assert process.is_running()

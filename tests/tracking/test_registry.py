@@ -25,7 +25,7 @@ from oxa.config.operations import Registry
 from oxa.errors import DataError, UserError
 from oxa.records import schemas, tables
 from oxa.runtime import guard
-from oxa.tracking import lineage, outbox, registry
+from oxa.tracking import connection, lineage, registration, registry
 
 SETTINGS = Registry(model="tiny")
 Lock = dict[str, Locked]
@@ -129,9 +129,9 @@ def workspace(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path
 
 
-def checkpoint(lock: Lock, name: str) -> registry.Checkpoint:
+def checkpoint(lock: Lock, name: str) -> registration.Checkpoint:
     arm, _, seed = name.partition("-")
-    return registry.Checkpoint(
+    return registration.Checkpoint(
         f"train@{name}", arm, int(seed), f"models/{name}", lock[f"train@{name}"].outs[f"models/{name}"]
     )
 
@@ -139,7 +139,7 @@ def checkpoint(lock: Lock, name: str) -> registry.Checkpoint:
 def enter(
     lock: Lock, name: str, *, description: str = "", dirty: bool = False
 ) -> tuple[registry.Version, bool]:
-    return registry.register(
+    return registration.register(
         SETTINGS, checkpoint(lock, name), lock, commit="c0ffee", dirty=dirty, experiment="oxa"
     )
 
@@ -178,7 +178,7 @@ def test_the_same_content_of_a_stage_is_registered_once(workspace: Path):
 
 def test_a_version_points_to_the_run_that_wrote_its_content(workspace: Path):
     lock = make_workspace({"sft-0": 0.5})
-    client = outbox.client()
+    client = connection.client()
     experiment = client.create_experiment("oxa")
     md5 = lock["train@sft-0"].outs["models/sft-0"]
     tags = {"oxa.stage": "train@sft-0", "dvc.out.models/sft-0": md5}
@@ -198,7 +198,7 @@ def test_a_run_that_is_recorded_later_is_found_all_the_same(workspace: Path):
     lock = make_workspace({"sft-0": 0.5})
     enter(lock, "sft-0")
     assert "training run  none recorded" in lineage.of(SETTINGS, "1")
-    client = outbox.client()
+    client = connection.client()
     experiment = client.create_experiment("oxa")
     tags = {"oxa.stage": "train@sft-0", "dvc.out.models/sft-0": lock["train@sft-0"].outs["models/sft-0"]}
     run = client.create_run(experiment, run_name="train@sft-0", tags=tags).info.run_id
@@ -263,13 +263,13 @@ def test_a_version_whose_file_was_edited_is_refused_with_the_reason(workspace: P
     Path("models/sft-0/model.safetensors").unlink()
     with pytest.raises(DataError) as refused:
         registry.path_of(SETTINGS, "1")
-    said = str(refused.value)
-    assert "models/sft-0" in said
-    assert "config.json changed, model.safetensors gone, notes.txt added" in said
-    assert expected in said
-    assert guard.dvc_md5(Path("models/sft-0")) in said
-    assert "git checkout c0ffee && dvc checkout --force models/sft-0" in said
-    assert "\n" not in said
+    message = str(refused.value)
+    assert "models/sft-0" in message
+    assert "config.json changed, model.safetensors gone, notes.txt added" in message
+    assert expected in message
+    assert guard.dvc_md5(Path("models/sft-0")) in message
+    assert "git checkout c0ffee && dvc checkout --force models/sft-0" in message
+    assert "\n" not in message
 
 
 def test_a_version_whose_files_are_gone_is_refused_with_the_reason(workspace: Path):
@@ -334,8 +334,8 @@ def test_a_checkpoint_of_a_stale_stage_has_no_chain(workspace: Path):
 def test_a_stage_that_has_left_the_graph_does_not_break_a_chain(workspace: Path):
     lock = make_workspace({"sft-0": 0.5})
     old = Locked({"sources": "0" * 32}, {"data/train/sft.parquet": "1" * 32})
-    assert list(registry.chain({"before": old, **lock}, "train@sft-0")) == list(
-        registry.chain(lock, "train@sft-0")
+    assert list(registration.chain({"before": old, **lock}, "train@sft-0")) == list(
+        registration.chain(lock, "train@sft-0")
     )
 
 
@@ -356,15 +356,15 @@ def test_a_long_description_is_cut_between_lines_to_what_postgresql_holds(worksp
     registry.describe(SETTINGS, version, "# Table\n" + wide * 40)
     assert registry.versions(SETTINGS)[0].description.count("| 4 |") == 40
     registry.describe(SETTINGS, version, "# Table\n" + wide * 400)
-    said = registry.versions(SETTINGS)[0].description
-    assert 4900 < len(said) <= 5000
-    assert set(said.splitlines()[1:-1]) == {"| 0 | 1 | 2 | 3 | 4 |"}
-    assert "table.md" in said.splitlines()[-1]
+    description = registry.versions(SETTINGS)[0].description
+    assert 4900 < len(description) <= 5000
+    assert set(description.splitlines()[1:-1]) == {"| 0 | 1 | 2 | 3 | 4 |"}
+    assert "table.md" in description.splitlines()[-1]
 
 
 def test_versions_that_somebody_made_otherwise_are_left_alone(workspace: Path):
     lock = make_workspace({"sft-0": 0.5})
-    client = outbox.client()
+    client = connection.client()
     client.create_registered_model("tiny")
     client.create_model_version("tiny", "s3://bucket/other")
     client.set_registered_model_alias("tiny", "champion", "1")
@@ -382,7 +382,7 @@ def test_an_mlflow_out_of_reach_is_one_sentence(workspace: Path, monkeypatch: py
 
 
 def test_what_mlflow_refuses_is_one_sentence(workspace: Path):
-    client = outbox.client()
+    client = connection.client()
     client.delete_experiment(client.create_experiment("oxa"))
     with pytest.raises(UserError, match=r"^MLflow at sqlite:.* refused: .*'active' state") as refused:
         registry.record("oxa", {}, {}, {})
@@ -392,7 +392,7 @@ def test_what_mlflow_refuses_is_one_sentence(workspace: Path):
 def test_a_run_that_cannot_be_recorded_whole_has_failed(workspace: Path):
     with pytest.raises(UserError, match="refused"):
         registry.record("oxa", {"table.md": "a table"}, {}, {"no@name": 1.0})
-    (run,) = outbox.find_runs("oxa", {"oxa.kind": "register"})
+    (run,) = connection.find_runs("oxa", {"oxa.kind": "register"})
     assert run.info.status == "FAILED"
 
 
@@ -415,13 +415,13 @@ def test_answers_that_an_mlflow_in_trouble_does_not_give_are_not_taken_for_lost(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.chdir(tmp_path)
-    kept = registry.Version(1, {"oxa.results": "0a/results/sft-0.json#0b"}, (), None, "")
+    version = registry.Version(1, {"oxa.results": "0a/results/sft-0.json#0b"}, (), None, "")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
         try:
             with pytest.raises(UserError, match=r"^MLflow at .* refused: "):
-                registry.results(kept)
+                registry.results(version)
         finally:
             server.shutdown()
 
@@ -443,7 +443,7 @@ def test_a_chain_holds_all_that_a_stage_was_made_from_and_nothing_else(data: st.
         if (place := todo.pop()) not in ancestors:
             ancestors.add(place)
             todo += reads[place]
-    order = [int(name[1:]) for name in registry.chain(lock, f"s{target}")]
+    order = [int(name[1:]) for name in registration.chain(lock, f"s{target}")]
     assert order[0] == target
     assert set(order) == ancestors
     assert len(order) == len(ancestors)

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from oxa.config.operations import Tracking
-from oxa.tracking import provenance, spool
+from oxa.tracking import provenance, sender
+from oxa.tracking.record import Record, recorded
+from oxa.tracking.spool import Spool
 
 NOWHERE = "http://user:secret@127.0.0.1:9"  # where nobody listens: no sender gets as far as mlflow
 
@@ -31,7 +33,7 @@ def record(
     key: str = "ab12",
     params: Mapping[str, Any] | None = None,
 ) -> Any:
-    return spool.record(
+    return recorded(
         Tracking(enabled=enabled),
         stage=stage,
         kind="train",
@@ -142,7 +144,7 @@ def test_a_line_that_a_kill_cut_off_costs_that_line_only():
         "import os, signal; from tests_stage import record\n"
         "with record() as run:\n"
         "    run.log(1, loss=1.0)\n"
-        '    os.write(run._descriptor, b\'{"event": "log", "st\')\n'
+        '    os.write(run._spool._descriptor, b\'{"event": "log", "st\')\n'
         "    os.kill(os.getpid(), signal.SIGKILL)"
     )
     environment = os.environ | {"PYTHONPATH": "."}
@@ -171,16 +173,20 @@ def test_artifacts_outlive_the_originals(folder: Path):
         (folder / "plots" / "a.png").unlink()
         (folder / "table.md").unlink()
     (path,) = folders()
-    kept = [path / event["path"] for event in events(path) if event["event"] == "artifact"]
-    assert [one.name for one in kept] == ["plots", "table.md"]
-    assert (kept[0] / "a.png").read_text() == "a picture"
-    assert kept[1].read_text() == "a table"
+    copies = [path / event["path"] for event in events(path) if event["event"] == "artifact"]
+    assert [one.name for one in copies] == ["plots", "table.md"]
+    assert (copies[0] / "a.png").read_text() == "a picture"
+    assert copies[1].read_text() == "a table"
 
 
 def test_a_full_disk_costs_the_record_and_not_the_stage(folder: Path, capsys: pytest.CaptureFixture[str]):
-    run = spool.Record(folder, os.open("/dev/full", os.O_RDWR))
-    run.log(1, loss=2.0)
-    run.close()
+    path = folder / "train@sft-0.ab12.0a"
+    path.mkdir()
+    (path / "events.jsonl").symlink_to("/dev/full")
+    spool = Spool(path)
+    assert spool.lock()
+    Record(spool).log(1, loss=2.0)
+    spool.release()
     assert "log is not kept for MLflow (No space left on device)" in capsys.readouterr().err
 
 
@@ -196,7 +202,7 @@ def test_a_folder_that_cannot_be_written_costs_the_record_and_not_the_stage(
 def test_a_server_that_is_down_is_one_sentence_without_a_password(capfd: pytest.CaptureFixture[str]):
     with record():
         deadline = time.monotonic() + 60
-        while not spool.state(Path(".tracking"))["error"]:
+        while not sender.state(Path(".tracking"))["error"]:
             assert time.monotonic() < deadline, "no sender tried"
             time.sleep(0.05)
     assert capfd.readouterr().err.splitlines() == [

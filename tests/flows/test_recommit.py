@@ -14,8 +14,7 @@ import pytest
 import yaml
 
 from conftest import Repository
-from flows import bridge, cli
-from flows import regrade as flow
+from flows import bridge, cli, recommit
 from oxa.config.verify import Verify
 from oxa.errors import DataError, UserError
 from oxa.grading.regrade import regrade
@@ -66,10 +65,10 @@ STALE = {r"\boxed{2+2}": "incorrect", r"\boxed{5}": "unparsable"}
 
 def test_new_verdicts_come_from_the_text_and_changes_are_counted(tmp_path: Path):
     tables.write(tmp_path / "a.parquet", rows(STALE), schemas.GENERATIONS)
-    found = regrade(SECTION, tmp_path / "a.parquet", problems(tmp_path / "problems.parquet"))
-    assert found.table.to_pylist() == rows()
-    assert found.changes == Counter({("incorrect", "correct"): 1, ("unparsable", "incorrect"): 1})
-    assert str(found) == "of 4 generations: 1 incorrect -> correct, 1 unparsable -> incorrect"
+    regraded = regrade(SECTION, tmp_path / "a.parquet", problems(tmp_path / "problems.parquet"))
+    assert regraded.table.to_pylist() == rows()
+    assert regraded.changes == Counter({("incorrect", "correct"): 1, ("unparsable", "incorrect"): 1})
+    assert str(regraded) == "of 4 generations: 1 incorrect -> correct, 1 unparsable -> incorrect"
     again = regrade(
         SECTION.model_copy(update={"require_think": True}),
         tmp_path / "a.parquet",
@@ -80,9 +79,9 @@ def test_new_verdicts_come_from_the_text_and_changes_are_counted(tmp_path: Path)
 
 def test_what_has_not_changed_is_said_to_be_kept(tmp_path: Path):
     tables.write(tmp_path / "a.parquet", rows(), schemas.GENERATIONS)
-    found = regrade(SECTION, tmp_path / "a.parquet", problems(tmp_path / "problems.parquet"))
-    assert not found.changed
-    assert str(found) == "4 generations keep their verdicts"
+    regraded = regrade(SECTION, tmp_path / "a.parquet", problems(tmp_path / "problems.parquet"))
+    assert not regraded.changed
+    assert str(regraded) == "4 generations keep their verdicts"
 
 
 def test_a_generation_whose_problem_is_gone_is_named(tmp_path: Path):
@@ -146,7 +145,7 @@ CUT_OFF = f"{CHANGES} (written by a run that was cut off)"
 
 
 def run(*checkpoints: str, dry_run: bool = False) -> list[str]:
-    return list(flow.run(SECTION, evaluate.summarize, checkpoints, dry_run=dry_run))
+    return list(recommit.run(SECTION, evaluate.summarize, checkpoints, dry_run=dry_run))
 
 
 def verdicts(name: str) -> list[str]:
@@ -163,8 +162,8 @@ def contents() -> dict[Path, bytes]:
 def test_a_changed_verifier_is_applied_and_dvc_takes_the_stages_for_done(evaluated: Repository):
     Path("oxa/grading/grader.py").write_text("# new\n")
     before = bridge.locked()
-    said = run()
-    assert said == [
+    sentences = run()
+    assert sentences == [
         *(f"{name}: {CHANGES}" for name in ("sft-0", "base")),
         "DVC has taken 2 of 2 evaluations; `dvc repro --single-item report` makes the report again",
     ]
@@ -190,18 +189,18 @@ def test_other_stages_that_the_old_verifier_made_are_named(evaluated: Repository
     dvc("repro", "-q")
     Path("oxa/grading/grader.py").write_text("# new\n")
     Path("oxa/generation/generate.py").touch()
-    said = run()
-    assert said[-1] == (
+    sentences = run()
+    assert sentences[-1] == (
         "ingest, verify still stand on the old verifier (which problems are sound, training sets); a full `dvc repro` "
         "makes them again, with all that follows from them"
     )
-    assert said[-2].startswith("DVC has taken 2 of 2 evaluations")
+    assert sentences[-2].startswith("DVC has taken 2 of 2 evaluations")
 
 
 def test_the_stages_that_may_stand_on_an_old_verifier_are_those_of_the_graph():
     stages = yaml.safe_load((Path(__file__).resolve().parents[2] / "dvc.yaml").read_text())["stages"]
     using = {name for name, stage in stages.items() if "verify" in stage["params"]}
-    assert {name for name in using if not name.startswith("evaluate")} == set(flow.GRADERS)
+    assert {name for name in using if not name.startswith("evaluate")} == set(recommit.GRADERS)
 
 
 def test_a_dry_run_says_it_all_and_writes_nothing(evaluated: Repository):
@@ -239,9 +238,9 @@ def test_generations_that_somebody_else_has_changed_are_left_alone(evaluated: Re
 def test_killed_before_dvc_was_told_the_next_run_goes_on(evaluated: Repository):
     Path("oxa/grading/grader.py").write_text("# new\n")
     table, metrics = Path("data/generations/base.parquet"), Path("metrics/evaluate/base.json")
-    found = regrade(SECTION, table, Path("data/problems.parquet"))
-    numbers = evaluate.summarize(found.table)
-    flow._write(found, numbers, table, metrics, Path(".work/regrade/base.json"), [])
+    regraded = regrade(SECTION, table, Path("data/problems.parquet"))
+    numbers = evaluate.summarize(regraded.table)
+    recommit._write(regraded, numbers, table, metrics, Path(".work/regrade/base.json"), [])
     assert verdicts("base") == list(TEXTS.values())
     assert "evaluate_base" in dvc("status", "--json")
     assert run("base", dry_run=True) == [f"base: {CUT_OFF}"]
@@ -256,9 +255,9 @@ def test_killed_while_it_wrote_the_changes_are_said_once(evaluated: Repository, 
     Path("oxa/grading/grader.py").write_text("# new\n")
     table, metrics = Path("data/generations/base.parquet"), Path("metrics/evaluate/base.json")
     old = [path.read_bytes() for path in (table, metrics)]
-    found = regrade(SECTION, table, Path("data/problems.parquet"))
-    numbers = evaluate.summarize(found.table)
-    flow._write(found, numbers, table, metrics, Path(".work/regrade/base.json"), [])
+    regraded = regrade(SECTION, table, Path("data/problems.parquet"))
+    numbers = evaluate.summarize(regraded.table)
+    recommit._write(regraded, numbers, table, metrics, Path(".work/regrade/base.json"), [])
     for path, content in list(zip((table, metrics), old, strict=True))[num_placed:]:
         path.write_bytes(content)  # as if it had not been replaced yet
     assert run("base")[0] == f"base: {CUT_OFF if num_placed else CHANGES}"
@@ -271,22 +270,22 @@ def test_a_verifier_that_changes_again_after_a_kill_adds_its_changes(evaluated: 
     Path("oxa/grading/grader.py").write_text("# new\n")
     table, metrics = Path("data/generations/base.parquet"), Path("metrics/evaluate/base.json")
     note = Path(".work/regrade/base.json")
-    found = regrade(SECTION, table, Path("data/problems.parquet"))
-    flow._write(found, evaluate.summarize(found.table), table, metrics, note, [])
+    regraded = regrade(SECTION, table, Path("data/problems.parquet"))
+    recommit._write(regraded, evaluate.summarize(regraded.table), table, metrics, note, [])
     evaluated.set("verify.require_think", True)
     strict = SECTION.model_copy(update={"require_think": True})
     again = "of 4 generations: 2 correct -> unparsable, 1 incorrect -> unparsable"
-    said = next(flow.run(strict, evaluate.summarize, ["base"]))
-    assert said == f"base: {CUT_OFF}; {again}"
+    sentence = next(recommit.run(strict, evaluate.summarize, ["base"]))
+    assert sentence == f"base: {CUT_OFF}; {again}"
     assert note.exists(), "cut off right after it was said"
     both = f"base: {CUT_OFF}; {again} (written by a run that was cut off)"
-    assert next(flow.run(strict, evaluate.summarize, ["base"])) == both
+    assert next(recommit.run(strict, evaluate.summarize, ["base"])) == both
 
 
 def test_why_dvc_could_not_commit_is_shown(evaluated: Repository):
     with pytest.raises(DataError, match=r"dvc commit nobody: (.*\n)*ERROR: .*'nobody'") as caught:
         bridge.commit("nobody")
-    assert len(str(caught.value).splitlines()) <= bridge.KEPT_LINES
+    assert len(str(caught.value).splitlines()) <= bridge.LAST_LINES
 
 
 def test_a_module_that_also_draws_is_named_when_it_has_changed(evaluated: Repository):
@@ -301,8 +300,8 @@ def test_the_command_reads_the_verifiers_parameters_from_params_yaml(
 ):
     evaluated.set("verify.require_think", True)
     assert cli.main(["regrade", "base", "--dry-run"]) == 0
-    said = "base: of 4 generations: 1 correct -> unparsable, 1 incorrect -> unparsable, "
-    assert capsys.readouterr().out.startswith(said)
+    expected = "base: of 4 generations: 1 correct -> unparsable, 1 incorrect -> unparsable, "
+    assert capsys.readouterr().out.startswith(expected)
     assert cli.main(["regrade", "nobody"]) == 2
     assert capsys.readouterr().err.startswith("oxa: nobody: dvc.lock knows no generations of it")
 

@@ -1,13 +1,14 @@
-"""`oxa regrade`: new verdicts for stored generations, and DVC told so, without sampling again.
+"""Records regraded generations in DVC as their stages' outputs, without sampling again (the command `oxa regrade`).
 
-A checkpoint's generations follow from its stage's inputs. Only where DVC says that nothing of these has changed but the
-verifier (VERIFIER and the parameters `verify`) are the stored texts what the stage would write today; then, and only
-then, table and metrics are rewritten and `dvc commit` records them as the stage's outputs of today. Elsewhere the
-stage is left alone. Modules of VERIFIER that do more than grade are named when they have changed: whether their change
-touches how prompts are written or answers drawn, DVC cannot tell.
+oxa/grading/regrade.py makes the new verdicts; here is decided where DVC may take them. A checkpoint's generations
+follow from its stage's inputs. Only where DVC says that nothing of these has changed but the verifier (VERIFIER and the
+parameters `verify`) are the stored texts what the stage would write today; then, and only then, table and metrics are
+rewritten and `dvc commit` records them as the stage's outputs of today. Elsewhere the stage is left alone. Modules of
+VERIFIER that do more than grade are named when they have changed: whether their change touches how prompts are written
+or answers drawn, DVC cannot tell.
 
 Killed at any moment, the next run goes on: what is about to be written is noted with its md5 first, so that outputs
-which differ from dvc.lock are known for our own, and with the changes of verdicts, so that they are said then.
+which differ from dvc.lock are known for our own, and with the changes of verdicts, so that they are printed then.
 """
 
 from __future__ import annotations
@@ -24,8 +25,7 @@ from oxa.config.verify import Verify
 from oxa.errors import UserError
 from oxa.grading.regrade import Regraded, regrade
 from oxa.records import schemas, tables
-from oxa.runtime import files as records
-from oxa.runtime import guard
+from oxa.runtime import files, guard
 
 GRADING = {
     "oxa/config/verify.py",
@@ -81,15 +81,16 @@ def run(
         if others := _others(changed[stage], note):
             yield f"{name}: left alone, since {', '.join(others)} changed, too; `dvc repro {stage}` evaluates it again"
             continue
-        found = regrade(section, table, _path(locked.deps, ".parquet"))
-        numbers = summarize(found.table)
+        regraded = regrade(section, table, _path(locked.deps, ".parquet"))
+        numbers = summarize(regraded.table)
         earlier = _earlier(table, note)
-        said = f"{name}: {'; '.join([*earlier, str(found)] if found.changed or not earlier else earlier)}"
+        changes = [*earlier, str(regraded)] if regraded.changed or not earlier else earlier
+        sentence = f"{name}: {'; '.join(changes)}"
         if dry_run:
-            yield said
+            yield sentence
             continue
-        if found.changed or records.read_json(metrics) != json.loads(json.dumps(numbers)):
-            _write(found, numbers, table, metrics, note, earlier)
+        if regraded.changed or files.read_json(metrics) != json.loads(json.dumps(numbers)):
+            _write(regraded, numbers, table, metrics, note, earlier)
         now = bridge.changes([stage])[stage]
         if others := _others(now, note):  # changed meanwhile
             raise UserError(f"{name}: {', '.join(others)} changed while it was graded; run it again")
@@ -98,8 +99,8 @@ def run(
             num_committed += 1
         doubtful = sorted(MORE & now.keys())
         doubt = f" ({', '.join(doubtful)} changed, taken to ask and draw as before)" if doubtful else ""
-        yield said + doubt
-        note.unlink(missing_ok=True)  # once it is said
+        yield sentence + doubt
+        note.unlink(missing_ok=True)  # once it is printed
     if num_committed:
         yield (
             f"DVC has taken {num_committed} of {len(chosen)} evaluations; `dvc repro --single-item report` makes the "
@@ -115,8 +116,8 @@ def run(
 def _evaluations(locked: Mapping[str, bridge.Locked]) -> dict[str, tuple[str, bridge.Locked]]:
     """Stage and what dvc.lock holds of it, by checkpoint."""
     return {
-        _path(found.outs, ".parquet").stem: (stage, found)
-        for stage, found in sorted(locked.items())
+        _path(step.outs, ".parquet").stem: (stage, step)
+        for stage, step in sorted(locked.items())
         if stage.startswith("evaluate")
     }
 
@@ -136,7 +137,7 @@ def _path(paths: Mapping[str, str], suffix: str) -> Path:
 
 def _others(changed: Mapping[str, str], note: Path) -> list[str]:
     """What changed beside the verifier and what an earlier run of ours has written."""
-    ours = records.read_json(note)["files"] if note.exists() else {}
+    ours = files.read_json(note)["files"] if note.exists() else {}
     return sorted(
         path
         for path in changed.keys() - VERIFIER
@@ -145,10 +146,10 @@ def _others(changed: Mapping[str, str], note: Path) -> list[str]:
 
 
 def _earlier(table: Path, note: Path) -> list[str]:
-    """The changes of verdicts that runs of ours which were cut off have left in the table and not said."""
+    """The changes of verdicts that runs of ours which were cut off have left in the table and not printed."""
     if not note.exists():
         return []
-    noted = records.read_json(note)
+    noted = files.read_json(note)
     before, after = noted["files"][str(table)]
     now = guard.dvc_md5(table)
     if now == after:
@@ -157,7 +158,12 @@ def _earlier(table: Path, note: Path) -> list[str]:
 
 
 def _write(
-    found: Regraded, numbers: dict[str, Any], output: Path, metrics: Path, note: Path, earlier: Sequence[str]
+    regraded: Regraded,
+    numbers: dict[str, Any],
+    output: Path,
+    metrics: Path,
+    note: Path,
+    earlier: Sequence[str],
 ) -> None:
     """Puts both in place, after a note of what they are about to be."""
     made = {
@@ -165,10 +171,10 @@ def _write(
         metrics: note.with_name(f"{note.stem}-metrics.json"),
     }
     note.parent.mkdir(parents=True, exist_ok=True)
-    tables.write(made[output], found.table, schemas.GENERATIONS, tables.notes(output))
-    records.write_json(made[metrics], numbers)
-    changes = [f"{found} (written by a run that was cut off)"] if found.changed else []
-    files = {str(path): [guard.dvc_md5(path), guard.dvc_md5(new)] for path, new in made.items()}
-    records.write_json(note, {"files": files, "earlier": earlier, "changes": changes})
+    tables.write(made[output], regraded.table, schemas.GENERATIONS, tables.notes(output))
+    files.write_json(made[metrics], numbers)
+    changes = [f"{regraded} (written by a run that was cut off)"] if regraded.changed else []
+    hashes = {str(path): [guard.dvc_md5(path), guard.dvc_md5(new)] for path, new in made.items()}
+    files.write_json(note, {"files": hashes, "earlier": earlier, "changes": changes})
     for path, new in made.items():
         new.replace(path)

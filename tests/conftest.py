@@ -14,6 +14,8 @@ import pytest
 import yaml
 from hypothesis import settings
 
+pytest_plugins = ["processor_time"]
+
 settings.register_profile("shared machine", deadline=None)  # other work must not fail an example
 settings.load_profile("shared machine")
 

@@ -37,7 +37,9 @@ class Meter:
 
     def __init__(self) -> None:
         self._spent: Counter[str] = Counter()
-        if sys.platform == "linux":  # processes whose parent has ended become children of this one, and are seen
+        if (
+            sys.platform == "linux"
+        ):  # processes whose parent has ended become children of this one, and are seen
             ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._before = total()
 
@@ -72,5 +74,7 @@ def total() -> float:
     own = psutil.Process()
     for process in (own, *own.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
-            seconds += sum(process.cpu_times()[:4])  # user, system, and both of the children that were waited for
+            seconds += sum(
+                process.cpu_times()[:4]
+            )  # user, system, and both of the children that were waited for
     return seconds

@@ -21,7 +21,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_verify import write_problems, write_responses
+from responses import write_problems, write_responses
 
 from oxa import cli, errors
 from oxa.config.params import check_params

@@ -18,7 +18,7 @@ from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
 from pipelines import REPRO, ROOT, assert_same, copied, forget, reference, run, stages_run, wait_until_left
 from safetensors.torch import load_file
-from test_train import ROWS, SHARED, WITH_UL
+from training_rows import ROWS, SHARED, WITH_UL
 
 from conftest import Kept
 from oxa.config.train import TrainArm, TrainShared

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import json
 import os
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+import sys
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 import pytest
 import yaml
+from processes import below, until, wait_until_left
 
 from flows import warm
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUTS = ("data", "models", "metrics", "reports")
-PATIENCE = 300  # seconds after which a test is taken to hang
 
 REPRO = ("dvc", "repro")
 FLOW = ("oxa", "run")
@@ -119,21 +120,37 @@ def reference(tmp_path_factory: pytest.TempPathFactory, command: tuple[str, ...]
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "reports").exists():
             make_repository(folder)
-            with warmed(base) if command == REPRO else nullcontext({}) as variables:
-                output = run(folder, *command, **variables)
+            output = run(folder, *warmed(*command))
             assert (folder / "reports").exists(), output
             wait_until_left(folder)  # MLflow's database is at rest when it is copied
     return folder
 
 
-@contextmanager
-def warmed(folder: Path) -> Iterator[dict[str, str]]:
-    """Variables with which `dvc repro` forks its stages from a process that has imported their libraries.
+def warmed(*command: str) -> list[str]:
+    """`dvc repro …` or `oxa run …` that forks its stages from a process that has imported their libraries.
 
-    `oxa run` starts them in the usual way, and the outputs of both are compared byte by byte.
+    Which importing costs more than what most stages do at this size. Tests that kill start them in the usual way, and
+    compare what they leave with what these leave, byte by byte.
     """
-    with warm.stages(environment(), folder) if warm.possible() else nullcontext(environment()) as variables:
-        yield {"PATH": variables["PATH"]}
+    if not warm.possible():
+        return list(command)
+    path = _warm_path()
+    if command[0] == "oxa":
+        return [
+            sys.executable,
+            str(ROOT / "tests" / "warm_flow.py"),
+            path.partition(os.pathsep)[0],
+            *command[1:],
+        ]
+    return ["env", f"PATH={path}", *command]
+
+
+@cache
+def _warm_path() -> str:
+    """PATH with the warm process's `oxa` first; the process is started here and ends with this one."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(warm.stages(environment(), ROOT))["PATH"]
 
 
 def copied(reference: Path, folder: Path) -> Path:
@@ -301,42 +318,3 @@ def _runs(process: psutil.Process, program: str, argument: str) -> bool:
         return argument in words and any(Path(word).name == program for word in words[:3])
     except psutil.NoSuchProcess:
         return False
-
-
-def until(
-    reached: Callable[[], Any], what: str | Callable[[], str], process: subprocess.Popen[Any] | None = None
-) -> Any:
-    """Waits for something true and returns it; fails where the process ends before."""
-    deadline = time.monotonic() + PATIENCE
-    while not (found := reached()):
-        told = what if isinstance(what, str) else what()
-        assert process is None or process.poll() is None, f"it ended before: {told}"
-        assert time.monotonic() < deadline, told
-        time.sleep(0.01)
-    return found
-
-
-def below(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children(recursive=True)
-
-
-def wait_until_gone(processes: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=PATIENCE)
-    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
-
-
-def wait_until_left(folder: Path) -> None:
-    """Waits until no process works in the folder any more; MLflow's sender goes some seconds after the last stage."""
-    until(lambda: not left_running(folder), lambda: f"left running: {left_running(folder)}")
-
-
-def left_running(folder: Path) -> list[str]:
-    """Command lines of processes that work in this folder."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if Path(process.cwd()) == folder and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.cmdline()))
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found

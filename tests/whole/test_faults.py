@@ -3,25 +3,20 @@
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 from pipelines import (
     FLOW,
-    PATIENCE,
     SIGNS,
     Command,
     assert_same,
     at_work,
-    below,
     change,
     contents,
     copied,
-    environment,
     finished,
     forget,
     is_stale,
@@ -29,15 +24,11 @@ from pipelines import (
     outputs,
     reference,
     run,
-    until,
-    wait_until_gone,
-    wait_until_left,
+    warmed,
 )
+from processes import PATIENCE, below, wait_until_gone, wait_until_left
 
-from flows.servers import _free_port
-from oxa.runtime.child import Child
-
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.whole
 
 
 @pytest.fixture(scope="module")
@@ -53,39 +44,15 @@ def copy(flowed: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Prefect server for the flows here; one that starts its own takes twice as long."""
-    folder = tmp_path_factory.mktemp("prefect")
-    port = _free_port(24_000 + os.getpid() % 1000)
-    url = f"http://127.0.0.1:{port}/api"
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (
-        (folder / "log").open("w") as log,
-        Child(
-            command, cwd=folder, env=environment(PREFECT_HOME=str(folder)), stdout=log, stderr=log
-        ) as server,
-    ):
-        until(lambda: _is_up(url), lambda: (folder / "log").read_text(), server)
-        yield url
-
-
-def _is_up(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
 @pytest.mark.parametrize("killed", ["flow", "dvc", "stage"])
 @pytest.mark.parametrize("stage", ["sample", "score@self", "train@oxa_full-0"])
 def test_a_kill_leaves_nothing_running_and_the_stage_goes_on_where_it_was(
-    stage: str, killed: str, flowed: Path, copy: Path, api: str
+    stage: str, killed: str, flowed: Path, copy: Path, prefect_api: str
 ):
     embedded = (stage, killed) == ("train@oxa_full-0", "flow")
     change(copy, "tracking.enabled", stage == "train@oxa_full-0")  # whose sender takes some seconds to end
     forget(copy, stage)
-    variables = {} if embedded else {"PREFECT_API_URL": api}
+    variables = {} if embedded else {"PREFECT_API_URL": prefect_api}
     flow = Command(copy, *FLOW, stage, **variables)
     first = at_work(flow, stage, stop=True)
     if killed == "flow":
@@ -95,7 +62,7 @@ def test_a_kill_leaves_nothing_running_and_the_stage_goes_on_where_it_was(
         flow.wait()
         wait_until_gone(processes)
         wait_until_left(copy)
-        flow = Command(copy, *FLOW, stage, **variables)
+        flow = Command(copy, *warmed(*FLOW, stage), **variables)
     else:
         processes = [first.dvc, *below(first.dvc.pid)]
         (first.dvc if killed == "dvc" else first.stage).kill()
@@ -111,9 +78,11 @@ def test_a_kill_leaves_nothing_running_and_the_stage_goes_on_where_it_was(
     assert_same(copy, flowed, stage)
 
 
-def test_an_input_edited_meanwhile_fails_the_stage_and_not_its_siblings(flowed: Path, copy: Path, api: str):
+def test_an_input_edited_meanwhile_fails_the_stage_and_not_its_siblings(
+    flowed: Path, copy: Path, prefect_api: str
+):
     forget(copy, "train@oxa_full-0", "train@sft-0")
-    flow = Command(copy, *FLOW, "train", PREFECT_API_URL=api)
+    flow = Command(copy, *FLOW, "train", PREFECT_API_URL=prefect_api)
     at_work(flow, "train@oxa_full-0")
     data = copy / "data" / "train" / "oxa_full.parquet"
     data.write_bytes(data.read_bytes() + b"edited")
@@ -125,19 +94,19 @@ def test_an_input_edited_meanwhile_fails_the_stage_and_not_its_siblings(flowed: 
     assert is_stale(copy, "train@oxa_full-0")
     assert not (copy / "models" / "oxa_full-0").exists()
     assert contents(copy, "models/sft-0") == contents(flowed, "models/sft-0")
-    run(copy, *FLOW, "train", PREFECT_API_URL=api)
+    run(copy, *warmed(*FLOW, "train"), PREFECT_API_URL=prefect_api)
     assert_same(copy, flowed, "train@sft-0", "train@oxa_full-0")
     wait_until_left(copy)
 
 
 def test_a_disk_that_is_full_when_outputs_are_placed_costs_that_stage_alone(
-    flowed: Path, copy: Path, api: str
+    flowed: Path, copy: Path, prefect_api: str
 ):
     forget(copy, "sample")
     before, lock = contents(copy), (copy / "dvc.lock").read_bytes()
     with small_disk(copy / "data", kib=400):
         filled = fill(copy / "data", leave=8192)
-        said = run(copy, *FLOW, "sample", code=1, PREFECT_API_URL=api)
+        said = run(copy, *warmed(*FLOW, "sample"), code=1, PREFECT_API_URL=prefect_api)
         assert "No space left on device; nothing was kept\n" in said
         assert "Traceback" not in said
         filled.unlink()
@@ -150,13 +119,13 @@ def test_a_disk_that_is_full_when_outputs_are_placed_costs_that_stage_alone(
             (copy / path).unlink()
         run(copy, "dvc", "checkout", *lost)  # from DVC's cache, which is whole
         assert contents(copy) == before
-        run(copy, *FLOW, "sample", PREFECT_API_URL=api)
+        run(copy, *warmed(*FLOW, "sample"), PREFECT_API_URL=prefect_api)
         assert_same(copy, flowed, "sample")
         wait_until_left(copy)
 
 
 def test_a_disk_that_is_full_when_a_checkpoint_is_written_costs_the_work_since_the_last(
-    flowed: Path, copy: Path, api: str
+    flowed: Path, copy: Path, prefect_api: str
 ):
     stage = "train@oxa_full-0"
     forget(copy, stage)
@@ -165,7 +134,7 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_written_costs_the_work_since_t
         filled = fill(
             copy / ".work", leave=int(4.8 * weights)
         )  # a checkpoint is 3.6 of them, by its optimizer
-        said = run(copy, *FLOW, stage, code=1, PREFECT_API_URL=api)
+        said = run(copy, *warmed(*FLOW, stage), code=1, PREFECT_API_URL=prefect_api)
         (line,) = [line for line in said.splitlines() if line.startswith("    ")]
         assert line.startswith("    oxa: ")
         assert line.endswith("No space left on device; nothing was kept")
@@ -174,7 +143,7 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_written_costs_the_work_since_t
         assert not (copy / "models" / "oxa_full-0").exists()
         assert is_stale(copy, stage)
         filled.unlink()
-        run(copy, *FLOW, stage, PREFECT_API_URL=api)
+        run(copy, *warmed(*FLOW, stage), PREFECT_API_URL=prefect_api)
         assert_same(copy, flowed, stage)
         wait_until_left(copy)
 

@@ -11,7 +11,7 @@ import re
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,10 @@ import pytest
 from pipelines import (
     FLOW,
     OUTPUTS,
-    PATIENCE,
     REPRO,
     Command,
     assert_same,
     at_work,
-    below,
     change,
     contents,
     copied,
@@ -36,11 +34,9 @@ from pipelines import (
     reference,
     run,
     stages_run,
-    until,
-    wait_until_gone,
-    wait_until_left,
     warmed,
 )
+from processes import PATIENCE, below, until, wait_until_gone, wait_until_left
 
 from oxa.runtime import journal
 
@@ -48,11 +44,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-Repro = Callable[..., set[str]]
-
 LOCKED = 20.0  # seconds
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +67,9 @@ def copy(done: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module")
-def repro(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repro]:
-    """Runs `dvc repro` in a folder, on targets; returns the stages that it ran."""
-    with warmed(tmp_path_factory.mktemp("warm")) as variables:
-        yield lambda folder, *targets: stages_run(run(folder, *REPRO, *targets, **variables))
+def repro(folder: Path, *targets: str) -> set[str]:
+    """Runs `dvc repro` in the folder, on targets; returns the stages that it ran."""
+    return stages_run(run(folder, *warmed(*REPRO, *targets)))
 
 
 def test_the_run_ends_with_a_table_of_all_checkpoints(done: Path):
@@ -107,11 +97,11 @@ def test_dvc_shows_the_plots_and_the_difference_to_the_last_commit(copy: Path):
     assert changed["arms.sft.world.pass_at_1"]["diff"] == pytest.approx(0.125)
 
 
-def test_a_second_run_finds_all_done(copy: Path, repro: Repro):
+def test_a_second_run_finds_all_done(copy: Path):
     assert repro(copy) == set()
 
 
-def test_lost_outputs_come_back_from_the_cache_without_running_a_stage(copy: Path, repro: Repro):
+def test_lost_outputs_come_back_from_the_cache_without_running_a_stage(copy: Path):
     before = contents(copy)
     for name in OUTPUTS:
         shutil.rmtree(copy / name)
@@ -119,14 +109,14 @@ def test_lost_outputs_come_back_from_the_cache_without_running_a_stage(copy: Pat
     assert contents(copy) == before
 
 
-def test_changing_one_arm_reruns_only_what_hangs_on_it(copy: Path, repro: Repro):
+def test_changing_one_arm_reruns_only_what_hangs_on_it(copy: Path):
     change(copy, "selection.arms.oxa_full.ul.num", 15)
     ran = repro(copy)  # a dry run cannot know which outputs will differ
     behind = {f"{stage}@oxa_full-0" for stage in ("train", "evaluate", "rlvr", "evaluate_rlvr")}
     assert ran == {"selection@oxa_full", "traces@oxa_full", "report"} | behind
 
 
-def test_a_new_seed_trains_and_evaluates_only_that_seed(copy: Path, repro: Repro):
+def test_a_new_seed_trains_and_evaluates_only_that_seed(copy: Path):
     change(copy, "seeds", [0, 1])
     kinds = ("train", "evaluate", "rlvr", "evaluate_rlvr")
     new = {f"{stage}@{arm}-1" for stage in kinds for arm in ("sft", "oxa_full")}
@@ -153,7 +143,7 @@ def test_killed_while_it_trains_it_goes_on_and_ends_with_the_same_outputs(stage:
     wait_until_gone(processes)
     wait_until_left(copy)
     done_before = finished(copy, stage)
-    again = Command(copy, *REPRO, stage)
+    again = Command(copy, *warmed(*REPRO, stage))
     second = at_work(again, stage, before=done_before)
     kept = second.done.keys() & done_before.keys()
     assert kept
@@ -175,7 +165,7 @@ def test_two_processes_train_what_one_does(done: Path, copy: Path):
     wait_until_left(copy)
 
 
-def test_a_locked_tracking_database_delays_no_stage_and_loses_nothing(copy: Path, repro: Repro):
+def test_a_locked_tracking_database_delays_no_stage_and_loses_nothing(copy: Path):
     stage = "train@oxa_full-0"
     forget(copy, stage)
     with closing(sqlite3.connect(copy / "mlflow.db", isolation_level=None)) as other:
@@ -268,7 +258,7 @@ def test_a_champion_holds_while_the_flow_has_nothing_to_do(flowed: Path, tmp_pat
     run(folder, "oxa", "promote", str(held.version))
     before = stage_runs(folder)
     num_stages = len(locked(folder))
-    said = run(folder, *FLOW)
+    said = run(folder, *warmed(*FLOW))
     assert f"{num_stages} stages: 0 run, {num_stages} cached" in said
     assert stage_runs(folder) == before
     assert last_flow_run(folder) != last_flow_run(flowed)

@@ -57,6 +57,9 @@ def tiny_params() -> dict[str, Any]:
     params["base"] |= {"hidden_size": 32, "num_layers": 2, "intermediate_size": 64, "steps": 40}
     params["base"] |= {"warmup": 5, "checkpoint_every": 10}
     params["generate"] |= {"batch_size": 16}
+    params["verify"] |= {
+        "workers": 1
+    }  # each imports what it parses with, which is more than what there is to parse
     params["gates"] |= {"num_problems": 6, "num_samples": 2, "max_tokens": 60}
     params["sample"] |= {"num_samples": 4, "max_tokens": 60}
     params["evaluate"] |= {"num_samples": 2, "max_tokens": 60}
@@ -237,9 +240,9 @@ def assert_same(folder: Path, reference: Path, *names: str) -> None:
     assert [name for name in made if made[name] != wanted[name]] == []
 
 
-def is_stale(folder: Path, name: str) -> bool:
-    """Whether DVC would run the stage."""
-    return name in json.loads(run(folder, "dvc", "status", "--json", name))
+def stale(folder: Path) -> set[str]:
+    """Stages that DVC would run."""
+    return set(json.loads(run(folder, "dvc", "status", "--json")))
 
 
 class Command(subprocess.Popen[str]):
@@ -275,20 +278,22 @@ def at_work(command: Command, stage: str, before: Files | None = None, *, stop: 
 
     def processes() -> list[psutil.Process]:
         try:
-            found = [psutil.Process(command.pid), *below(command.pid)]
-            dvc = [p for p in found if _runs(p, "dvc", stage)]
-            return dvc + [
-                p for one in dvc for p in below(one.pid) if _runs(p, "oxa", stage.partition("@")[0])
-            ]
+            candidates = [psutil.Process(command.pid), *below(command.pid)]
+            dvc = [p for p in candidates if _runs(p, "dvc", stage)]
+            called = [p for one in dvc for p in below(one.pid) if _runs(p, "oxa", stage.partition("@")[0])]
+            return dvc + [worker for one in called for worker in _workers(one, command.folder)]
         except psutil.NoSuchProcess:
             return []
 
-    def told() -> str:
+    def state() -> str:
         return f"stage {stage} at work; printed: {command.printed()}"
 
+    def pair() -> list[psutil.Process] | None:
+        return both if len(both := processes()) == 2 else None
+
     news()
-    dvc, running = until(lambda: found if len(found := processes()) == 2 else None, told, command)
-    until(news, told, command)
+    dvc, running = until(pair, state, command, pause=0.1)
+    until(news, state, command, pause=0.01)
     if stop:
         running.suspend()
     return Attempt(dvc, running, seen)
@@ -310,6 +315,14 @@ def finished(folder: Path, stage: str) -> Files:
         except (FileNotFoundError, ValueError):  # removed, or still being written
             continue
     return found
+
+
+def _workers(called: psutil.Process, folder: Path) -> list[psutil.Process]:
+    """The process of a stage that was called as `oxa`: that one, or the fork that it waits for (flows/warm.py)."""
+    if warm.possible() and called.cmdline()[2].startswith(_warm_path().partition(os.pathsep)[0]):
+        forks = [p for p in below(os.getpid()) if "flows.warm" in p.cmdline()]
+        return [p for p in forks if Path(p.cwd()) == folder]
+    return [called]
 
 
 def _runs(process: psutil.Process, program: str, argument: str) -> bool:

@@ -9,21 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 PATIENCE = 480  # seconds after which a test is taken to hang
 
 
 def until(
-    reached: Callable[[], Any], what: str | Callable[[], str], process: subprocess.Popen[Any] | None = None
+    reached: Callable[[], Any],
+    what: str | Callable[[], str],
+    process: subprocess.Popen[Any] | None = None,
+    *,
+    pause: float = 0.05,
 ) -> Any:
-    """Waits for something true and returns it; fails where the process ends before."""
+    """Waits for something true and returns it; fails where the process ends before. It looks every `pause` seconds."""
     deadline = time.monotonic() + PATIENCE
-    while not (found := reached()):
-        told = what if isinstance(what, str) else what()
-        assert process is None or process.poll() is None, f"it ended before: {told}"
-        assert time.monotonic() < deadline, told
-        time.sleep(0.01)
-    return found
+    while not (value := reached()):
+        ended = process is not None and process.poll() is not None
+        if ended or time.monotonic() > deadline:
+            what = what if isinstance(what, str) else what()
+            pytest.fail(f"it ended before: {what}" if ended else what)
+        time.sleep(pause)
+    return value
 
 
 def below(pid: int) -> list[psutil.Process]:
@@ -37,7 +43,7 @@ def wait_until_gone(processes: list[psutil.Process]) -> None:
 
 def wait_until_left(folder: Path) -> None:
     """Waits until no process works in the folder any more; MLflow's sender goes some seconds after the last stage."""
-    until(lambda: not left_running(folder), lambda: f"left running: {left_running(folder)}")
+    until(lambda: not left_running(folder), lambda: f"left running: {left_running(folder)}", pause=0.3)
 
 
 def left_running(folder: Path) -> list[str]:

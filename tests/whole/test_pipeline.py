@@ -29,11 +29,11 @@ from pipelines import (
     copied,
     finished,
     forget,
-    is_stale,
     locked,
     reference,
     run,
     stages_run,
+    stale,
     warmed,
 )
 from processes import PATIENCE, below, until, wait_until_gone, wait_until_left
@@ -80,6 +80,7 @@ def test_the_run_ends_with_a_table_of_all_checkpoints(done: Path):
     assert list((done / "reports").glob("*.png"))
 
 
+@pytest.mark.whole
 def test_dvc_shows_the_plots_and_the_difference_to_the_last_commit(copy: Path):
     run(copy, "dvc", "plots", "show")
     page = (copy / "dvc_plots" / "index.html").read_text()
@@ -109,6 +110,7 @@ def test_lost_outputs_come_back_from_the_cache_without_running_a_stage(copy: Pat
     assert contents(copy) == before
 
 
+@pytest.mark.whole
 def test_changing_one_arm_reruns_only_what_hangs_on_it(copy: Path):
     change(copy, "selection.arms.oxa_full.ul.num", 15)
     ran = repro(copy)  # a dry run cannot know which outputs will differ
@@ -116,6 +118,7 @@ def test_changing_one_arm_reruns_only_what_hangs_on_it(copy: Path):
     assert ran == {"selection@oxa_full", "traces@oxa_full", "report"} | behind
 
 
+@pytest.mark.whole
 def test_a_new_seed_trains_and_evaluates_only_that_seed(copy: Path):
     change(copy, "seeds", [0, 1])
     kinds = ("train", "evaluate", "rlvr", "evaluate_rlvr")
@@ -129,20 +132,22 @@ def test_a_stage_that_fails_says_why_and_stays_stale(copy: Path):
     assert "oxa: " in shown
     assert "Traceback" not in shown
     assert not (copy / "data" / "train" / "oxa_full.parquet").exists()
-    assert is_stale(copy, "selection@oxa_full")
+    assert "selection@oxa_full" in stale(copy)
 
 
-@pytest.mark.parametrize("stage", ["train@oxa_full-0", "rlvr@oxa_full-0"])
+@pytest.mark.parametrize(
+    "stage", ["train@oxa_full-0", pytest.param("rlvr@oxa_full-0", marks=pytest.mark.whole)]
+)
 def test_killed_while_it_trains_it_goes_on_and_ends_with_the_same_outputs(stage: str, done: Path, copy: Path):
     forget(copy, stage)
     killed = Command(copy, *REPRO, stage)
     at_work(killed, stage, stop=True)
+    done_before = finished(copy, stage)
     processes = below(killed.pid)
     killed.kill()
     killed.wait()
     wait_until_gone(processes)
     wait_until_left(copy)
-    done_before = finished(copy, stage)
     again = Command(copy, *warmed(*REPRO, stage))
     second = at_work(again, stage, before=done_before)
     kept = second.done.keys() & done_before.keys()
@@ -153,6 +158,7 @@ def test_killed_while_it_trains_it_goes_on_and_ends_with_the_same_outputs(stage:
     wait_until_left(copy)
 
 
+@pytest.mark.whole
 def test_two_processes_train_what_one_does(done: Path, copy: Path):
     stage = "rlvr@oxa_full-0"
     forget(copy, stage)
@@ -165,6 +171,7 @@ def test_two_processes_train_what_one_does(done: Path, copy: Path):
     wait_until_left(copy)
 
 
+@pytest.mark.whole
 def test_a_locked_tracking_database_delays_no_stage_and_loses_nothing(copy: Path):
     stage = "train@oxa_full-0"
     forget(copy, stage)
@@ -207,12 +214,14 @@ def mlflow(folder: Path) -> MlflowClient:
     return MlflowClient(f"sqlite:///{folder}/mlflow.db")
 
 
+@pytest.mark.whole
 def test_repro_alone_and_the_flow_give_the_same_outputs_and_lock_file(done: Path, flowed: Path):
     assert_same(done, flowed, "report")
     assert contents(done) == contents(flowed)
     assert lines_by_stage(done) == lines_by_stage(flowed)
 
 
+@pytest.mark.whole
 def test_the_flow_run_shows_what_dvc_did_the_comparison_and_its_plots(flowed: Path):
     shown = artifacts(flowed)
     did = {row["stage"]: (row["state"], row["DVC"]) for row in json.loads(shown["stages"])}
@@ -228,12 +237,14 @@ def test_the_flow_run_shows_what_dvc_did_the_comparison_and_its_plots(flowed: Pa
     assert plots == {}
 
 
+@pytest.mark.whole
 def test_every_stages_run_at_mlflow_names_the_flow_run(flowed: Path):
     flow_run = last_flow_run(flowed)
     name = f"{flow_run['name']}-{flow_run['id'][:8]}"
     assert stage_runs(flowed) == sorted((stage, name, "FINISHED") for stage in locked(flowed))
 
 
+@pytest.mark.whole
 def test_the_flow_registers_its_checkpoints_and_names_a_challenger(flowed: Path):
     client, stages = mlflow(flowed), locked(flowed)
     registered = {version.tags["oxa.stage"]: version for version in client.search_model_versions()}
@@ -252,6 +263,7 @@ def test_the_flow_registers_its_checkpoints_and_names_a_challenger(flowed: Path)
     assert re.search(rf"^\| {number} \| .* challenger \|", shown, re.MULTILINE)
 
 
+@pytest.mark.whole
 def test_a_champion_holds_while_the_flow_has_nothing_to_do(flowed: Path, tmp_path: Path):
     folder = copied(flowed, tmp_path / "copy")
     (held,) = mlflow(folder).search_model_versions("tags.`oxa.arm` = 'oxa_full'")

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import json
 import os
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+import sys
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 import pytest
 import yaml
+from processes import below, until, wait_until_left
 
 from flows import warm
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUTS = ("data", "models", "metrics", "reports")
-PATIENCE = 300  # seconds after which a test is taken to hang
 
 REPRO = ("dvc", "repro")
 FLOW = ("oxa", "run")
@@ -56,6 +57,7 @@ def tiny_params() -> dict[str, Any]:
     params["base"] |= {"hidden_size": 32, "num_layers": 2, "intermediate_size": 64, "steps": 40}
     params["base"] |= {"warmup": 5, "checkpoint_every": 10}
     params["generate"] |= {"batch_size": 16}
+    params["verify"] |= {"workers": 1}  # a worker's imports take longer than what there is to parse
     params["gates"]["world"] |= {"num_problems": 6, "num_samples": 2, "max_tokens": 60}
     params["sample"] |= {"num_samples": 4, "max_tokens": 60}
     params["evaluate"] |= {"num_samples": 2, "max_tokens": 60}
@@ -119,21 +121,37 @@ def reference(tmp_path_factory: pytest.TempPathFactory, command: tuple[str, ...]
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "reports").exists():
             make_repository(folder)
-            with warmed(base) if command == REPRO else nullcontext({}) as variables:
-                output = run(folder, *command, **variables)
+            output = run(folder, *warmed(*command))
             assert (folder / "reports").exists(), output
             wait_until_left(folder)  # MLflow's database is at rest when it is copied
     return folder
 
 
-@contextmanager
-def warmed(folder: Path) -> Iterator[dict[str, str]]:
-    """Variables with which `dvc repro` forks its stages from a process that has imported their libraries.
+def warmed(*command: str) -> list[str]:
+    """`dvc repro …` or `oxa run …` that forks its stages from a process that has imported their libraries.
 
-    `oxa run` starts them in the usual way, and the outputs of both are compared byte by byte.
+    Which importing costs more than what most stages do at this size. Tests that kill start them in the usual way, and
+    compare what they leave with what these leave, byte by byte.
     """
-    with warm.stages(environment(), folder) if warm.possible() else nullcontext(environment()) as variables:
-        yield {"PATH": variables["PATH"]}
+    if not warm.possible():
+        return list(command)
+    path = _warm_path()
+    if command[0] == "oxa":
+        return [
+            sys.executable,
+            str(ROOT / "tests" / "warm_flow.py"),
+            path.partition(os.pathsep)[0],
+            *command[1:],
+        ]
+    return ["env", f"PATH={path}", *command]
+
+
+@cache
+def _warm_path() -> str:
+    """PATH with the warm process's `oxa` first; the process is started here and ends with this one."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(warm.stages(environment(), ROOT))["PATH"]
 
 
 def copied(reference: Path, folder: Path) -> Path:
@@ -220,9 +238,9 @@ def assert_same(folder: Path, reference: Path, *names: str) -> None:
     assert [name for name in made if made[name] != wanted[name]] == []
 
 
-def is_stale(folder: Path, name: str) -> bool:
-    """Whether DVC would run the stage."""
-    return name in json.loads(run(folder, "dvc", "status", "--json", name))
+def stale(folder: Path) -> set[str]:
+    """Stages that DVC would run."""
+    return set(json.loads(run(folder, "dvc", "status", "--json")))
 
 
 class Command(subprocess.Popen[str]):
@@ -258,20 +276,22 @@ def at_work(command: Command, stage: str, before: Files | None = None, *, stop: 
 
     def processes() -> list[psutil.Process]:
         try:
-            found = [psutil.Process(command.pid), *below(command.pid)]
-            dvc = [p for p in found if _runs(p, "dvc", stage)]
-            return dvc + [
-                p for one in dvc for p in below(one.pid) if _runs(p, "oxa", stage.partition("@")[0])
-            ]
+            candidates = [psutil.Process(command.pid), *below(command.pid)]
+            dvc = [p for p in candidates if _runs(p, "dvc", stage)]
+            called = [p for one in dvc for p in below(one.pid) if _runs(p, "oxa", stage.partition("@")[0])]
+            return dvc + [worker for one in called for worker in _workers(one, command.folder)]
         except psutil.NoSuchProcess:
             return []
 
-    def told() -> str:
+    def state() -> str:
         return f"stage {stage} at work; printed: {command.printed()}"
 
+    def pair() -> list[psutil.Process] | None:
+        return both if len(both := processes()) == 2 else None
+
     news()
-    dvc, running = until(lambda: found if len(found := processes()) == 2 else None, told, command)
-    until(news, told, command)
+    dvc, running = until(pair, state, command, pause=0.1)
+    until(news, state, command, pause=0.01)
     if stop:
         running.suspend()
     return Attempt(dvc, running, seen)
@@ -295,48 +315,17 @@ def finished(folder: Path, stage: str) -> Files:
     return found
 
 
+def _workers(called: psutil.Process, folder: Path) -> list[psutil.Process]:
+    """The process of a stage that was called as `oxa`: that one, or the fork that it waits for (flows/warm.py)."""
+    if warm.possible() and called.cmdline()[2].startswith(_warm_path().partition(os.pathsep)[0]):
+        forks = [p for p in below(os.getpid()) if "flows.warm" in p.cmdline()]
+        return [p for p in forks if Path(p.cwd()) == folder]
+    return [called]
+
+
 def _runs(process: psutil.Process, program: str, argument: str) -> bool:
     try:
         words = process.cmdline()
         return argument in words and any(Path(word).name == program for word in words[:3])
     except psutil.NoSuchProcess:
         return False
-
-
-def until(
-    reached: Callable[[], Any], what: str | Callable[[], str], process: subprocess.Popen[Any] | None = None
-) -> Any:
-    """Waits for something true and returns it; fails where the process ends before."""
-    deadline = time.monotonic() + PATIENCE
-    while not (found := reached()):
-        told = what if isinstance(what, str) else what()
-        assert process is None or process.poll() is None, f"it ended before: {told}"
-        assert time.monotonic() < deadline, told
-        time.sleep(0.01)
-    return found
-
-
-def below(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children(recursive=True)
-
-
-def wait_until_gone(processes: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=PATIENCE)
-    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
-
-
-def wait_until_left(folder: Path) -> None:
-    """Waits until no process works in the folder any more; MLflow's sender goes some seconds after the last stage."""
-    until(lambda: not left_running(folder), lambda: f"left running: {left_running(folder)}")
-
-
-def left_running(folder: Path) -> list[str]:
-    """Command lines of processes that work in this folder."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if Path(process.cwd()) == folder and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.cmdline()))
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found

@@ -1,4 +1,4 @@
-"""Real servers for tests: MLflow's over HTTP, and PostgreSQL where it is installed."""
+"""Real servers for tests: Prefect's, MLflow's over HTTP, and PostgreSQL where it is installed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from oxa.runtime.child import Child
 from oxa.runtime.server import free_port
 
-PATIENCE = 120  # seconds that a server may take to start on a busy machine
+PATIENCE = 300  # seconds that a server may take to start on a busy machine
 
 
 @contextmanager
@@ -38,6 +38,26 @@ def mlflow_server(folder: Path, port: int, database: str = "sqlite:///server.db"
     ):
         _wait(lambda: urllib.request.urlopen(f"{address}/health", timeout=5).status == 200, folder / "log")
         yield address
+
+
+@contextmanager
+def prefect_server(folder: Path) -> Iterator[str]:
+    """A Prefect server without pages and schedules that keeps its database in the folder; gives its API's address.
+
+    A flow that starts its own server takes twice as long.
+    """
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--no-ui", "--no-scheduler", "--no-late-runs"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
+    environment |= {"PREFECT_HOME": str(folder), "PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
+    with (
+        (folder / "log").open("ab") as log,
+        Child(command, cwd=folder, env=environment, stdout=log, stderr=log),
+    ):
+        _wait(lambda: urllib.request.urlopen(f"{url}/health", timeout=5).status == 200, folder / "log")
+        yield url
 
 
 @contextmanager

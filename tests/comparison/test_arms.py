@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from generations import write
 
 from oxa.comparison import arms, estimators, outcomes
 from oxa.config.report import Report
@@ -21,43 +21,6 @@ SECTION = Report(baseline="sft", resamples=300)
 def summarized(*args: Any) -> dict[str, Any]:
     """The whole summary, as the report's stage makes it."""
     return wording.with_answer(arms.summarize(*args))
-
-
-def write(
-    path: Path,
-    rate: float,
-    *,
-    seed: int = 0,
-    benchmarks: Mapping[str, int] = {"world": 80},
-    num_samples: int = 8,
-    steps: tuple[int, ...] = (0,),
-    entropy: float = 0.4,
-    **fixed: Any,
-) -> Path:
-    """Generations of a checkpoint that is right with this chance on the mean problem; `fixed` columns."""
-    draws, rows = np.random.default_rng(seed), []
-    for step in steps:
-        for benchmark, num_problems in benchmarks.items():
-            ease = np.random.default_rng(7).uniform(-0.2, 0.2, num_problems)
-            for place in range(num_problems):
-                for index in range(num_samples):
-                    right = draws.random() < rate + ease[place]
-                    row = {
-                        "benchmark": benchmark,
-                        "problem_id": f"{benchmark}{place:03d}",
-                        "tier": "hard" if place % 2 else "easy",
-                        "step": step,
-                        "sample_index": index,
-                        "text": "",
-                        "num_tokens": int(draws.integers(20, 60)),
-                        "finish_reason": "length" if draws.random() < 0.1 else "stop",
-                        "verdict": "correct" if right else "incorrect",
-                        "predicted": "1" if right else str(draws.integers(2, 5)),
-                        "mean_entropy": entropy + 0.05 * draws.standard_normal(),
-                    }
-                    rows.append(row | fixed)
-    tables.write(path, rows, schemas.GENERATIONS)
-    return path
 
 
 RATES = {"base": 0.3, "sft": 0.5, "oxa_mle": 0.7, "oxa_full": 0.51}

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from processes import PATIENCE, wait_until_gone
 
 from conftest import Repository
 from flows import bridge
@@ -201,17 +202,17 @@ def test_ending_the_children_ends_their_stages_and_starts_no_more(repository: Re
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert seen.wait(60)
+    assert seen.wait(PATIENCE)
     tree = list(set(psutil.Process().children(recursive=True)) - before)
     children.end()
-    thread.join(30)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
     assert [str(failed) for failed in failures] == ["ended with the flow"]
-    assert [p for p in psutil.wait_procs(tree, timeout=10)[1] if p.status() != psutil.STATUS_ZOMBIE] == []
+    wait_until_gone(tree)
     begun = time.monotonic()
     with pytest.raises(bridge.StageFailed):
         children.repro("only")
-    assert time.monotonic() - begun < 60, "it would sleep for 1000 seconds"
+    assert time.monotonic() - begun < 2 * PATIENCE, "it would sleep for 1000 seconds"
 
 
 def test_two_stages_at_once_both_find_their_way_into_the_lock(chain: Repository):

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from processes import PATIENCE
 
 from flows import cli
 from oxa.cli import STAGES
@@ -306,7 +307,7 @@ def test_the_processes_of_a_launched_stage_end_with_a_launcher_that_is_killed(pr
         lines = [launched.stdout.readline().split() for _ in range(2)]
         workers = psutil.Process(launched.pid).children()
         launched.kill()
-        _, alive = psutil.wait_procs(workers, timeout=10)
+        _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
         outlived = [worker.pid for worker in alive if worker.status() != psutil.STATUS_ZOMBIE]
         for worker in alive:
             worker.kill()

@@ -1,11 +1,12 @@
 """The flow over small graphs of shell stages: a real Prefect server, real DVC, real kills."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,34 +14,18 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from pipelines import PATIENCE, below, until, wait_until_gone
+from processes import PATIENCE, below, until, wait_until_gone
 
 from conftest import Repository
-from flows import workspace
-from oxa.runtime.child import Child
+from flows import cli, workspace
 
 Start = Callable[..., subprocess.Popen[str]]
 
 
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Prefect server for all tests here; a flow that starts its own takes twice as long."""
-    folder = tmp_path_factory.mktemp("prefect")
-    from oxa.runtime.server import free_port
-
-    port = free_port(23_000 + os.getpid() % 1000)
-    url = f"http://127.0.0.1:{port}/api"
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with Child(command, env=os.environ | {"PREFECT_HOME": str(folder)}, stdout=subprocess.DEVNULL) as server:
-        until(lambda: is_up(url), "the server", server)
-        yield url
-
-
-def is_up(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health").status_code == 200
-    except httpx.TransportError:
-        return False
+@pytest.fixture
+def api(prefect_api: str) -> str:
+    """The address of the Prefect server that the flows here report to."""
+    return prefect_api
 
 
 @pytest.fixture
@@ -77,17 +62,13 @@ def diamond(project: Repository) -> Repository:
 
 
 def run(*arguments: str, code: int = 0) -> str:
-    """`oxa run`; returns what it printed."""
-    done = subprocess.run(
-        ["oxa", "run", *arguments],
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=PATIENCE,
-    )
-    assert done.returncode == code, done.stdout
-    assert "Traceback" not in done.stdout
-    return done.stdout
+    """`oxa run`, in this process, which has imported Prefect and DVC then; returns what it printed."""
+    printed = io.StringIO()
+    with redirect_stdout(printed), redirect_stderr(printed):
+        returned = cli.main(["run", *arguments])
+    assert returned == code, printed.getvalue()
+    assert "Traceback" not in printed.getvalue()
+    return printed.getvalue()
 
 
 @pytest.fixture

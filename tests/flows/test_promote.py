@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_registry
 import yaml
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from servers import postgresql
-from test_registry import Lock, generations, make_workspace, write
+from workspaces import Lock, generations, make_workspace, write
 
 from flows import promote
 from oxa.config.operations import Registry
@@ -37,8 +36,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PARAMS = load_params(ROOT / "params.yaml")
 SETTINGS = Registry(model="tiny")
 DRAWN = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 80}
-
-database, workspace = test_registry.database, test_registry.workspace  # fixtures
 
 
 def params(*arms: str, seeds: tuple[int, ...] = (0,), **of_registry: Any) -> Params:

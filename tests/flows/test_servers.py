@@ -17,13 +17,13 @@ from typing import Any
 
 import psutil
 import pytest
-from pipelines import left_running
+from processes import PATIENCE, left_running
 
 from oxa.runtime.server import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.whole
 
 REPORTED = "import sys\nfrom oxa.errors import UserError\nfrom flows import servers\n"
 A_FLOW = """
@@ -86,12 +86,12 @@ def python(folder: Path, code: str, **changed: str) -> subprocess.CompletedProce
         env=environment(folder, **changed),
         text=True,
         capture_output=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
 
 
 def wait_until_nothing_runs(folder: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while left_running(folder):
         assert time.monotonic() < deadline, f"left running: {left_running(folder)}"
         time.sleep(0.05)
@@ -286,7 +286,7 @@ def test_artifacts_of_runs_that_went_to_the_database_directly_are_shown(folder: 
 
 def test_a_second_oxa_ui_says_where_the_first_is(folder: Path, ui: Ui):
     second = subprocess.run(
-        ["oxa", "ui"], cwd=folder, env=environment(folder), text=True, capture_output=True, timeout=60
+        ["oxa", "ui"], cwd=folder, env=environment(folder), text=True, capture_output=True, timeout=PATIENCE
     )
     assert second.returncode == 2
     assert second.stderr == (
@@ -297,7 +297,7 @@ def test_a_second_oxa_ui_says_where_the_first_is(folder: Path, ui: Ui):
 
 def test_ctrl_c_ends_both_servers(folder: Path, ui: Ui):
     ui.process.send_signal(signal.SIGINT)
-    _, complaints = ui.process.communicate(timeout=60)
+    _, complaints = ui.process.communicate(timeout=PATIENCE)
     assert (ui.process.returncode, complaints) == (0, "")
     assert left_running(folder) == []
     assert not (folder / ".prefect" / "ui.json").exists()
@@ -311,7 +311,7 @@ def test_a_server_that_dies_ends_oxa_ui_and_an_mlflow_server_elsewhere_is_only_n
     keeper, server = shown.servers()
     assert "oxa.runtime.child" in keeper.cmdline()
     server.kill()
-    _, complaints = shown.process.communicate(timeout=60)
+    _, complaints = shown.process.communicate(timeout=PATIENCE)
     assert shown.process.returncode == 2
     assert complaints.startswith("oxa: the Prefect server ended with exit code 137")
     assert left_running(folder) == []

@@ -8,7 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from pipelines import change, environment, make_repository, run, until, wait_until_gone
+from pipelines import change, environment, make_repository, run
+from processes import PATIENCE, until, wait_until_gone
 
 STUDY = {
     "worlds": [4, 5],
@@ -110,7 +111,7 @@ def test_stages_run_the_code_of_the_last_commit_whatever_is_edited_meanwhile(rep
     until(lambda: "Running stage 'base'" in logged(repository, "only-6"), "pretraining begins", working)
     code.write_text("raise SystemExit('edited')\n")
     try:
-        assert working.wait(300) == 0
+        assert working.wait(PATIENCE) == 0
     finally:
         code.write_text(whole)
     assert "only-6" in experiments(repository)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from pipelines import environment, until, wait_until_gone
+from pipelines import environment
+from processes import PATIENCE, until, wait_until_gone
 
 from flows import warm
 
@@ -99,7 +100,7 @@ def test_a_caller_ends_as_its_stage_does(
 ) -> None:
     caller, stage = waiting
     stage.send_signal(signal.SIGKILL)
-    assert caller.wait(30) == 128 + signal.SIGKILL
+    assert caller.wait(PATIENCE) == 128 + signal.SIGKILL
 
 
 def test_a_caller_whose_process_is_gone_has_failed(
@@ -107,5 +108,5 @@ def test_a_caller_whose_process_is_gone_has_failed(
 ) -> None:
     caller, stage = waiting
     stage.parent().kill()  # type: ignore[union-attr]
-    assert caller.wait(30) == 1
+    assert caller.wait(PATIENCE) == 1
     wait_until_gone([stage])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import wait_until_gone
 
 from oxa.config.generate import Generate, Sampling, Vllm
 from oxa.errors import ConfigError, DataError, is_out_of_reach
@@ -61,11 +62,6 @@ def below() -> list[psutil.Process]:
     """Children of this process, but for the helpers that multiprocessing keeps once a test has graded answers."""
     processes = psutil.Process().children(recursive=True)
     return [process for process in processes if "multiprocessing" not in " ".join(process.cmdline())]
-
-
-def wait_until_gone(processes: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=30)
-    assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_a_server_answers_on_a_local_port_and_ends_with_the_block(tmp_path: Path, python: Path) -> None:

@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from processes import until, wait_until_gone
 
 from conftest import SHARED_DATA
 from oxa.config.verify import Verify
@@ -281,23 +283,19 @@ def test_no_worker_outlives_a_killed_parent(tmp_path: Path) -> None:
         text=True,
     )
     assert parent.stdout is not None
-    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
     assert len(workers) == 2
-    assert all(map(_is_running, workers))
-    time.sleep(1)  # one of them is at the tower of powers by now
+    used = [sum(worker.cpu_times()[:2]) for worker in workers]
+    until(
+        lambda: any(
+            sum(worker.cpu_times()[:2]) > before + 0.5 for worker, before in zip(workers, used, strict=True)
+        ),
+        "one of them is at the tower of powers",
+        parent,
+    )
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    deadline = time.monotonic() + 5
-    while any(map(_is_running, workers)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(_is_running, workers))
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    wait_until_gone(workers)
 
 
 # ---- real data ----

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import Browser, chromium
-from test_report import ALL, make_inputs, run
+from report_inputs import ALL, make_inputs, run
 
 from oxa.config.selection import SelectionArm
 from oxa.report import page, page_tables, training_sets

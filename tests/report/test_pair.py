@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_arms import write
+from generations import write
 
 from flows import cli
 from oxa.comparison import estimators

@@ -4,11 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
+from processes import below, until, wait_until_gone
 
 from oxa.runtime.child import Child
 
@@ -35,15 +34,6 @@ from oxa.runtime.child import Child
 child = Child([sys.executable, "-c", sys.argv[1]])
 time.sleep(1000)
 """
-
-
-def below(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children(recursive=True)
-
-
-def wait_until_gone(processes: list[psutil.Process], seconds: float = 30) -> None:
-    _, alive = psutil.wait_procs(processes, timeout=seconds)
-    assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def started(code: str) -> Child:
@@ -88,10 +78,9 @@ def test_what_does_not_listen_to_a_polite_signal_is_killed():
 
 def test_what_a_command_leaves_behind_ends_with_it():
     with Child(["sh", "-c", "sleep 1000 & cat"], stdin=subprocess.PIPE) as child:  # cat ends with its input
-        deadline = time.monotonic() + 30
-        while not (left := [p for p in below(child.pid) if p.cmdline() == ["sleep", "1000"]]):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        left = until(
+            lambda: [p for p in below(child.pid) if p.cmdline() == ["sleep", "1000"]], "it sleeps", child
+        )
         assert child.stdin is not None
         child.stdin.close()
         assert child.wait() == 0

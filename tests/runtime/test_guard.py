@@ -3,11 +3,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
+from processes import wait_until_gone
 
 from oxa.errors import DataError, UserError
 from oxa.runtime import guard
@@ -184,14 +185,10 @@ def test_a_stage_dies_with_the_dvc_that_started_it(folder: Path):
         cwd=folder,
     )
     assert parent.stdout is not None
-    child = int(parent.stdout.readline())
-    os.kill(child, 0)
+    stage = psutil.Process(int(parent.stdout.readline()))
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
-        assert time.monotonic() < deadline, "the stage outlived its DVC"
-        time.sleep(0.05)
+    wait_until_gone([stage])
 
 
 def test_md5s_are_the_ones_that_dvc_has(repository):

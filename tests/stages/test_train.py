@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from training_rows import ROWS, SHARED, WITH_UL, row
 
 from conftest import Kept
 from oxa import prompts
@@ -24,27 +25,6 @@ from oxa.model import loading, log_probs
 from oxa.records import schemas
 from oxa.records import tables as records
 from oxa.stages import train
-
-SHARED = {"learning_rate": 3e-3, "epochs": 2.0, "num_ce": 4, "micro_batch_size": 4, "checkpoint_every": 2}
-"""2 passes over 12 CE rows: 6 steps."""
-WITH_UL = {"num_ul": 4, "ul_weight": 0.5}
-
-
-def row(index: int, objective: str, completion: str) -> dict[str, Any]:
-    return {
-        "response_id": f"{objective}{index}",
-        "problem_id": f"p{index}",
-        "prompt": f"What is {index} + {index}?",
-        "completion": completion,
-        "objective": objective,
-        "ppl": 2.0,
-        "num_tokens": len(completion),
-    }
-
-
-ROWS = [row(i, "ce", f"<think>{'go ' * (i % 7)}</think>{2 * i}") for i in range(12)] + [
-    row(i, "ul", f"<think>{'no ' * (i % 5 + 1)}</think>{2 * i + 1}") for i in range(8)
-]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +87,7 @@ def unbroken(checkpoint: Path, tables: dict[str, Path], tmp_path_factory: pytest
 
 
 def reference(model: Path, *, by_token_statistics: bool, ul_tokens: int | None = None) -> dict[str, float]:
-    """What the first step over all rows should log, from the plain logits in float32 or token_statistics."""
+    """What the first step over all rows should log, from plain logits in float32 or log_probs.token_statistics."""
     network, tokenizer = loading.load(model)
     rows = []
     for item in ROWS:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import PATIENCE
 
 from oxa.config.operations import Tracking
 from oxa.tracking import provenance, sender
@@ -201,7 +202,7 @@ def test_a_folder_that_cannot_be_written_costs_the_record_and_not_the_stage(
 
 def test_a_server_that_is_down_is_one_sentence_without_a_password(capfd: pytest.CaptureFixture[str]):
     with record():
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not sender.state(Path(".tracking"))["error"]:
             assert time.monotonic() < deadline, "no sender tried"
             time.sleep(0.05)

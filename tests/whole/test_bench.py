@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -38,18 +39,39 @@ def write(folder: Path, name: str, value: float, *, target: float | None = 2.0, 
     )
 
 
-def bench(folder: Path, *names: str) -> tuple[str, subprocess.CompletedProcess[str]]:
-    output = folder / "RESULTS.md"
-    command = [sys.executable, str(BENCHMARKS / "run.py"), *names, "--folder", str(folder)]
-    done = subprocess.run([*command, "--output", str(output)], capture_output=True, text=True)
-    return output.read_text() if output.exists() else "", done
+class Ended(NamedTuple):
+    returncode: int
+    stderr: str
+
+
+Bench = Callable[..., tuple[str, Ended]]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Bench:
+    """`make bench` over a folder of scripts: what it wrote, and how it ended."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import run
+
+    def ran(folder: Path, *names: str) -> tuple[str, Ended]:
+        output, code = folder / "RESULTS.md", 0
+        options = ["--folder", str(folder), "--output", str(output)]
+        monkeypatch.setattr(sys, "argv", ["run.py", *names, *options])
+        try:
+            run.main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1  # a sentence
+        text = output.read_text() if output.exists() else ""
+        return text, Ended(code, capfd.readouterr().err)
+
+    return ran
 
 
 def section(text: str, name: str) -> str:
     return text.split(f"<!-- benchmark: {name} -->\n")[1].split("<!-- benchmark:")[0]
 
 
-def test_every_benchmark_has_a_section_and_its_rows_make_the_summary(tmp_path: Path) -> None:
+def test_every_benchmark_has_a_section_and_its_rows_make_the_summary(tmp_path: Path, bench: Bench) -> None:
     write(tmp_path, "slow", 2.5)
     write(tmp_path, "fast", 1.25)
     write(tmp_path, "free", 7, target=None)
@@ -65,7 +87,7 @@ def test_every_benchmark_has_a_section_and_its_rows_make_the_summary(tmp_path: P
     assert "chatter" not in text
 
 
-def test_a_second_run_replaces_the_named_section_alone(tmp_path: Path) -> None:
+def test_a_second_run_replaces_the_named_section_alone(tmp_path: Path, bench: Bench) -> None:
     write(tmp_path, "one", 1.0)
     write(tmp_path, "two", 2.0)
     before, _ = bench(tmp_path)
@@ -80,7 +102,7 @@ def test_a_second_run_replaces_the_named_section_alone(tmp_path: Path) -> None:
     assert before.count("\n") == after.count("\n")
 
 
-def test_a_benchmark_that_fails_keeps_its_section_and_the_others_run(tmp_path: Path) -> None:
+def test_a_benchmark_that_fails_keeps_its_section_and_the_others_run(tmp_path: Path, bench: Bench) -> None:
     write(tmp_path, "broken", 1.0)
     write(tmp_path, "whole", 1.0)
     before, _ = bench(tmp_path)
@@ -94,7 +116,7 @@ def test_a_benchmark_that_fails_keeps_its_section_and_the_others_run(tmp_path: P
 
 
 def test_a_benchmark_that_cannot_run_on_this_machine_keeps_its_section_and_fails_nothing(
-    tmp_path: Path,
+    tmp_path: Path, bench: Bench
 ) -> None:
     write(tmp_path, "gpu", 1.0)
     before, _ = bench(tmp_path)
@@ -107,7 +129,7 @@ def test_a_benchmark_that_cannot_run_on_this_machine_keeps_its_section_and_fails
     assert "It took 1.0 s." in section(after, "other")
 
 
-def test_remarks_by_hand_outlive_a_rerun_and_are_not_doubled(tmp_path: Path) -> None:
+def test_remarks_by_hand_outlive_a_rerun_and_are_not_doubled(tmp_path: Path, bench: Bench) -> None:
     write(tmp_path, "one", 1.0)
     write(tmp_path, "two", 1.0)
     (tmp_path / "remarks").mkdir()
@@ -118,7 +140,7 @@ def test_remarks_by_hand_outlive_a_rerun_and_are_not_doubled(tmp_path: Path) -> 
         assert section(text, "one").rstrip().endswith("Once it took longer.")
 
 
-def test_a_name_that_is_no_benchmark_is_refused(tmp_path: Path) -> None:
+def test_a_name_that_is_no_benchmark_is_refused(tmp_path: Path, bench: Bench) -> None:
     write(tmp_path, "one", 1.0)
     text, done = bench(tmp_path, "tow")
     assert done.returncode == 2

@@ -3,41 +3,32 @@
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 from pipelines import (
     FLOW,
-    PATIENCE,
     SIGNS,
     Command,
     assert_same,
     at_work,
-    below,
     change,
     contents,
     copied,
-    environment,
     finished,
     forget,
-    is_stale,
     locked,
     outputs,
     reference,
     run,
-    until,
-    wait_until_gone,
-    wait_until_left,
+    stale,
+    warmed,
 )
+from processes import PATIENCE, below, wait_until_gone, wait_until_left
 
-from oxa.runtime.child import Child
-from oxa.runtime.server import free_port
-
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.whole
 
 
 @pytest.fixture(scope="module")
@@ -53,54 +44,32 @@ def copy(flowed: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Prefect server for the flows here; one that starts its own takes twice as long."""
-    folder = tmp_path_factory.mktemp("prefect")
-    port = free_port(24_000 + os.getpid() % 1000)
-    url = f"http://127.0.0.1:{port}/api"
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (
-        (folder / "log").open("w") as log,
-        Child(
-            command, cwd=folder, env=environment(PREFECT_HOME=str(folder)), stdout=log, stderr=log
-        ) as server,
-    ):
-        until(lambda: _is_up(url), lambda: (folder / "log").read_text(), server)
-        yield url
-
-
-def _is_up(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
 @pytest.mark.parametrize("killed", ["flow", "dvc", "stage"])
 @pytest.mark.parametrize("stage", ["sample", "score@self", "train@oxa_full-0"])
 def test_a_kill_leaves_nothing_running_and_the_stage_goes_on_where_it_was(
-    stage: str, killed: str, flowed: Path, copy: Path, api: str
+    stage: str, killed: str, flowed: Path, copy: Path, prefect_api: str
 ):
     embedded = (stage, killed) == ("train@oxa_full-0", "flow")
     change(copy, "tracking.enabled", stage == "train@oxa_full-0")  # whose sender takes some seconds to end
     forget(copy, stage)
-    variables = {} if embedded else {"PREFECT_API_URL": api}
-    flow = Command(copy, *FLOW, stage, **variables)
+    variables = {} if embedded else {"PREFECT_API_URL": prefect_api}
+    # score is started in the usual way, the others as forks, which save seconds of imports a start
+    start = FLOW if stage == "score@self" else warmed(*FLOW)
+    flow = Command(copy, *start, stage, **variables)
     first = at_work(flow, stage, stop=True)
+    done = finished(copy, stage)
     if killed == "flow":
-        processes = below(flow.pid)
+        processes = [*below(flow.pid), first.stage]
         assert any("server" in p.cmdline() for p in processes) == embedded
         flow.kill()
         flow.wait()
         wait_until_gone(processes)
         wait_until_left(copy)
-        flow = Command(copy, *FLOW, stage, **variables)
+        flow = Command(copy, *start, stage, **variables)
     else:
-        processes = [first.dvc, *below(first.dvc.pid)]
+        processes = [first.dvc, *below(first.dvc.pid), first.stage]
         (first.dvc if killed == "dvc" else first.stage).kill()
         wait_until_gone(processes)
-    done = finished(copy, stage)  # a second process has only begun to start
     second = at_work(flow, stage, before=done)
     assert second.stage.pid != first.stage.pid
     kept = second.done.keys() & done.keys()
@@ -111,9 +80,11 @@ def test_a_kill_leaves_nothing_running_and_the_stage_goes_on_where_it_was(
     assert_same(copy, flowed, stage)
 
 
-def test_an_input_edited_meanwhile_fails_the_stage_and_not_its_siblings(flowed: Path, copy: Path, api: str):
+def test_an_input_edited_meanwhile_fails_the_stage_and_not_its_siblings(
+    flowed: Path, copy: Path, prefect_api: str
+):
     forget(copy, "train@oxa_full-0", "train@sft-0")
-    flow = Command(copy, *FLOW, "train", PREFECT_API_URL=api)
+    flow = Command(copy, *warmed(*FLOW, "train"), PREFECT_API_URL=prefect_api)
     at_work(flow, "train@oxa_full-0")
     data = copy / "data" / "train" / "oxa_full.parquet"
     data.write_bytes(data.read_bytes() + b"edited")
@@ -122,41 +93,40 @@ def test_an_input_edited_meanwhile_fails_the_stage_and_not_its_siblings(flowed: 
         "data/train/oxa_full.parquet: changed while stage train@oxa_full-0 was reading it; nothing was kept"
     )
     assert f"    oxa: {sentence}" in flow.printed()
-    assert is_stale(copy, "train@oxa_full-0")
+    assert "train@oxa_full-0" in stale(copy)
     assert not (copy / "models" / "oxa_full-0").exists()
     assert contents(copy, "models/sft-0") == contents(flowed, "models/sft-0")
-    run(copy, *FLOW, "train", PREFECT_API_URL=api)
+    run(copy, *warmed(*FLOW, "train"), PREFECT_API_URL=prefect_api)
     assert_same(copy, flowed, "train@sft-0", "train@oxa_full-0")
     wait_until_left(copy)
 
 
 def test_a_disk_that_is_full_when_outputs_are_placed_costs_that_stage_alone(
-    flowed: Path, copy: Path, api: str
+    flowed: Path, copy: Path, prefect_api: str
 ):
     forget(copy, "sample")
     before, lock = contents(copy), (copy / "dvc.lock").read_bytes()
     with small_disk(copy / "data", kib=400):
         filled = fill(copy / "data", leave=8192)
-        said = run(copy, *FLOW, "sample", code=1, PREFECT_API_URL=api)
+        said = run(copy, *warmed(*FLOW, "sample"), code=1, PREFECT_API_URL=prefect_api)
         assert "No space left on device; nothing was kept\n" in said
         assert "Traceback" not in said
         filled.unlink()
         assert contents(copy) == before, "neither an output nor a part of one"
         assert (copy / "dvc.lock").read_bytes() == lock
-        for stage in locked(copy):
-            assert not is_stale(copy, stage)
+        assert not stale(copy) & locked(copy).keys()
         lost = outputs(locked(copy)["ingest"])
         for path in lost:
             (copy / path).unlink()
         run(copy, "dvc", "checkout", *lost)  # from DVC's cache, which is whole
         assert contents(copy) == before
-        run(copy, *FLOW, "sample", PREFECT_API_URL=api)
+        run(copy, *warmed(*FLOW, "sample"), PREFECT_API_URL=prefect_api)
         assert_same(copy, flowed, "sample")
         wait_until_left(copy)
 
 
 def test_a_disk_that_is_full_when_a_checkpoint_is_written_costs_the_work_since_the_last(
-    flowed: Path, copy: Path, api: str
+    flowed: Path, copy: Path, prefect_api: str
 ):
     stage = "train@oxa_full-0"
     forget(copy, stage)
@@ -165,16 +135,16 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_written_costs_the_work_since_t
         filled = fill(
             copy / ".work", leave=int(4.8 * weights)
         )  # a checkpoint is 3.6 of them, by its optimizer
-        said = run(copy, *FLOW, stage, code=1, PREFECT_API_URL=api)
+        said = run(copy, *warmed(*FLOW, stage), code=1, PREFECT_API_URL=prefect_api)
         (line,) = [line for line in said.splitlines() if line.startswith("    ")]
         assert line.startswith("    oxa: ")
         assert line.endswith("No space left on device; nothing was kept")
         found = [path.parent.name for path in (copy / ".work").glob(f"{stage}/*/scratch/{SIGNS[stage]}")]
         assert found == ["checkpoint-8"]
         assert not (copy / "models" / "oxa_full-0").exists()
-        assert is_stale(copy, stage)
+        assert stage in stale(copy)
         filled.unlink()
-        run(copy, *FLOW, stage, PREFECT_API_URL=api)
+        run(copy, *warmed(*FLOW, stage), PREFECT_API_URL=prefect_api)
         assert_same(copy, flowed, stage)
         wait_until_left(copy)
 

@@ -11,7 +11,7 @@ import re
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,27 +20,23 @@ import pytest
 from pipelines import (
     FLOW,
     OUTPUTS,
-    PATIENCE,
     REPRO,
     Command,
     assert_same,
     at_work,
-    below,
     change,
     contents,
     copied,
     finished,
     forget,
-    is_stale,
     locked,
     reference,
     run,
     stages_run,
-    until,
-    wait_until_gone,
-    wait_until_left,
+    stale,
     warmed,
 )
+from processes import PATIENCE, below, until, wait_until_gone, wait_until_left
 
 from oxa.runtime import journal
 
@@ -48,11 +44,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-Repro = Callable[..., set[str]]
-
 LOCKED = 20.0  # seconds
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +67,9 @@ def copy(done: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module")
-def repro(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repro]:
-    """Runs `dvc repro` in a folder, on targets; returns the stages that it ran."""
-    with warmed(tmp_path_factory.mktemp("warm")) as variables:
-        yield lambda folder, *targets: stages_run(run(folder, *REPRO, *targets, **variables))
+def repro(folder: Path, *targets: str) -> set[str]:
+    """Runs `dvc repro` in the folder, on targets; returns the stages that it ran."""
+    return stages_run(run(folder, *warmed(*REPRO, *targets)))
 
 
 def test_the_run_ends_with_a_table_of_all_checkpoints(done: Path):
@@ -90,6 +80,7 @@ def test_the_run_ends_with_a_table_of_all_checkpoints(done: Path):
     assert list((done / "reports").glob("*.png"))
 
 
+@pytest.mark.whole
 def test_dvc_shows_the_plots_and_the_difference_to_the_last_commit(copy: Path):
     run(copy, "dvc", "plots", "show")
     page = (copy / "dvc_plots" / "index.html").read_text()
@@ -107,11 +98,11 @@ def test_dvc_shows_the_plots_and_the_difference_to_the_last_commit(copy: Path):
     assert changed["arms.sft.world.pass_at_1"]["diff"] == pytest.approx(0.125)
 
 
-def test_a_second_run_finds_all_done(copy: Path, repro: Repro):
+def test_a_second_run_finds_all_done(copy: Path):
     assert repro(copy) == set()
 
 
-def test_lost_outputs_come_back_from_the_cache_without_running_a_stage(copy: Path, repro: Repro):
+def test_lost_outputs_come_back_from_the_cache_without_running_a_stage(copy: Path):
     before = contents(copy)
     for name in OUTPUTS:
         shutil.rmtree(copy / name)
@@ -119,14 +110,16 @@ def test_lost_outputs_come_back_from_the_cache_without_running_a_stage(copy: Pat
     assert contents(copy) == before
 
 
-def test_changing_one_arm_reruns_only_what_hangs_on_it(copy: Path, repro: Repro):
+@pytest.mark.whole
+def test_changing_one_arm_reruns_only_what_hangs_on_it(copy: Path):
     change(copy, "selection.arms.oxa_full.ul.num", 15)
     ran = repro(copy)  # a dry run cannot know which outputs will differ
     behind = {f"{stage}@oxa_full-0" for stage in ("train", "evaluate", "rlvr", "evaluate_rlvr")}
     assert ran == {"selection@oxa_full", "traces@oxa_full", "report"} | behind
 
 
-def test_a_new_seed_trains_and_evaluates_only_that_seed(copy: Path, repro: Repro):
+@pytest.mark.whole
+def test_a_new_seed_trains_and_evaluates_only_that_seed(copy: Path):
     change(copy, "seeds", [0, 1])
     kinds = ("train", "evaluate", "rlvr", "evaluate_rlvr")
     new = {f"{stage}@{arm}-1" for stage in kinds for arm in ("sft", "oxa_full")}
@@ -139,21 +132,23 @@ def test_a_stage_that_fails_says_why_and_stays_stale(copy: Path):
     assert "oxa: " in shown
     assert "Traceback" not in shown
     assert not (copy / "data" / "train" / "oxa_full.parquet").exists()
-    assert is_stale(copy, "selection@oxa_full")
+    assert "selection@oxa_full" in stale(copy)
 
 
-@pytest.mark.parametrize("stage", ["train@oxa_full-0", "rlvr@oxa_full-0"])
+@pytest.mark.parametrize(
+    "stage", ["train@oxa_full-0", pytest.param("rlvr@oxa_full-0", marks=pytest.mark.whole)]
+)
 def test_killed_while_it_trains_it_goes_on_and_ends_with_the_same_outputs(stage: str, done: Path, copy: Path):
     forget(copy, stage)
     killed = Command(copy, *REPRO, stage)
     at_work(killed, stage, stop=True)
+    done_before = finished(copy, stage)
     processes = below(killed.pid)
     killed.kill()
     killed.wait()
     wait_until_gone(processes)
     wait_until_left(copy)
-    done_before = finished(copy, stage)
-    again = Command(copy, *REPRO, stage)
+    again = Command(copy, *warmed(*REPRO, stage))
     second = at_work(again, stage, before=done_before)
     kept = second.done.keys() & done_before.keys()
     assert kept
@@ -163,6 +158,7 @@ def test_killed_while_it_trains_it_goes_on_and_ends_with_the_same_outputs(stage:
     wait_until_left(copy)
 
 
+@pytest.mark.whole
 def test_two_processes_train_what_one_does(done: Path, copy: Path):
     stage = "rlvr@oxa_full-0"
     forget(copy, stage)
@@ -175,7 +171,8 @@ def test_two_processes_train_what_one_does(done: Path, copy: Path):
     wait_until_left(copy)
 
 
-def test_a_locked_tracking_database_delays_no_stage_and_loses_nothing(copy: Path, repro: Repro):
+@pytest.mark.whole
+def test_a_locked_tracking_database_delays_no_stage_and_loses_nothing(copy: Path):
     stage = "train@oxa_full-0"
     forget(copy, stage)
     with closing(sqlite3.connect(copy / "mlflow.db", isolation_level=None)) as other:
@@ -217,12 +214,14 @@ def mlflow(folder: Path) -> MlflowClient:
     return MlflowClient(f"sqlite:///{folder}/mlflow.db")
 
 
+@pytest.mark.whole
 def test_repro_alone_and_the_flow_give_the_same_outputs_and_lock_file(done: Path, flowed: Path):
     assert_same(done, flowed, "report")
     assert contents(done) == contents(flowed)
     assert lines_by_stage(done) == lines_by_stage(flowed)
 
 
+@pytest.mark.whole
 def test_the_flow_run_shows_what_dvc_did_the_comparison_and_its_plots(flowed: Path):
     shown = artifacts(flowed)
     did = {row["stage"]: (row["state"], row["DVC"]) for row in json.loads(shown["stages"])}
@@ -238,12 +237,14 @@ def test_the_flow_run_shows_what_dvc_did_the_comparison_and_its_plots(flowed: Pa
     assert plots == {}
 
 
+@pytest.mark.whole
 def test_every_stages_run_at_mlflow_names_the_flow_run(flowed: Path):
     flow_run = last_flow_run(flowed)
     name = f"{flow_run['name']}-{flow_run['id'][:8]}"
     assert stage_runs(flowed) == sorted((stage, name, "FINISHED") for stage in locked(flowed))
 
 
+@pytest.mark.whole
 def test_the_flow_registers_its_checkpoints_and_names_a_challenger(flowed: Path):
     client, stages = mlflow(flowed), locked(flowed)
     registered = {version.tags["oxa.stage"]: version for version in client.search_model_versions()}
@@ -262,13 +263,14 @@ def test_the_flow_registers_its_checkpoints_and_names_a_challenger(flowed: Path)
     assert re.search(rf"^\| {number} \| .* challenger \|", shown, re.MULTILINE)
 
 
+@pytest.mark.whole
 def test_a_champion_holds_while_the_flow_has_nothing_to_do(flowed: Path, tmp_path: Path):
     folder = copied(flowed, tmp_path / "copy")
     (held,) = mlflow(folder).search_model_versions("tags.`oxa.arm` = 'oxa_full'")
     run(folder, "oxa", "promote", str(held.version))
     before = stage_runs(folder)
     num_stages = len(locked(folder))
-    said = run(folder, *FLOW)
+    said = run(folder, *warmed(*FLOW))
     assert f"{num_stages} stages: 0 run, {num_stages} cached" in said
     assert stage_runs(folder) == before
     assert last_flow_run(folder) != last_flow_run(flowed)

@@ -16,9 +16,10 @@ import pytest
 import torch
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
-from pipelines import REPRO, ROOT, assert_same, copied, forget, reference, run, stages_run, wait_until_left
+from pipelines import REPRO, ROOT, assert_same, copied, forget, reference, run, stages_run
+from processes import wait_until_left
 from safetensors.torch import load_file
-from test_train import ROWS, SHARED, WITH_UL
+from training_rows import ROWS, SHARED, WITH_UL
 
 from conftest import Kept
 from oxa.config.train import TrainArm, TrainShared
@@ -88,7 +89,7 @@ train.run(TrainShared(**shared), TrainArm(**arm), model=Path(model), data=Path(d
 """
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_fsdp_killed_and_started_again_trains_like_one_process(checkpoint: Path, tmp_path: Path) -> None:
     data = tmp_path / "t.parquet"
     tables.write(data, ROWS, schemas.TRAIN)
@@ -165,7 +166,7 @@ def test_launchers_that_keep_checkpoints_of_different_kinds_keep_them_apart(
     assert found == ["checkpoints", "checkpoints-fsdp", "checkpoints-deepspeed"]
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "launcher",
     [

@@ -1,0 +1,255 @@
+"""All that the report reads, small but whole, made up with known differences between the arms; and the report on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oxa.config.prompt import Prompt
+from oxa.config.report import Report
+from oxa.config.selection import SelectionArm, SelectionShared, UnlikelihoodSet
+from oxa.records import schemas, tables
+from oxa.runtime import files as records
+from oxa.stages import report, selection
+
+SECTION = Report(baseline="sft", resamples=300)
+
+
+ALL = {
+    "sft": SelectionArm(ce="random"),
+    "sft_lp": SelectionArm(ce="lowest"),
+    "oxa_mle": SelectionArm(ce="gaussian"),
+    "oxa_full": SelectionArm(ce="gaussian", ul=UnlikelihoodSet(num=150, min_ppl=1.02)),
+}
+
+
+CURVES = (
+    "ce_loss",
+    "ce_entropy",
+    "grad_norm",
+    "ul_loss",
+    "ul_entropy",
+    "ul_probability",
+    "tokens_per_second",
+)
+
+
+RL_CURVES = (
+    "reward",
+    "entropy",
+    "kl",
+    "mean_tokens",
+    "truncated",
+    "all_right",
+    "all_wrong",
+    "grad_norm",
+    "loss",
+)
+
+
+def make_inputs(
+    folder: Path,
+    arms: dict[str, SelectionArm] = ALL,
+    seeds: Sequence[int] = (0,),
+    *,
+    benchmarks: dict[str, int] = {"world": 80},  # noqa: B006  read only
+    num_samples: int = 8,
+    rates: dict[str, float] = {},  # noqa: B006  read only
+    num_steps: int = 120,
+    rl_steps: Sequence[int] = (),
+    question: str = "2 + 3 =",
+) -> dict[str, Path]:
+    """Writes every input and returns the keywords of `report.run`; `rates`: chance of a right answer by arm.
+
+    `rl_steps`: steps of RL that were evaluated; 0.05 more right answers each. None: no RL.
+    """
+    draws = np.random.default_rng(5)
+    data = folder / "data"
+    select(folder, arms, draws)
+    totals = {
+        "rows": 260,
+        "problems": 250,
+        "responses_read": 1040,
+        "responses": 1000,
+        "benchmark_problems": 80,
+    }
+    totals["dropped"] = {"contaminated": 4, "duplicate_response": 21, "too_long": 1, "empty": 2}
+    exams = {name: {"guess_rate": 1.8 / (place + 100)} for place, name in enumerate(benchmarks)}
+    records.write_json(folder / "metrics" / "ingest.json", {"totals": totals, "benchmarks": exams})
+    records.write_json(folder / "metrics" / "gates.json", {"applies": False})
+    for origin, verdicts in (
+        ("teacher", {"correct": 900, "incorrect": 80, "timeout": 1, "unparsable": 19}),
+        ("self", {"correct": 400, "incorrect": 500, "unparsable": 100}),
+    ):
+        records.write_json(
+            folder / "metrics" / "verify" / f"{origin}.json", {"responses": 1000, "verdicts": verdicts}
+        )
+    for name in ["base", *(f"{arm}-{seed}" for arm in arms for seed in seeds)]:
+        rate = rates.get(name.split("-")[0], 0.4)
+        tables.write(
+            data / "generations" / f"{name}.parquet",
+            generations(draws, benchmarks, num_samples, rate),
+            schemas.GENERATIONS,
+        )
+    for arm, chosen in arms.items():
+        for seed in seeds:
+            names = [name for name in CURVES if chosen.ul or not name.startswith("ul_")]
+            write_journal(folder / "metrics" / "train" / f"{arm}-{seed}.jsonl", draws, names, num_steps)
+            if rl_steps:
+                write_journal(
+                    folder / "metrics" / "rlvr" / f"{arm}-{seed}.jsonl", draws, RL_CURVES, rl_steps[-1]
+                )
+                rows = []
+                for place, step in enumerate(rl_steps):
+                    rate = min(0.5, rates.get(arm, 0.4) + 0.05 * (place + 1))
+                    rows += generations(draws, benchmarks, num_samples, rate, step)
+                tables.write(data / "generations" / f"{arm}-{seed}-rl.parquet", rows, schemas.GENERATIONS)
+        tables.write(data / "traces" / f"{arm}.parquet", traces(arm, question), schemas.TRACES)
+    return {
+        "metrics": folder / "metrics",
+        "scores": data / "scores",
+        "train_sets": data / "train",
+        "generations": data / "generations",
+        "traces": data / "traces",
+        "summary": folder / "metrics" / "summary.json",
+        "output": folder / "reports",
+        "scratch": folder,
+    }
+
+
+def select(folder: Path, arms: dict[str, SelectionArm], draws: np.random.Generator) -> None:
+    """Scored responses, four a problem, and the arms' sets as the selection stage makes them."""
+    data, num = folder / "data", 1000
+    names = [f"p{i:04d}" for i in range(num // 4)]
+    tables.write(
+        data / "problems.parquet",
+        [
+            {
+                "problem_id": name,
+                "source": "t",
+                "question": "q",
+                "answers": ["1"],
+                "tier": "",
+                "split": "train",
+            }
+            for name in names
+        ],
+        schemas.PROBLEMS,
+    )
+    paths: dict[str, Path] = {"problems": data / "problems.parquet"}
+    for origin, key, right in (("teacher", "teacher", "correct"), ("self", "self_responses", "incorrect")):
+        ids = [f"{origin}{i:05d}" for i in range(num)]
+        share = 0.9 if origin == "teacher" else 0.5
+        verdict = np.where(draws.random(num) < share, right, "unparsable")
+        scored = np.flatnonzero(verdict == right)
+        ppl = 1 + draws.lognormal(-0.5 if origin == "teacher" else -2, 0.5, len(scored))
+        paths[key] = data / f"{key}.parquet"
+        paths[f"{origin}_verdicts"] = data / f"{origin}_verdicts.parquet"
+        paths[f"{origin}_scores"] = data / "scores" / f"{origin}.parquet"
+        columns: dict[str, Any] = {"response_id": ids, "problem_id": [names[i // 4] for i in range(num)]}
+        columns |= {
+            "origin": [origin] * num,
+            "model": ["m"] * num,
+            "sample_index": [0] * num,
+            "seed": [0] * num,
+        }
+        columns |= {
+            "text": ["<think></think> 1"] * num,
+            "num_tokens": [9] * num,
+            "finish_reason": ["stop"] * num,
+        }
+        tables.write(paths[key], columns | {"mean_entropy": [0.1] * num}, schemas.RESPONSES)
+        columns = {"response_id": ids, "verdict": verdict.tolist(), "predicted": [""] * num}
+        tables.write(paths[f"{origin}_verdicts"], columns, schemas.VERDICTS)
+        columns = {
+            "response_id": [ids[i] for i in scored],
+            "scorer": ["base"] * len(scored),
+            "mean_nll": np.log(ppl),
+        }
+        columns |= {"ppl": ppl, "num_tokens": draws.integers(40, 150, len(scored)).astype(np.int32)}
+        columns |= {"truncated": [False] * len(scored), "mean_entropy": [0.1] * len(scored)}
+        tables.write(paths[f"{origin}_scores"], columns, schemas.SCORES)
+    shared = SelectionShared(num_ce=150, mean=1.9, std=0.15, max_shortage=0.5)
+    for arm, rule in arms.items():
+        found = selection.run(
+            shared,
+            rule,
+            Prompt(suffix=""),
+            **paths,
+            output=data / "train" / f"{arm}.parquet",
+            log=lambda step, **values: None,
+            scratch=folder,
+        )
+        records.write_json(folder / "metrics" / "selection" / f"{arm}.json", found)
+
+
+def generations(
+    draws: np.random.Generator, benchmarks: dict[str, int], num_samples: int, rate: float, step: int = 0
+) -> list[dict[str, Any]]:
+    rows = []
+    for benchmark, num_problems in benchmarks.items():
+        for i in range(num_problems):
+            chance = rate * 2 * (i + 0.5) / num_problems  # the same problems are hard for every arm
+            for sample in range(num_samples):
+                right = draws.random() < chance
+                rows.append(
+                    {
+                        "benchmark": benchmark,
+                        "problem_id": f"{benchmark}{i:03d}",
+                        "tier": "easy" if i % 2 else "hard",
+                        "step": step,
+                        "sample_index": sample,
+                        "text": "",
+                        "num_tokens": int(draws.integers(30, 160)),
+                        "finish_reason": "length" if draws.random() < 0.1 else "stop",
+                        "verdict": "correct" if right else "incorrect",
+                        "predicted": "7" if right else str(draws.integers(3)),
+                        "mean_entropy": float(draws.gamma(4, 0.05)),
+                    }
+                )
+    return rows
+
+
+def write_journal(path: Path, draws: np.random.Generator, names: Sequence[str], num_steps: int) -> None:
+    rows = [
+        {
+            "step": step,
+            "time": 1.7e9 + step,
+            "name": name,
+            "value": (0.2 + 0.5 * np.exp(-step / 30)) * draws.gamma(60, 1 / 60),
+        }
+        for step in range(1, num_steps + 1)
+        for name in names
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def traces(arm: str, question: str) -> list[dict[str, Any]]:
+    """One CE example and a response beside it."""
+    shared = {
+        "example_id": f"{arm}t",
+        "problem_id": "p0",
+        "question": question,
+        "answers": ["5"],
+        "cut": False,
+    }
+    shared |= {"num_tokens": 3, "tokens": ["2+3", " is", " 5"], "before": [-2.0, -0.5, -0.1]}
+    return [
+        shared
+        | {"role": "example", "objective": "ce", "response_id": f"{arm}t", "origin": "teacher"}
+        | {"verdict": "correct", "ppl": 1.3, "after": [-0.5, -0.4, -0.1]},
+        shared
+        | {"role": "beside", "objective": "", "response_id": f"{arm}s", "origin": "self"}
+        | {"verdict": "incorrect", "ppl": float("nan"), "after": [-3.0, -0.6, -0.1]},
+    ]
+
+
+def run(
+    paths: dict[str, Path], log: Any, arms: Sequence[str] = tuple(ALL), seeds: Sequence[int] = (0,)
+) -> dict:
+    return report.run(SECTION, list(arms), list(seeds), **paths, log=log)

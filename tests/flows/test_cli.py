@@ -91,11 +91,11 @@ def test_a_missing_input_is_named_with_its_option(project, capsys):
 
 
 def test_an_arm_nobody_described_is_named(project, capsys):
-    paths = [w for option in STAGES["selection"].inputs for w in (f"--{option.replace('_', '-')}", "x")]
+    paths = [w for option in STAGES["selection_ce"].inputs for w in (f"--{option.replace('_', '-')}", "x")]
     sentence = fails_with_one_sentence(
-        capsys, "selection", "--arm", "new", *paths, "--output", "o", "--metrics", "m"
+        capsys, "selection_ce", "--arm", "new", *paths, "--output", "o", "--metrics", "m"
     )
-    assert "selection.arms.new: missing; known here: sft, sft_lp, oxa_mle, oxa_full" in sentence
+    assert "selection.ce.new: missing; known here: sft, sft_lp, oxa_mle, oxa_full" in sentence
 
 
 def test_a_path_that_cannot_be_written_is_named_and_nothing_is_left(project, capsys):
@@ -222,7 +222,7 @@ def test_a_plan_of_a_file_that_is_not_there_is_one_sentence(project, capsys):
 
 def test_the_worlds_gates_are_measured_on_a_student_of_the_world_alone(project, capsys, checkpoint):
     raw = yaml.safe_load(Path("params.yaml").read_text())
-    raw["gates"] = {"num_problems": 3, "num_samples": 2, "max_tokens": 4}
+    raw["gates"]["world"] = {"num_problems": 3, "num_samples": 2, "max_tokens": 4}
     Path("params.yaml").write_text(yaml.safe_dump(raw))
     sentence = fails_with_one_sentence(capsys, "world", "check")
     assert sentence == "oxa: models/base: no such folder; `oxa run base` makes the student"
@@ -234,7 +234,10 @@ def test_the_worlds_gates_are_measured_on_a_student_of_the_world_alone(project, 
     assert "Beware: the base fails G1 (competence)" in shown
     raw["base"] = {"kind": "checkpoint", "model": "owner/name"}
     Path("params.yaml").write_text(yaml.safe_dump(raw))
-    assert "base.corpus holds no source `world`" in fails_with_one_sentence(capsys, "world", "check")
+    assert "pretrained on the source `world` (base.corpus)" in fails_with_one_sentence(capsys, "world", "check")
+    del raw["gates"]
+    Path("params.yaml").write_text(yaml.safe_dump(raw))
+    assert "no section gates.world" in fails_with_one_sentence(capsys, "world", "check")
 
 
 def test_what_was_out_of_reach_has_an_exit_code_of_its_own_and_offline_mode_has_not(

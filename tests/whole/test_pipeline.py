@@ -112,10 +112,10 @@ def test_lost_outputs_come_back_from_the_cache_without_running_a_stage(copy: Pat
 
 @pytest.mark.whole
 def test_changing_one_arm_reruns_only_what_hangs_on_it(copy: Path):
-    change(copy, "selection.arms.oxa_full.ul.num", 15)
+    change(copy, "selection.ul.oxa_full.num", 15)
     ran = repro(copy)  # a dry run cannot know which outputs will differ
     behind = {f"{stage}@oxa_full-0" for stage in ("train", "evaluate", "rlvr", "evaluate_rlvr")}
-    assert ran == {"selection@oxa_full", "traces@oxa_full", "report"} | behind
+    assert ran == {"selection_ul@oxa_full", "traces@oxa_full", "report"} | behind
 
 
 @pytest.mark.whole
@@ -127,12 +127,12 @@ def test_a_new_seed_trains_and_evaluates_only_that_seed(copy: Path):
 
 
 def test_a_stage_that_fails_says_why_and_stays_stale(copy: Path):
-    change(copy, "selection.arms.oxa_full.ul.num", 10_000)
+    change(copy, "selection.ul.oxa_full.num", 10_000)
     shown = run(copy, *REPRO, code=None)
     assert "oxa: " in shown
     assert "Traceback" not in shown
-    assert not (copy / "data" / "train" / "oxa_full.parquet").exists()
-    assert "selection@oxa_full" in stale(copy)
+    assert not (copy / "data" / "train" / "oxa_full" / "ul.parquet").exists()
+    assert "selection_ul@oxa_full" in stale(copy)
 
 
 @pytest.mark.parametrize(

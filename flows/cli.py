@@ -454,32 +454,25 @@ def _add_plan(commands: Any) -> None:
         help="forecast what each stage will do: rows, tokens, steps, FLOPs, time, memory, and what does not fit",
         description="Reads a params file and prints what its stages will do on the devices that its section `plan` "
         "names, or on this machine's. Loads no weights, runs no stage, needs no GPU and no network. A forecast that "
-        "does not fit says what to change and still exits with 0; scripts read `fits` of --json.",
+        "does not fit names the settings that decide and still exits with 0; scripts read `fits` of --json.",
     )
     add_params(plan)
     plan.add_argument("--json", action="store_true", help="print JSON: bytes, FLOPs, hours")
     plan.add_argument(
-        "--data", type=Path, default=Path("data"), help="tables made so far; default: %(default)s"
-    )
-    plan.add_argument("--model", type=Path, default=Path("models/base"), help="default: %(default)s")
-    plan.add_argument(
-        "--lock", type=Path, default=Path("dvc.lock"), help="tells which are up to date; default: %(default)s"
+        "--data",
+        type=Path,
+        help="count the tables of this folder, as they lie there; default: no table is read",
     )
     plan.set_defaults(command=_plan)
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    import yaml
-
     params = load_params(arguments.params)
     from oxa.forecast import forecast
     from oxa.forecast import text as outlook
 
-    raw = yaml.safe_load(arguments.params.read_text(encoding="utf-8"))
-    made = forecast.make(
-        params, raw, arguments.params, data=arguments.data, model=arguments.model, lock=arguments.lock
-    )
-    print(json.dumps(outlook.document(made), indent=2) if arguments.json else outlook.text(made))
+    plan = forecast.make(params, arguments.params, arguments.data)
+    print(json.dumps(outlook.document(plan), indent=2) if arguments.json else outlook.text(plan))
 
 
 def _default_model(params: Params) -> str | Path | None:

@@ -209,9 +209,9 @@ def test_a_plan_is_printed_for_people_and_for_machines_and_writes_nothing(projec
     assert cli.main(["plan"]) == 0, "a forecast, not a check"
     assert "DOES NOT FIT  train@*: " in capsys.readouterr().out
     assert cli.main(["plan", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["fits"] is False
-    assert {"base", "train@oxa_full", "report"} <= {stage["name"] for stage in told["stages"]}
+    document = json.loads(capsys.readouterr().out)
+    assert document["fits"] is False
+    assert {"base", "train@oxa_full", "report"} <= {stage["name"] for stage in document["stages"]}
     assert sorted(project.rglob("*")) == before
 
 

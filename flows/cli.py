@@ -144,26 +144,21 @@ def doctor(arguments: Namespace) -> None:
     "plan",
     "forecast what each stage will do: rows, tokens, steps, FLOPs, time, memory, and what does not fit",
     "Reads a params file and prints what its stages will do on the devices that its section `plan` names, or on this "
-    "machine's. Loads no weights, runs no stage, needs no GPU and no network. A forecast that does not fit says what "
-    "to change and still exits with 0; scripts read `fits` of --json.",
+    "machine's. Loads no weights, runs no stage, needs no GPU and no network. A forecast that does not fit names the "
+    "settings that decide and still exits with 0; scripts read `fits` of --json.",
     add_params,
     option("--json", action="store_true", help="print JSON: bytes, FLOPs, hours"),
-    option("--data", type=Path, default=Path("data"), help="tables made so far; default: %(default)s"),
-    option("--model", type=Path, default=Path("models/base"), help="default: %(default)s"),
     option(
-        "--lock", type=Path, default=Path("dvc.lock"), help="tells which are up to date; default: %(default)s"
+        "--data",
+        type=Path,
+        help="count the tables of this folder, as they lie there; default: no table is read",
     ),
 )
 def plan(arguments: Namespace) -> None:
-    import yaml
-
     params = load_params(arguments.params)
     from oxa.forecast import forecast, text
 
-    raw = yaml.safe_load(arguments.params.read_text(encoding="utf-8"))
-    outlook = forecast.make(
-        params, raw, arguments.params, data=arguments.data, model=arguments.model, lock=arguments.lock
-    )
+    outlook = forecast.make(params, arguments.params, arguments.data)
     print(json.dumps(text.document(outlook), indent=2) if arguments.json else text.text(outlook))
 
 

@@ -1,4 +1,4 @@
-"""Section `plan`: what `oxa plan` takes for true where nothing else tells."""
+"""Section `plan`: what `oxa plan` assumes where nothing else says."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Device(Section):
 
 
 class Plan(Section):
-    """What `oxa plan` takes for true where neither data nor the other sections tell. No stage reads it."""
+    """What `oxa plan` assumes where neither data nor the other sections say. No stage reads it."""
 
     shape: Shape | None = None
     """The student, where its config.json is not at hand."""

@@ -22,14 +22,19 @@ I width of the feed-forward part, V vocabulary, B sequences, T positions of the 
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
+import torch
+from transformers import AutoModelForCausalLM
+
 from oxa.errors import DataError
+from oxa.generation import sampler
+from oxa.model import log_probs
 
 HEAD_TILE = (4096, 32_768)  # tokens and vocabulary entries of a tile of TRL 1.16's fused head
-DRAW_ELEMENTS = 2**24  # probabilities in float64 that the sampler holds at once
-MIN_COLUMNS = 256  # of a tile of logits in scoring
 GIB = 2**30
+VLLM_WORKING = 2 * GIB  # what vLLM keeps for a step's activations and its graphs, beside weights and cache
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -73,15 +78,17 @@ class Memory(NamedTuple):
     def total(self) -> float:
         return sum(self)
 
+    @property
+    def state(self) -> float:
+        """What no smaller batch makes less."""
+        return self.weights + self.gradients + self.optimizer
+
 
 def shape_of(config: Any) -> Shape:
     """The shape of the model that a transformers config describes, built without memory to count its parameters.
 
     Raises DataError for models with experts, of whose weights a token passes some only.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     text = config.get_text_config()
     if any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
         raise DataError(
@@ -182,8 +189,10 @@ def training_memory(
     copies = 2 * shape.matrices if dtype == "bfloat16" else 0
     gathered = 4 * (ends + 2 * block) if fsdp else copies
     buckets = 4 * shape.parameters if devices > 1 and not fsdp else 0
-    kept = kept_by_block(shape, dtype, longest=longest, padded=tokens > longest)
-    stored = shape.layers * (4 * shape.hidden if checkpointing else kept) + (kept if checkpointing else 0)
+    block_state = kept_by_block(shape, dtype, longest=longest, padded=tokens > longest)
+    stored = shape.layers * block_state
+    if checkpointing:  # every block's input, and all of the block that is computed again
+        stored = shape.layers * 4 * shape.hidden + block_state
     working = 3 * number * shape.intermediate + 12 * shape.hidden
     rows, columns = min(tokens, HEAD_TILE[0]), min(shape.vocab, HEAD_TILE[1])
     tile = rows * columns * (number if triton else 32) + (2 * columns * shape.hidden if number == 2 else 0)
@@ -201,7 +210,7 @@ def scoring_memory(
 ) -> Memory:
     """A forward pass over `tokens` tokens, padding included, and the head over `chunk` positions at a time.
 
-    log_probs.py holds the last hidden states twice, and about three times in float32 the `tile` logits, or MIN_COLUMNS
+    log_probs.py holds the last hidden states twice, and about three times in float32 the `tile` logits, or MIN_WIDTH
     of every position of the chunk where those are more. `onednn`: products on a CPU in float32, whose inputs and
     outputs log_probs.py copies: measured, the feed-forward part then takes twice as much.
     """
@@ -209,7 +218,7 @@ def scoring_memory(
     return Memory(
         weights=number * shape.parameters,
         activations=tokens * forward_working(shape, number, copies=2 if onednn else 1),
-        logits=12 * max(tile, MIN_COLUMNS * min(chunk, tokens)) + number * tokens * shape.hidden,
+        logits=12 * max(tile, log_probs.MIN_WIDTH * min(chunk, tokens)) + number * tokens * shape.hidden,
     )
 
 
@@ -222,13 +231,30 @@ def forward_working(shape: Shape, number: int, copies: int = 1) -> float:
 
 
 def sampling_memory(
-    shape: Shape, *, batch: int, prompts: int, prompt: int, length: int, dtype: str
+    shape: Shape, *, batch: int, prompts: int, prompt: int, length: int, dtype: str, kind: str
 ) -> Memory:
-    """The built-in sampler with `batch` responses of up to `length` tokens to `prompts` distinct prompts at once."""
+    """The built-in sampler with `batch` responses of up to `length` tokens to `prompts` distinct prompts at once.
+
+    A draw holds about six copies in float64 of as many probabilities as sampler.py allows on the `kind` of device.
+    """
     number = BYTES[dtype]
     return Memory(
         weights=number * shape.parameters,
         activations=prompts * prompt * forward_working(shape, number),
-        logits=number * batch * shape.vocab + 6 * 8 * min(batch * shape.vocab, DRAW_ELEMENTS),
+        logits=number * batch * shape.vocab + 6 * 8 * min(batch * shape.vocab, sampler.DRAW_ELEMENTS[kind]),
         cache=number * shape.cache * batch * (prompt + length),
+    )
+
+
+def vllm_memory(shape: Shape, number: int, tensor_parallel: int, *, longest: float, room: float) -> Memory:
+    """One device of a vLLM server, which fills its `room`, bytes, with keys and values.
+
+    These are of one sequence of `longest` tokens at least. `number`: bytes a number.
+    """
+    weights = number * shape.parameters / tensor_parallel
+    one = number * shape.cache * longest / tensor_parallel
+    return Memory(
+        weights=weights,
+        activations=VLLM_WORKING,
+        cache=math.floor(max(one, room - weights - VLLM_WORKING)),
     )

@@ -6,16 +6,20 @@ import os
 import time
 from typing import Any, NamedTuple
 
+import torch
+from torch.utils.benchmark import Timer
+
 from oxa.config.forecast import Plan
 from oxa.forecast.cost import GIB
 
 USABLE = 0.95  # of a device's memory: the rest goes to the driver, its libraries and holes between blocks
-REPEATS = 3
 
 
 class Machine(NamedTuple):
     name: str
     origin: str
+    kind: str
+    """`cuda` or `cpu`."""
     number: int
     memory: float
     """Bytes of one device."""
@@ -23,86 +27,61 @@ class Machine(NamedTuple):
     """Of its memory, bytes/s."""
     peak: dict[str, float]
     """FLOP/s of one device, by type of the numbers."""
-    is_gpu: bool
+    utilization: float
+    """Share of peak and bandwidth that is reached."""
+    fsdp: bool
+    """Training spreads weights, gradients and moments over the devices."""
 
     @property
     def usable(self) -> float:
         return USABLE * self.memory
 
+    @property
+    def native(self) -> str:
+        """The type that weights are loaded in to generate."""
+        return "bfloat16" if self.kind == "cuda" else "float32"
 
-def of(plan: Plan) -> Machine:
+    def hours(self, flops: float, dtype: str, devices: int, read: float = 0) -> float:
+        """Of the arithmetic or of `read` bytes of memory traffic, whichever takes longer."""
+        seconds = max(flops / self.peak[dtype], read / self.bandwidth) / (self.utilization * devices)
+        return seconds / 3600
+
+
+def machine(plan: Plan) -> Machine:
     """The section's device; without one the CUDA devices here, without those the CPU as one device.
 
-    What no data sheet tells is measured within a second: a product of two matrices in either type, and a copy.
+    What no data sheet lists is measured within seconds: a product of two matrices in either type, and a copy.
     """
     if plan.device is not None:
-        named = plan.device
-        return Machine(
-            named.name,
+        sheet, tera = plan.device, 1e12
+        peak = {"bfloat16": sheet.bfloat16 * tera, "float32": sheet.float32 * tera}
+        described = (
+            sheet.name,
             "from params",
+            "cuda",
             plan.devices or 1,
-            named.memory * GIB,
-            named.bandwidth * 1e12,
-            {"bfloat16": named.bfloat16 * 1e12, "float32": named.float32 * 1e12},
-            True,
+            sheet.memory * GIB,
+            sheet.bandwidth * tera,
         )
-    import torch
-
+        return Machine(*described, peak, plan.utilization, plan.fsdp)
     if torch.cuda.is_available():
-        device = torch.device("cuda")
-        found = torch.cuda.get_device_properties(0)
-        name, memory, number = found.name, float(found.total_memory), torch.cuda.device_count()
+        properties, kind, number = torch.cuda.get_device_properties(0), "cuda", torch.cuda.device_count()
+        name, memory, size, num_bytes = properties.name, properties.total_memory, 8192, 2**30
     else:
-        device = torch.device("cpu")
-        name = f"CPU, {torch.get_num_threads()} threads"
-        memory, number = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")), 1
-    is_gpu = device.type == "cuda"
-    size = 8192 if is_gpu else 512
-    peak = {kind: _flops(getattr(torch, kind), size, device) for kind in ("bfloat16", "float32")}
-    return Machine(
-        name,
-        "measured",
-        plan.devices or number,
-        memory,
-        _copied(2**30 if is_gpu else 2**26, device),
-        peak,
-        is_gpu,
-    )
+        name, kind, number, size, num_bytes = f"CPU, {torch.get_num_threads()} threads", "cpu", 1, 512, 2**26
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    peak = {}
+    for dtype in ("bfloat16", "float32"):
+        matrix = torch.ones(size, size, dtype=getattr(torch, dtype), device=kind)
+        peak[dtype] = 2 * size**3 / _seconds("x @ x", matrix)
+    bandwidth = 2 * num_bytes / _seconds("x.clone()", torch.ones(num_bytes, dtype=torch.uint8, device=kind))
+    described = (name, "measured", kind, plan.devices or number, memory, bandwidth)
+    return Machine(*described, peak, plan.utilization, plan.fsdp)
 
 
-def _flops(dtype: Any, size: int, device: Any) -> float:
-    import torch
-
-    one = torch.ones(size, size, dtype=dtype, device=device)
-    return 2 * size**3 / _seconds(lambda: one @ one, device)
-
-
-def _copied(size: int, device: Any) -> float:
-    """Bytes read and written a second."""
-    import torch
-
-    one = torch.ones(size, dtype=torch.uint8, device=device)
-    return 2 * size / _seconds(one.clone, device)
-
-
-def _seconds(work: Any, device: Any) -> float:
-    """The fastest of a few runs after one that warms up.
-
-    On CPUs one thread's own processor time, divided by the threads: other work here at the moment does not count.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    clock = time.perf_counter if device.type == "cuda" else time.thread_time
-    times = []
-    torch.set_num_threads(1 if device.type == "cpu" else threads)
-    try:
-        for _ in range(REPEATS + 1):
-            begun = clock()
-            work()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(clock() - begun)
-    finally:
-        torch.set_num_threads(threads)
-    return min(times[1:]) / (threads if device.type == "cpu" else 1)
+def _seconds(statement: str, x: Any) -> float:
+    """On CPUs one thread's own processor time, divided by the threads: other work here at the moment does not count."""
+    if x.is_cuda:
+        return Timer(statement, globals={"x": x}).blocked_autorange().median
+    timer = Timer(statement, globals={"x": x}, timer=time.thread_time)
+    return timer.blocked_autorange().median / torch.get_num_threads()

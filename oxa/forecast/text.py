@@ -2,104 +2,103 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
-from oxa.forecast import devices
-from oxa.forecast.cost import GIB
+from oxa.forecast.cost import GIB, Memory
+from oxa.forecast.devices import USABLE
 from oxa.forecast.forecast import Plan, Step
+
+PARTS = {name: "KV cache" if name == "cache" else name for name in Memory._fields}
+DECIDING = {
+    "base": "base.batch_tokens",
+    "score": "score.batch_tokens, score.chunk or score.max_length",
+    "train": "train.shared.micro_batch_size or train.shared.max_length, or set "
+    "train.shared.gradient_checkpointing: true",
+    "rlvr": "rlvr.micro_batch_size, rlvr.batch_size, rlvr.vllm.memory_share or rlvr.max_tokens, or set "
+    "rlvr.gradient_checkpointing: true",
+    "traces": "traces.batch_tokens or traces.max_tokens",
+}
+"""By stage, what makes its batches smaller; all others generate."""
+GENERATING = (
+    "generate.batch_size (engine torch), or raise generate.vllm.tensor_parallel or generate.vllm.memory_share"
+)
+FSDP = "spread them by FSDP (plan.fsdp, plan.devices), "
+VLLM = "raise generate.vllm.tensor_parallel (engine vllm), "
 
 
 def text(plan: Plan) -> str:
     """For a person, 100 columns wide."""
     shape, device = plan.shape, plan.machine
+    peaks = ", ".join(f"{kind} {peak / 1e12:,.3g} TFLOP/s" for kind, peak in device.peak.items())
     lines = [
         f"Plan of {plan.params}: a forecast; nothing was loaded, run or fetched.",
         "",
         f"student   {plan.student}: {shape.parameters:,} parameters, {shape.layers} layers, {shape.hidden} wide",
-        f"devices   {device.number} x {device.name} ({device.origin}): {device.memory / GIB:,.1f} GiB, "
-        + ", ".join(f"{kind} {peak / 1e12:,.3g} TFLOP/s" for kind, peak in device.peak.items()),
-        f"          taken to reach {plan.utilization:.0%} of that, and to have {devices.USABLE:.0%} of the memory free",
+        f"devices   {device.number} x {device.name} ({device.origin}): {device.memory / GIB:,.1f} GiB, {peaks}",
+        f"          taken to reach {device.utilization:.0%} of that, and to have {USABLE:.0%} of the memory free",
         "",
         f"{'what goes in':<30}{'':>14}  known how",
     ]
     for name, number in plan.numbers.items():
-        lines.append(f"{name:<30}{_exact(number.value):>14}  {number.origin}: {number.why}")
+        value = f"{number.value:,.1f}".removesuffix(".0")
+        lines.append(f"{name:<30}{value:>14}  {number.origin}: {number.why}")
     lines += [
         "",
         "rows, tokens and steps of one run; FLOPs and time of all its runs, on so many devices",
         f"{'stage':<19}{'runs':>5}{'rows':>10}{'tokens':>10}{'steps':>8}{'FLOPs':>9}{'time':>10}{'dev.':>6}  known how",
     ]
     for step in plan.steps:
-        flops = "-" if step.flops is None else f"{step.flops:.1e}".replace("e+", "e")
-        time = "-" if step.hours is None else _time(step.hours)
         lines.append(
-            f"{step.name:<19}{step.runs:>5}{_short(step.rows):>10}{_short(step.tokens):>10}"
-            f"{_short(step.steps):>8}{flops:>9}{time:>10}{step.devices or '-':>6}  {step.origin}"
+            f"{step.name:<19}{step.runs:>5}{_short(step.rows):>10}{_short(step.tokens):>10}{_short(step.steps):>8}"
+            f"{_power(step.flops):>9}{_time(step.hours):>10}{step.devices or '-':>6}  {step.origin}"
         )
     hours = sum(step.hours or 0 for step in plan.steps)
-    spent = sum((step.hours or 0) * step.devices for step in plan.steps)
-    total = f"{sum(step.flops or 0 for step in plan.steps):.1e}".replace("e+", "e")
-    lines.append(
-        f"{'one after the other':<52}{total:>9}{_time(hours):>10}        {_time(spent)} of one device"
-    )
+    flops = sum(step.flops or 0 for step in plan.steps)
+    each = sum((step.hours or 0) * step.devices for step in plan.steps)
     lines += [
+        f"{'one after the other':<52}{_power(flops):>9}{_time(hours):>10}        {_time(each)} of one device",
         "",
         f"memory of one device at the peak, with the longest rows allowed: GiB of {device.memory / GIB:,.1f}",
+        f"{'stage':<19}" + "".join(f"{part:>12}" for part in PARTS.values()) + f"{'all':>7}  fits",
     ]
-    names = ("weights", "gradients", "optimizer", "activations", "logits", "cache")
-    heads = ("weights", "gradients", "optimizer", "activations", "logits", "KV cache")
-    lines.append(f"{'stage':<19}" + "".join(f"{head:>12}" for head in heads) + f"{'all':>7}  fits")
-    for names_of, step in _alike(plan.steps):
-        assert step.memory is not None
-        cells = "".join(_gib(getattr(step.memory, name), 12) for name in names)
-        lines.append(f"{names_of:<19}{cells}{_gib(step.memory.total, 7)}  {'yes' if step.fits else 'NO'}")
-    lines += ["", *_verdict(plan)]
+    short = []
+    for name, step, memory in _alike(plan.steps):
+        cells = "".join(f"{_gib(value):>12}" for value in memory)
+        lines.append(f"{name:<19}{cells}{_gib(memory.total):>7}  {'yes' if step.fits else 'NO'}")
+        if not step.fits:
+            room = f"{memory.total / GIB:,.1f} GiB, with room for {step.room / GIB:,.1f}"
+            short.append(f"DOES NOT FIT  {name}: {room}: {_advice(step, memory)}")
+    short += [f"CANNOT RUN    {step.name}: {step.cannot}" for step in plan.steps if step.cannot]
+    lines += ["", *(short or ["Everything fits."])]
+    lines += [f"{step.name}: {step.remark}" for step in plan.steps if step.remark]
+    if device.fsdp or any("FSDP" in line for line in short):
+        lines += [
+            "FSDP: plan.fsdp and plan.devices set this forecast alone; what starts it, with N processes, is",
+            '    OXA_LAUNCH="accelerate launch --config_file presets/accelerate/fsdp.yaml --num_processes N" dvc repro',
+            "    and every process first loads the weights into main memory: N times "
+            f"{4 * shape.parameters / GIB:,.1f} GiB",
+        ]
     return "\n".join(lines)
 
 
-def _alike(steps: list[Step]) -> Iterator[tuple[str, Step]]:
+def _alike(steps: list[Step]) -> list[tuple[str, Step, Memory]]:
     """Steps with memory; the arms of a stage that need the same share a line."""
-    for (kind, _), group in itertools.groupby(
-        (step for step in steps if step.memory), key=lambda step: (step.name.partition("@")[0], step.memory)
-    ):
-        same = list(group)
-        yield (f"{kind}@*" if len(same) > 1 else same[0].name), same[0]
+    rows = [(step.name.partition("@")[0], step.memory, step) for step in steps if step.memory]
+    groups = [(key, list(group)) for key, group in groupby(rows, key=lambda row: row[:2])]
+    return [
+        (f"{kind}@*" if len(group) > 1 else group[0][2].name, group[0][2], memory)
+        for (kind, memory), group in groups
+    ]
 
 
-def _verdict(plan: Plan) -> list[str]:
-    lines: list[str] = []
-    short = [(name, step) for name, step in _alike(plan.steps) if not step.fits]
-    for name, step in short:
-        assert step.memory is not None
-        room = plan.machine.usable / GIB
-        lines.append(
-            f"DOES NOT FIT  {name}: {step.memory.total / GIB:,.1f} GiB, with room for {room:,.1f} GiB"
-        )
-        if step.remedies:
-            lines += [
-                f"    {'enough:' if i == 0 else '    or:'} {remedy}" for i, remedy in enumerate(step.remedies)
-            ]
-        else:
-            lines.append("    no setting here makes it fit: take a larger device or a smaller student")
-    refused = [step for step in plan.steps if step.cannot]
-    lines += [f"CANNOT RUN    {step.name}: {step.cannot}" for step in refused]
-    for step in plan.steps:
-        if step.remark:
-            lines.append(f"{step.name}: {step.remark}")
-    if plan.fsdp or any("FSDP" in remedy for _, step in short for remedy in step.remedies):
-        loaded = 4 * plan.shape.parameters / GIB
-        lines += [
-            "FSDP: plan.fsdp and plan.devices tell this forecast; what starts it, with N processes, is",
-            '    OXA_LAUNCH="accelerate launch --config_file presets/accelerate/fsdp.yaml --num_processes N" dvc repro',
-            f"    and every process first loads the weights into main memory: N times {loaded:,.1f} GiB",
-        ]
-    return lines if short or refused else ["Everything fits.", *lines]
-
-
-def _exact(value: float) -> str:
-    return f"{value:,.1f}".removesuffix(".0")
+def _advice(step: Step, memory: Memory) -> str:
+    """The setting that decides: no smaller batch helps where weights, gradients and moments are too much."""
+    stage = step.name.partition("@")[0]
+    if memory.state <= step.room:
+        return f"lower {DECIDING.get(stage, GENERATING)}"
+    spread = {"train": FSDP, "rlvr": FSDP}.get(stage, "" if stage in DECIDING else VLLM)
+    return f"weights and their state decide: {spread}take larger devices or a smaller student"
 
 
 def _short(value: float | None) -> str:
@@ -111,31 +110,32 @@ def _short(value: float | None) -> str:
     return f"{value:,.0f}"
 
 
-def _time(hours: float) -> str:
+def _power(flops: float | None) -> str:
+    return "-" if flops is None else f"{flops:.1e}".replace("e+", "e")
+
+
+def _time(hours: float | None) -> str:
+    if hours is None:
+        return "-"
     if hours < 1 / 60:
         return f"{hours * 3600:,.0f} s"
     return f"{hours * 60:,.0f} min" if hours < 1 else f"{hours:,.1f} h" if hours < 100 else f"{hours:,.0f} h"
 
 
-def _gib(value: float, width: int) -> str:
-    if not value:
-        return f"{'-':>{width}}"
-    return f"{value / GIB:>{width},.1f}" if value >= 0.05 * GIB else f"{'<0.1':>{width}}"
+def _gib(value: float) -> str:
+    return "-" if not value else f"{value / GIB:,.1f}" if value >= 0.05 * GIB else "<0.1"
 
 
 def document(plan: Plan) -> dict[str, Any]:
     """For a machine: bytes, FLOPs and hours."""
     steps = []
     for step in plan.steps:
-        row = step._asdict()
-        if step.memory is not None:
-            row["memory"] = step.memory._asdict() | {"total": step.memory.total}
-        steps.append(row)
+        memory = step.memory and step.memory._asdict() | {"total": step.memory.total}
+        steps.append(step._asdict() | {"memory": memory, "fits": step.fits})
     return {
         "params": plan.params,
         "student": plan.shape._asdict() | {"read_from": plan.student},
         "machine": plan.machine._asdict(),
-        "utilization": plan.utilization,
         "numbers": {name: number._asdict() for name, number in plan.numbers.items()},
         "stages": steps,
         "fits": all(step.fits and not step.cannot for step in plan.steps),

@@ -210,9 +210,9 @@ def test_a_plan_is_printed_for_people_and_for_machines_and_writes_nothing(projec
     assert cli.main(["plan"]) == 0, "a forecast, not a check"
     assert "DOES NOT FIT  train@*: " in capsys.readouterr().out
     assert cli.main(["plan", "--json"]) == 0
-    forecast = json.loads(capsys.readouterr().out)
-    assert forecast["fits"] is False
-    assert {"base", "train@oxa_full", "report"} <= {stage["name"] for stage in forecast["stages"]}
+    document = json.loads(capsys.readouterr().out)
+    assert document["fits"] is False
+    assert {"base", "train@oxa_full", "report"} <= {stage["name"] for stage in document["stages"]}
     assert sorted(project.rglob("*")) == before
 
 
@@ -234,7 +234,9 @@ def test_the_worlds_gates_are_measured_on_a_student_of_the_world_alone(project, 
     assert "Beware: the base fails G1 (competence)" in shown
     raw["base"] = {"kind": "checkpoint", "model": "owner/name"}
     Path("params.yaml").write_text(yaml.safe_dump(raw))
-    assert "pretrained on the source `world` (base.corpus)" in fails_with_one_sentence(capsys, "world", "check")
+    assert "pretrained on the source `world` (base.corpus)" in fails_with_one_sentence(
+        capsys, "world", "check"
+    )
     del raw["gates"]
     Path("params.yaml").write_text(yaml.safe_dump(raw))
     assert "no section gates.world" in fails_with_one_sentence(capsys, "world", "check")

@@ -103,7 +103,7 @@ def test_generation_flops_are_those_of_the_sampler():
 def test_what_a_block_keeps_for_the_backward_pass_is_what_autograd_keeps(kind: Any, dtype: str, padded: bool):
     rows, longest = 2, 256
 
-    def kept(layers: int) -> int:
+    def saved_bytes(layers: int) -> int:
         """Bytes of all storages but the parameters' that the forward pass saves."""
         model = model_of(kind(**SIZES | {"num_hidden_layers": layers})).train()
         ids, mask = batch(rows, longest)
@@ -130,7 +130,7 @@ def test_what_a_block_keeps_for_the_backward_pass_is_what_autograd_keeps(kind: A
     expected = rows * longest * cost.kept_by_block(shape, dtype, longest=longest, padded=padded)
     if dtype == "bfloat16":
         expected += 2 * shape.matrices / shape.layers  # autocast's copies
-    assert kept(3) - kept(2) == pytest.approx(expected, rel=0.01)
+    assert saved_bytes(3) - saved_bytes(2) == pytest.approx(expected, rel=0.01)
 
 
 def shape() -> cost.Shape:
@@ -192,7 +192,7 @@ if what == "train":
     for _ in range(2):
         model(input_ids=ids, attention_mask=mask, labels=ids, fused_lm_head=True).log_probs.mean().neg().backward()
         optimizer.step()
-    told = cost.training_memory(shape, tokens=rows * longest, longest=longest, dtype="float32",
+    expected = cost.training_memory(shape, tokens=rows * longest, longest=longest, dtype="float32",
         checkpointing=checkpointing, triton=False)
 else:
     model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32).eval()
@@ -200,9 +200,9 @@ else:
     scored[:, 0] = False
     for _ in range(2):
         log_probs.token_statistics(model, ids, mask, scored, 1024)
-    told = cost.scoring_memory(shape, tokens=rows * longest, dtype="float32", chunk=1024,
+    expected = cost.scoring_memory(shape, tokens=rows * longest, dtype="float32", chunk=1024,
         tile=log_probs.TILE["cpu"], onednn=True)
-print(told.total / (memory("VmHWM") - before))
+print(expected.total / (memory("VmHWM") - before))
 """
 
 

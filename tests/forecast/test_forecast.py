@@ -193,7 +193,7 @@ def test_tables_of_a_folder_that_is_named_are_counted_and_no_others(tmp_path: Pa
 
 
 def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path):
-    with pytest.raises(ConfigError, match="--data: .*none: no such folder"):
+    with pytest.raises(ConfigError, match=r"--data: .*none: no such folder"):
         planned(raw_of(ROOT / "params.yaml", plan={"device": CPU}), tmp_path / "none")
 
 

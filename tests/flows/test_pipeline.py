@@ -179,6 +179,7 @@ def test_stages_overlap_where_the_graph_allows(diamond: Repository):
     assert order()[-2:] == ["+last", "-last"]
 
 
+@pytest.mark.whole
 def test_no_more_stages_are_at_work_than_asked_for(diamond: Repository, start: Start):
     for name in ("left", "right"):
         Path(f"{name}.sh").write_text(wait_for("go"))
@@ -206,6 +207,7 @@ def models(project: Repository) -> Repository:
     return project
 
 
+@pytest.mark.whole
 def test_stages_that_load_a_model_wait_for_an_accelerator(models: Repository, start: Start):
     for name in ("x", "y"):
         Path(f"{name}.sh").write_text(wait_for("go"))
@@ -260,7 +262,13 @@ def test_a_second_run_says_who_holds_the_folder_and_touches_nothing(diamond: Rep
     assert first.wait(PATIENCE) == 0
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGKILL,
+        *(pytest.param(how, marks=pytest.mark.whole) for how in (signal.SIGINT, signal.SIGTERM)),
+    ],
+)
 def test_a_flow_that_is_ended_leaves_nothing_running_and_the_next_run_sets_its_record_right(
     diamond: Repository, api: str, start: Start, how: signal.Signals
 ):
@@ -297,6 +305,7 @@ def test_targets_that_do_not_exist_and_limits_below_one_are_a_sentence_each(diam
     assert order() == []
 
 
+@pytest.mark.whole
 def test_long_work_shows_how_far_it_is(project: Repository, api: str):
     work = "import time; from oxa.runtime import progress\n"
     work += "for _ in progress.bar(range(90), desc='working'): time.sleep(0.1)"
@@ -307,6 +316,7 @@ def test_long_work_shows_how_far_it_is(project: Repository, api: str):
     assert (artifact["type"], float(artifact["data"])) == ("progress", 100.0)
 
 
+@pytest.mark.whole
 def test_without_a_server_of_the_users_all_stays_in_the_project(diamond: Repository, tmp_path: Path):
     home = tmp_path / "home"
     home.mkdir()
@@ -319,6 +329,7 @@ def test_without_a_server_of_the_users_all_stays_in_the_project(diamond: Reposit
     assert (diamond.folder / ".prefect" / "prefect.db").exists()
 
 
+@pytest.mark.whole
 def test_content_that_dvc_restored_is_taken_for_new_by_what_reads_it(diamond: Repository, api: str):
     for text in ("1\n", "2\n", "1\n"):
         Path("input").write_text(text)
@@ -329,6 +340,7 @@ def test_content_that_dvc_restored_is_taken_for_new_by_what_reads_it(diamond: Re
     assert set(task_states(api, flow_runs(api)[0]).values()) == {restored}
 
 
+@pytest.mark.whole
 def test_stages_find_the_oxa_beside_this_python_without_an_activated_environment(project: Repository):
     project.stages(only={"cmd": "oxa --help > out", "outs": ["out"]})
     oxa = Path(sys.executable).with_name("oxa")
@@ -342,6 +354,7 @@ def test_stages_find_the_oxa_beside_this_python_without_an_activated_environment
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.whole
 def test_a_fault_of_ours_keeps_its_traceback(project: Repository):
     project.stages(report={"cmd": "echo no table > out", "outs": ["out"]})
     done = subprocess.run(["oxa", "run"], text=True, capture_output=True)

@@ -351,12 +351,14 @@ def server(database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield address
 
 
+@pytest.mark.whole
 def test_all_of_it_works_through_a_server(server: str, workspace: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     register_compare_and_promote()
     assert not (workspace / "mlruns").exists(), "the server keeps all"
 
 
+@pytest.mark.whole
 def test_all_of_it_works_on_postgresql(workspace: Path, monkeypatch: pytest.MonkeyPatch):
     with postgresql() as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)

@@ -54,6 +54,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.whole
 def test_a_killed_study_goes_on_and_a_finished_one_runs_nothing(repository: Path) -> None:
     before = {path: path.read_bytes() for path in (repository / "params.yaml", repository / "dvc.yaml")}
     killed = subprocess.Popen(["oxa", "study"], cwd=repository, env=environment(), stdout=subprocess.DEVNULL)
@@ -100,6 +101,7 @@ def test_a_killed_study_goes_on_and_a_finished_one_runs_nothing(repository: Path
     git(repository, "checkout", "oxa")
 
 
+@pytest.mark.whole
 def test_stages_run_the_code_of_the_last_commit_whatever_is_edited_meanwhile(repository: Path) -> None:
     code = repository / "oxa" / "selection.py"
     whole = code.read_text()
@@ -134,6 +136,7 @@ def test_mistakes_are_told_in_a_sentence_before_anything_runs(repository: Path) 
     )
 
 
+@pytest.mark.whole
 def test_an_experiment_that_fails_is_named_with_its_last_lines(repository: Path) -> None:
     asked = {"arms": {"set": {"selection.shared.num_ce": 100_000}}}
     failing = STUDY | {"worlds": [4], "experiments": asked, "tables": {}}

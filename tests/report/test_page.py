@@ -7,14 +7,13 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from browser import Browser, chromium
+from browser import Browser
 from report_inputs import ALL, make_inputs, run
 
 from oxa.config.selection import SelectionArm
@@ -71,12 +70,6 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def html(paths: dict[str, Path]) -> str:
     return (paths["output"] / "index.html").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 def test_every_number_on_the_page_is_the_summary_s(paths: dict[str, Path], html: str) -> None:

@@ -6,14 +6,13 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from browser import Browser, chromium
+from browser import Browser
 
 from oxa.records import schemas
 from oxa.report import viewer
@@ -90,12 +89,6 @@ def write_page(path: Path, tables: dict[str, pa.Table] | None) -> Path:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_page(tmp_path_factory.mktemp("page") / "page.html", make_tables())
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 def find(browser: Browser, name: str) -> Any:

@@ -169,6 +169,7 @@ def test_four_stages_at_once_on_a_fresh_database_lose_nothing(
     wait_for(lambda: not senders())
 
 
+@pytest.mark.whole
 def test_a_server_that_is_down_delays_nothing_and_gets_all_later(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
@@ -207,6 +208,7 @@ def test_a_server_that_is_down_delays_nothing_and_gets_all_later(
             wait_for(lambda: runs().get("train@live-0") and steps_of(runs()["train@live-0"]) == [1])
 
 
+@pytest.mark.whole
 def test_postgresql_is_as_good(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OXA_PIPELINE_RUN", "brave-otter")
     with postgresql() as address:
@@ -218,6 +220,7 @@ def test_postgresql_is_as_good(monkeypatch: pytest.MonkeyPatch):
         connection.client()
 
 
+@pytest.mark.whole
 def test_a_database_that_another_writer_locks_for_longer_than_mlflow_waits_loses_nothing(local: Path):
     with sqlite3.connect(local, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")

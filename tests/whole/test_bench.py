@@ -156,6 +156,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     return gpu
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("way", ["score", "ce", "ce+ul", "trl"])
 def test_the_gpu_benchmark_measures_a_tiny_shape_on_a_cpu(gpu: Any, way: str) -> None:
     import torch
@@ -171,6 +172,7 @@ def test_the_gpu_benchmark_measures_a_tiny_shape_on_a_cpu(gpu: Any, way: str) ->
     assert cell.flops == (1 if way == "score" else 3) * (2 * products + attention)
 
 
+@pytest.mark.whole
 def test_the_gpu_benchmark_says_that_it_needs_a_gpu() -> None:
     command = [sys.executable, str(BENCHMARKS / "gpu.py")]
     done = subprocess.run(command, capture_output=True, text=True, env={"CUDA_VISIBLE_DEVICES": ""})

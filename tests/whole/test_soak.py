@@ -102,6 +102,7 @@ def soak(folder: Path) -> dict[str, Any]:
     return found | {"chosen": chosen["ce"]["chosen"] + chosen["ul"]["chosen"], "selection": highest()}
 
 
+@pytest.mark.whole
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's high-water mark is read from /proc")
 def test_memory_of_the_stages_does_not_grow_with_the_texts(tmp_path: Path) -> None:
     found = {}

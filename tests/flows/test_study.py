@@ -16,9 +16,7 @@ STUDY = {
     "set": {"arms": ["sft"], "tracking.enabled": False, "train.shared.epochs": 2.0},
     "experiments": {
         "arms": {"stages": ["gates", "evaluate_base", "evaluate"]},
-        "spread": {
-            "set": {"selection.shared.mean": "quantile(0.5)", "selection.arms.sft": {"ce": "gaussian"}}
-        },
+        "spread": {"set": {"selection.shared.mean": "quantile(0.5)", "selection.ce.sft": "gaussian"}},
     },
     "tables": {"ce": {"rows": {"random": "arms/sft", "gaussian": "spread/sft"}, "baseline": "random"}},
 }
@@ -56,7 +54,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_killed_study_goes_on_and_a_finished_one_runs_nothing(repository: Path) -> None:
     before = {path: path.read_bytes() for path in (repository / "params.yaml", repository / "dvc.yaml")}
     killed = subprocess.Popen(["oxa", "study"], cwd=repository, env=environment(), stdout=subprocess.DEVNULL)
-    until(lambda: "Running stage 'sample'" in logged(repository, "arms-4"), "sampling begins", killed)
+    until(lambda: "Running stage 'score@teacher'" in logged(repository, "arms-4"), "scoring begins", killed)
     below = psutil.Process(killed.pid).children(recursive=True)
     killed.kill()
     killed.wait()
@@ -91,7 +89,7 @@ def test_a_killed_study_goes_on_and_a_finished_one_runs_nothing(repository: Path
     git(repository, "checkout", "params.yaml")
 
     # so does other code of a stage that ran, but not that of one that did not
-    for name, state in (("page.css", "done"), ("score.py", "to do")):
+    for name, state in (("report/page.css", "done"), ("stages/score.py", "to do")):
         with (repository / "oxa" / name).open("a") as file:
             file.write("\n")
         listed = run(repository, "oxa", "study", "--list").splitlines()
@@ -100,9 +98,9 @@ def test_a_killed_study_goes_on_and_a_finished_one_runs_nothing(repository: Path
 
 
 def test_stages_run_the_code_of_the_last_commit_whatever_is_edited_meanwhile(repository: Path) -> None:
-    code = repository / "oxa" / "selection.py"
+    code = repository / "oxa" / "stages" / "selection_ce.py"
     whole = code.read_text()
-    study = STUDY | {"worlds": [6], "experiments": {"only": {"stages": ["selection"]}}, "tables": {}}
+    study = STUDY | {"worlds": [6], "experiments": {"only": {"stages": ["selection_ce"]}}, "tables": {}}
     (repository / "one.yaml").write_text(yaml.safe_dump(study))
     (repository / "empty.md").write_text("")
     command = ["oxa", "study", "--study", "one.yaml", "--page", "empty.md"]

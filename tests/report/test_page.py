@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import Browser, chromium
-from test_report import ALL, make_inputs, run
+from test_report import ALL, Arm, make_inputs, run
 
-from oxa.config.selection import SelectionArm
 from oxa.report import page, page_tables, training_sets
 from oxa.report.training_sets import Panel
 from oxa.runtime import files
@@ -358,7 +357,7 @@ def test_that_the_longest_go_first_is_said_only_of_gaussian_sets_chosen_so(
     assert said in confound(html)
     arms = {name: ALL[name] for name in ("sft", "oxa_mle")}
     made = make_inputs(tmp_path, arms, benchmarks={"world": 6}, num_samples=2, num_steps=3)
-    path = made["metrics"] / "selection" / "oxa_mle.json"
+    path = made["metrics"] / "selection" / "ce" / "oxa_mle.json"
     files.write_json(path, files.read_json(path) | {"within_bin": "random"})
     run(made, lambda step, **values: None, list(arms))
     assert "longest" not in confound((made["output"] / "index.html").read_text(encoding="utf-8"))
@@ -369,7 +368,7 @@ def test_ce_sets_of_unequal_size_are_told_under_the_answer(tmp_path: Path, html:
     arms = {name: ALL[name] for name in ("sft", "oxa_mle", "oxa_full")}
     made = make_inputs(tmp_path, arms, benchmarks={"world": 6}, num_samples=2, num_steps=3)
     for arm in ("oxa_mle", "oxa_full"):
-        path = made["metrics"] / "selection" / f"{arm}.json"
+        path = made["metrics"] / "selection" / "ce" / f"{arm}.json"
         found = files.read_json(path)
         found["ce"]["chosen"] = 144
         files.write_json(path, found)
@@ -455,7 +454,7 @@ def test_without_rl_and_with_a_single_sample_the_page_says_so(browser: Browser, 
 
 def test_many_arms_with_long_names_on_many_benchmarks_fit_a_phone(browser: Browser, tmp_path: Path) -> None:
     names = ["sft", *(f"an_arm_whose_name_says_all_of_its_settings_{place}" for place in range(6)), "b"]
-    arms = {name: SelectionArm(ce="random") for name in names}
+    arms = {name: Arm("random") for name in names}
     paths = make_inputs(
         tmp_path,
         arms,

@@ -6,26 +6,35 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from oxa.config.prompt import Prompt
 from oxa.config.report import Report
-from oxa.config.selection import SelectionArm, SelectionShared, UnlikelihoodSet
+from oxa.config.selection import CeRule, SelectionShared, UnlikelihoodSet
 from oxa.errors import DataError
 from oxa.records import schemas, tables
-from oxa.report import markdown
+from oxa.report import markdown, training_sets
 from oxa.runtime import files as records
-from oxa.stages import report, selection
+from oxa.stages import report, selection_ce, selection_ul
 
 SECTION = Report(baseline="sft", resamples=300)
+
+
+class Arm(NamedTuple):
+    """Rule of its CE set, and its UL set where it has one."""
+
+    ce: CeRule
+    ul: UnlikelihoodSet | None = None
+
+
 ALL = {
-    "sft": SelectionArm(ce="random"),
-    "sft_lp": SelectionArm(ce="lowest"),
-    "oxa_mle": SelectionArm(ce="gaussian"),
-    "oxa_full": SelectionArm(ce="gaussian", ul=UnlikelihoodSet(num=150, min_ppl=1.02)),
+    "sft": Arm("random"),
+    "sft_lp": Arm("lowest"),
+    "oxa_mle": Arm("gaussian"),
+    "oxa_full": Arm("gaussian", UnlikelihoodSet(num=150, min_ppl=1.02)),
 }
 CURVES = (
     "ce_loss",
@@ -51,7 +60,7 @@ RL_CURVES = (
 
 def make_inputs(
     folder: Path,
-    arms: dict[str, SelectionArm] = ALL,
+    arms: dict[str, Arm] = ALL,
     seeds: Sequence[int] = (0,),
     *,
     benchmarks: dict[str, int] = {"world": 80},  # noqa: B006  read only
@@ -78,7 +87,6 @@ def make_inputs(
     totals["dropped"] = {"contaminated": 4, "duplicate_response": 21, "too_long": 1, "empty": 2}
     exams = {name: {"guess_rate": 1.8 / (place + 100)} for place, name in enumerate(benchmarks)}
     records.write_json(folder / "metrics" / "ingest.json", {"totals": totals, "benchmarks": exams})
-    records.write_json(folder / "metrics" / "gates.json", {"applies": False})
     for origin, verdicts in (
         ("teacher", {"correct": 900, "incorrect": 80, "timeout": 1, "unparsable": 19}),
         ("self", {"correct": 400, "incorrect": 500, "unparsable": 100}),
@@ -119,8 +127,8 @@ def make_inputs(
     }
 
 
-def select(folder: Path, arms: dict[str, SelectionArm], draws: np.random.Generator) -> None:
-    """Scored responses, four a problem, and the arms' sets as the selection stage makes them."""
+def select(folder: Path, arms: dict[str, Arm], draws: np.random.Generator) -> None:
+    """Scored responses, four a problem, and the arms' sets as the stages of the selection make them."""
     data, num = folder / "data", 1000
     names = [f"p{i:04d}" for i in range(num // 4)]
     tables.write(
@@ -138,16 +146,19 @@ def select(folder: Path, arms: dict[str, SelectionArm], draws: np.random.Generat
         ],
         schemas.PROBLEMS,
     )
-    paths: dict[str, Path] = {"problems": data / "problems.parquet"}
-    for origin, key, right in (("teacher", "teacher", "correct"), ("self", "self_responses", "incorrect")):
+    paths: dict[str, dict[str, Path]] = {}
+    for origin, right in (("teacher", "correct"), ("self", "incorrect")):
         ids = [f"{origin}{i:05d}" for i in range(num)]
         share = 0.9 if origin == "teacher" else 0.5
         verdict = np.where(draws.random(num) < share, right, "unparsable")
         scored = np.flatnonzero(verdict == right)
         ppl = 1 + draws.lognormal(-0.5 if origin == "teacher" else -2, 0.5, len(scored))
-        paths[key] = data / f"{key}.parquet"
-        paths[f"{origin}_verdicts"] = data / f"{origin}_verdicts.parquet"
-        paths[f"{origin}_scores"] = data / "scores" / f"{origin}.parquet"
+        paths[origin] = {
+            "problems": data / "problems.parquet",
+            "responses": data / f"{origin}.parquet",
+            "verdicts": data / f"{origin}_verdicts.parquet",
+            "scores": data / "scores" / f"{origin}.parquet",
+        }
         columns: dict[str, Any] = {"response_id": ids, "problem_id": [names[i // 4] for i in range(num)]}
         columns |= {
             "origin": [origin] * num,
@@ -160,9 +171,9 @@ def select(folder: Path, arms: dict[str, SelectionArm], draws: np.random.Generat
             "num_tokens": [9] * num,
             "finish_reason": ["stop"] * num,
         }
-        tables.write(paths[key], columns | {"mean_entropy": [0.1] * num}, schemas.RESPONSES)
+        tables.write(paths[origin]["responses"], columns | {"mean_entropy": [0.1] * num}, schemas.RESPONSES)
         columns = {"response_id": ids, "verdict": verdict.tolist(), "predicted": [""] * num}
-        tables.write(paths[f"{origin}_verdicts"], columns, schemas.VERDICTS)
+        tables.write(paths[origin]["verdicts"], columns, schemas.VERDICTS)
         columns = {
             "response_id": [ids[i] for i in scored],
             "scorer": ["base"] * len(scored),
@@ -170,19 +181,25 @@ def select(folder: Path, arms: dict[str, SelectionArm], draws: np.random.Generat
         }
         columns |= {"ppl": ppl, "num_tokens": draws.integers(40, 150, len(scored)).astype(np.int32)}
         columns |= {"truncated": [False] * len(scored), "mean_entropy": [0.1] * len(scored)}
-        tables.write(paths[f"{origin}_scores"], columns, schemas.SCORES)
+        tables.write(paths[origin]["scores"], columns, schemas.SCORES)
     shared = SelectionShared(num_ce=150, mean=1.9, std=0.15, max_shortage=0.5)
-    for arm, rule in arms.items():
-        found = selection.run(
-            shared,
-            rule,
-            Prompt(suffix=""),
-            **paths,
-            output=data / "train" / f"{arm}.parquet",
-            log=lambda step, **values: None,
-            scratch=folder,
-        )
-        records.write_json(folder / "metrics" / "selection" / f"{arm}.json", found)
+    for arm, chosen in arms.items():
+        for objective, origin, stage, rule in (
+            ("ce", "teacher", selection_ce, chosen.ce),
+            ("ul", "self", selection_ul, chosen.ul),
+        ):
+            if rule is None:
+                continue
+            described = stage.run(
+                shared,
+                rule,
+                Prompt(suffix=""),
+                **paths[origin],
+                output=data / "train" / arm / f"{objective}.parquet",
+                log=lambda step, **values: None,
+                scratch=folder,
+            )
+            records.write_json(folder / "metrics" / "selection" / objective / f"{arm}.json", described)
 
 
 def generations(
@@ -250,7 +267,17 @@ def traces(arm: str, question: str) -> list[dict[str, Any]]:
 def run(
     paths: dict[str, Path], log: Any, arms: Sequence[str] = tuple(ALL), seeds: Sequence[int] = (0,)
 ) -> dict:
-    return report.run(SECTION, list(arms), list(seeds), **paths, log=log)
+    """The exam and the UL sets are those that lie there."""
+    exams = [path.stem.removeprefix("gates-") for path in paths["metrics"].glob("evaluate/gates-*.json")]
+    return report.run(SECTION, list(arms), list(seeds), exams, suppressing(paths, arms), **paths, log=log)
+
+
+def suppressing(paths: dict[str, Path], arms: Sequence[str]) -> list[str]:
+    return [arm for arm in arms if (paths["metrics"] / "selection" / "ul" / f"{arm}.json").is_file()]
+
+
+def selections(paths: dict[str, Path], arms: Sequence[str]) -> training_sets.Selections:
+    return training_sets.selections(paths["metrics"], arms, suppressing(paths, arms))
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +339,7 @@ def test_a_failed_gate_warns_in_the_table_and_on_the_page(
         "G1": {"passed": False, "rows": {"<b>columns</b>, forced: right": row}},
         "G3": {"passed": True, "rows": {"pass@1": fine}},
     }
-    records.write_json(inputs["metrics"] / "gates.json", gates)
+    records.write_json(inputs["metrics"] / "evaluate" / "gates-world.json", gates)
     run(inputs, log)
     table = (inputs["output"] / "table.md").read_text()
     assert "Beware: the base fails G1 (competence) of the small world's gates" in table
@@ -322,7 +349,9 @@ def test_a_failed_gate_warns_in_the_table_and_on_the_page(
     assert table.index("Beware") < table.index("Problems solved at the first try")
     assert "1,200 held-out problems, 4 samples each" in html
     assert "<b>columns" not in html
-    records.write_json(inputs["metrics"] / "gates.json", gates | {"gates": {"G3": gates["gates"]["G3"]}})
+    records.write_json(
+        inputs["metrics"] / "evaluate" / "gates-world.json", gates | {"gates": {"G3": gates["gates"]["G3"]}}
+    )
     run(inputs, log)
     html = (inputs["output"] / "index.html").read_text()
     assert 'class="warning"' not in html
@@ -537,19 +566,24 @@ def test_an_arm_keeps_its_color_in_every_plot_and_no_two_share_one() -> None:
 def test_the_funnel_never_widens_and_names_every_loss(paths: dict[str, Path], log: Any) -> None:
     from oxa.report import funnel
 
-    steps = funnel.teacher(paths["metrics"], list(ALL))
+    steps = funnel.teacher(paths["metrics"], selections(paths, list(ALL)))
     shared = [step.num_responses for step in steps if step.arm is None]
     assert shared == sorted(shared, reverse=True)
     assert shared[0] == 1040
     assert [step.arm for step in steps if step.arm] == list(ALL)
     assert "duplicate response 21" in steps[1].note
-    assert [step.arm for step in funnel.own(paths["metrics"], list(ALL)) if step.arm] == ["oxa_full"]
+    assert [step.arm for step in funnel.own(paths["metrics"], selections(paths, list(ALL))) if step.arm] == [
+        "oxa_full"
+    ]
 
 
 def test_every_loss_is_listed_with_its_reason(paths: dict[str, Path]) -> None:
     from oxa.report import funnel
 
-    found = {(loss.where, loss.reason): loss.num_lost for loss in funnel.losses(paths["metrics"], list(ALL))}
+    found = {
+        (loss.where, loss.reason): loss.num_lost
+        for loss in funnel.losses(paths["metrics"], selections(paths, list(ALL)))
+    }
     assert found["ingestion, teacher", "duplicate response"] == 21
     assert found["ingestion, teacher", "too long"] == 1
     assert found["CE set of sft", "verdict timeout"] == 1
@@ -562,9 +596,13 @@ def test_the_funnel_tells_what_the_scorer_cut(tmp_path: Path) -> None:
 
     arms = {"sft": ALL["sft"]}
     paths = make_inputs(tmp_path, arms)
-    found = records.read_json(paths["metrics"] / "selection" / "sft.json")
+    found = records.read_json(paths["metrics"] / "selection" / "ce" / "sft.json")
     found["ce"]["funnel"]["whole"] -= 30
-    records.write_json(paths["metrics"] / "selection" / "sft.json", found)
-    (step,) = [step for step in funnel.teacher(paths["metrics"], ["sft"]) if "not cut" in step.name]
+    records.write_json(paths["metrics"] / "selection" / "ce" / "sft.json", found)
+    (step,) = [
+        step
+        for step in funnel.teacher(paths["metrics"], selections(paths, ["sft"]))
+        if "not cut" in step.name
+    ]
     assert step.num_responses == found["ce"]["funnel"]["whole"]
     assert step.note == "−30 cut by the sampler's or the scorer's limit"

@@ -88,9 +88,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "ppl": 1.0,
                     "num_tokens": 9,
                 }
-                tables.write(folder / f"data/train/{arm}.parquet", [train], schemas.TRAIN)
+                tables.write(folder / f"data/train/{arm}/ce.parquet", [train], schemas.TRAIN)
                 chosen = {"ce": {"chosen": 160, "tokens": 7000 + seed}}
-                files.write_json(folder / f"metrics/selection/{arm}.json", chosen)
+                files.write_json(folder / f"metrics/selection/ce/{arm}.json", chosen)
                 for number in SEEDS:
                     name = f"{arm}-{number}"
                     tables.write(folder / f"data/generations/{name}.parquet", made, schemas.GENERATIONS)
@@ -177,10 +177,10 @@ def test_rows_that_learn_from_the_same_solutions_are_paired_by_seed(workspace: P
                 made = generations(seed, RATES[f"first/{arm}"] + (arm == "b") - lost, "columns")
                 tables.write(folder / f"data/generations/{arm}-{number}.parquet", made, schemas.GENERATIONS)
         other = shutil.copytree(folder, tmp_path / "other" / f"first-{seed}")
-        table = tables.read(other / "data/train/b.parquet", schemas.TRAIN).to_pylist()
+        table = tables.read(other / "data/train/b/ce.parquet", schemas.TRAIN).to_pylist()
         train = [row | {"response_id": "another"} for row in table]
-        (other / "data/train/b.parquet").unlink()
-        tables.write(other / "data/train/b.parquet", train, schemas.TRAIN)
+        (other / "data/train/b/ce.parquet").unlink()
+        tables.write(other / "data/train/b/ce.parquet", train, schemas.TRAIN)
 
     def difference(root: Path) -> str:
         told = page.parts(STUDY, SECTION, runs("first"), lambda run, path: root / run.name / path)

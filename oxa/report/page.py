@@ -20,7 +20,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from oxa.comparison.measures import POOLED
+from oxa.comparison.measures import POOLED, question
 from oxa.comparison.outcomes import BASE, RL
 from oxa.report import curves, gates, page_tables, plots, training_sets
 from oxa.report.curves import Found
@@ -237,28 +237,21 @@ def _ppl(
 
 def _group(draw: _Drawer, summary: Mapping[str, Any], name: str) -> Group:
     counts = summary["arms"][BASE][name]
-    found = {"arms": page_tables.arms(summary, name), "pass_at_k": page_tables.pass_at_k(summary, name)}
+    tables = {"arms": page_tables.arms(summary, name), "pass_at_k": page_tables.pass_at_k(summary, name)}
     figures = {"pass_at_k": _pass_figures(draw, summary, name), "forest": _forests(draw, summary, name)}
     if summary["steps"]:
-        found |= {"gains": page_tables.gains(summary, name), "steps": page_tables.steps(summary, name)}
+        tables |= {"gains": page_tables.gains(summary, name), "steps": page_tables.steps(summary, name)}
         figures["steps"] = [
             draw(
-                f"{title} on {name}",
+                f"{metric.title} on {name}",
                 "Step 0 is before RL; bands are intervals. Whether arms differ is said by the paired differences.",
-                partial(plots.along_rl, summary=summary, group=name, metric=metric, scale=scale, unit=unit),
+                partial(plots.along_rl, summary=summary, group=name, metric=metric),
             )
-            for metric, title, unit, scale in _along(summary, name)
+            for metric in question(counts["num_samples"])
         ]
     return Group(
-        name, counts["num_problems"], counts["num_samples"], summary["guess_rate"].get(name), found, figures
+        name, counts["num_problems"], counts["num_samples"], summary["guess_rate"].get(name), tables, figures
     )
-
-
-def _along(summary: Mapping[str, Any], group: str) -> list[tuple[str, str, str, float]]:
-    return [
-        (metric, title, "problems solved, %" if scale == 100 else unit, scale)
-        for metric, title, _, _, scale, unit in page_tables.metrics(summary, group)
-    ]
 
 
 def _pass_figures(draw: _Drawer, summary: Mapping[str, Any], group: str) -> list[Figure]:
@@ -288,7 +281,7 @@ def _forests(draw: _Drawer, summary: Mapping[str, Any], group: str) -> list[Figu
     """
     arms, baseline = plots.arms_of(summary), summary["baseline"]
     figures = []
-    for key, title, _, _, scale, unit in page_tables.metrics(summary, group):
+    for metric in question(summary["arms"][BASE][group]["num_samples"]):
         rows: list[plots.Row] = []
         parts = [
             (
@@ -298,20 +291,22 @@ def _forests(draw: _Drawer, summary: Mapping[str, Any], group: str) -> list[Figu
             for phase, names in page_tables.phases(summary).items()
         ]
         parts.append(("over RL", {arm: summary["gains"].get(arm) for arm in arms}))
-        for heading, found in parts:
+        for heading, differences in parts:
             lines = [
-                plots.Row(name.removesuffix(RL), by_group[group][key], plots.look(arms, name)["color"])
-                for name, by_group in found.items()
-                if by_group and key in by_group[group]
+                plots.Row(
+                    name.removesuffix(RL), by_group[group][metric.name], plots.look(arms, name)["color"]
+                )
+                for name, by_group in differences.items()
+                if by_group and metric.name in by_group[group]
             ]
             rows += [plots.Row(heading, None), *lines] if lines else []
         if rows:
             note = "Filled: a difference is shown. Hollow: none is, whatever its side of 0."
             figures.append(
                 draw(
-                    f"Difference in {title} on {group}",
+                    f"Difference in {metric.title} on {group}",
                     note,
-                    partial(plots.forest, rows=rows, scale=scale, unit=unit),
+                    partial(plots.forest, rows=rows, scale=metric.unit.scale, unit=metric.unit.difference),
                     _forest_height(len(rows)),
                 )
             )

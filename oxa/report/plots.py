@@ -15,6 +15,8 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from oxa.comparison import estimators
+from oxa.comparison.measures import Metric
 from oxa.comparison.outcomes import BASE, RL
 from oxa.report.funnel import Step
 from oxa.report.training_sets import Panel
@@ -183,8 +185,8 @@ def arms_of(summary: Mapping[str, Any]) -> list[str]:
 
 
 def k_values(summary: Mapping[str, Any], group: str) -> list[int]:
-    names = (name.removeprefix("pass_at_") for name in summary["arms"][BASE][group])
-    return sorted(int(name) for name in names if name.isdigit())
+    """Those of a benchmark's pass@k."""
+    return estimators.k_values(summary["arms"][BASE][group]["num_samples"])
 
 
 class Row(NamedTuple):
@@ -251,23 +253,23 @@ def running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return (sums[high] - sums[low]) / (high - low)
 
 
-def along_rl(axis: Any, summary: Mapping[str, Any], group: str, metric: str, scale: float, unit: str) -> None:
+def along_rl(axis: Any, summary: Mapping[str, Any], group: str, metric: Metric) -> None:
     """A benchmark's metric over RL steps, every arm, with its interval."""
-    arms = arms_of(summary)
+    arms, key, scale = arms_of(summary), metric.name, metric.unit.scale
     rows = [row for by_group in summary["steps"].values() for row in by_group[group]]
     for arm in arms:
-        found = [row for row in summary["steps"][arm][group] if row[metric] is not None]
-        steps = [row["step"] for row in found]
+        measured = [row for row in summary["steps"][arm][group] if row[key] is not None]
+        steps = [row["step"] for row in measured]
         style = look(arms, arm)
-        low, high = ([scale * row[f"{metric}{end}"] for row in found] for end in ("_low", "_high"))
+        low, high = ([scale * row[f"{key}{end}"] for row in measured] for end in ("_low", "_high"))
         axis.fill_between(steps, low, high, color=style["color"], alpha=0.12, linewidth=0)
-        values = [scale * row[metric] for row in found]
+        values = [scale * row[key] for row in measured]
         axis.plot(steps, values, marker=marker(arms, arm), markersize=4, clip_on=False, label=arm, **style)
-    if scale == 100:  # a share, whose scale ends at 100%
-        ends = [100 * row[f"{metric}{end}"] for row in rows for end in ("_low", "_high")]
+    if metric.unit.highest == 1:  # a share, whose scale ends at 100%
+        ends = [100 * row[f"{key}{end}"] for row in rows for end in ("_low", "_high")]
         margin = max(2.5, 0.06 * (max(ends) - min(ends)))
         axis.set_ylim(max(0, min(ends) - margin), min(100.4, max(ends) + margin))
-    axis.set_ylabel(unit)
+    axis.set_ylabel("problems solved, %" if metric.solved else metric.unit.value or metric.title)
     axis.set_xlabel("RL step")
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 

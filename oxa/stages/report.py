@@ -22,7 +22,7 @@ import numpy as np
 
 from oxa.comparison import outcomes
 from oxa.comparison.arms import summarize
-from oxa.comparison.measures import POOLED
+from oxa.comparison.measures import POOLED, question
 from oxa.comparison.outcomes import BASE, RL, Outcomes
 from oxa.config.report import Report
 from oxa.records import schemas, tables
@@ -173,11 +173,11 @@ def _along_rl(summary: dict[str, Any]) -> Found:
     found: Found = {}
     for arm, steps in summary["steps"].items():
         rows = steps[group]
-        for name in ("pass_at_1", f"pass_at_{rows[0]['num_samples']}", "mean_entropy"):
-            kept = [row for row in rows if row[name] is not None]
-            found.setdefault(name, {})[arm] = (
-                np.array([row["step"] for row in kept]),
-                np.array([row[name] for row in kept]),
+        for metric in question(rows[0]["num_samples"]):
+            measured = [row for row in rows if row[metric.name] is not None]
+            found.setdefault(metric.name, {})[arm] = (
+                np.array([row["step"] for row in measured]),
+                np.array([row[metric.name] for row in measured]),
             )
     return found
 

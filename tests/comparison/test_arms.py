@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from oxa.comparison import arms, estimators, outcomes
+from oxa.comparison.measures import pass_at
 from oxa.config.report import Report
 from oxa.errors import DataError
 from oxa.records import schemas, tables
@@ -151,7 +152,7 @@ def test_the_last_step_is_taken_unless_another_is_asked_for(tmp_path: Path) -> N
 def test_two_checkpoints_draw_the_same_samples_again(tmp_path: Path) -> None:
     a, b = (outcomes.outcomes(write(tmp_path / f"{name}.parquet", 0.5)) for name in "ab")
     np.testing.assert_array_equal(a.redrawn.num_correct, b.redrawn.num_correct)
-    found = arms.differences(SECTION, [a], [b], np.ones(80, bool))
+    found = arms.differences(SECTION, [a], [b])
     assert (found["pass_at_1"]["low"], found["pass_at_1"]["high"]) == (0, 0)
 
 
@@ -198,14 +199,14 @@ def test_arms_are_compared_with_the_baseline_of_their_phase_and_with_themselves_
 def test_gains_are_paired_by_seed(tmp_path: Path) -> None:
     found, _ = results(tmp_path, seeds=(0, 3))
     gain = summarized(SECTION, found)["gains"]["sft"]["world"]["pass_at_2"]
-    members = np.ones(80, bool)
     names = ("sft", "oxa_mle", "oxa_full")
     gains = [
-        arms.observed(found[f"{arm}-rl"], members, "pass_at_2")
-        - arms.observed(found[arm], members, "pass_at_2")
-        for arm in names
+        arms.observed(found[f"{arm}-rl"], pass_at(2)) - arms.observed(found[arm], pass_at(2)) for arm in names
     ]
-    after, before = (arms.measured(found[name], members, "pass_at_2") for name in ("sft-rl", "sft"))
+    after, before = (
+        (arms.observed(found[name], pass_at(2)), arms.redrawn(found[name], pass_at(2)))
+        for name in ("sft-rl", "sft")
+    )
     paired, apart = (
         estimators.paired_difference(
             after[0], before[0], (after[1], before[1]), same_seeds=same, pool=gains, resamples=300

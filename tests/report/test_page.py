@@ -17,6 +17,7 @@ import pytest
 from browser import Browser, chromium
 from test_report import ALL, Arm, make_inputs, run
 
+from oxa.comparison.measures import pass_at
 from oxa.report import page, page_tables, training_sets
 from oxa.report.training_sets import Panel
 from oxa.runtime import files
@@ -480,7 +481,7 @@ def test_a_json_block_gives_its_data_back_and_holds_no_tag() -> None:
 
 
 def test_differences_that_round_to_nothing_have_no_sign() -> None:
-    assert [page_tables.points(value) for value in (0.0, -0.0001, 0.0572, -0.0572)] == [
+    assert [page_tables.signed(pass_at(1).signed(value)) for value in (0.0, -0.0001, 0.0572, -0.0572)] == [
         "0.0",
         "0.0",
         "+5.7",

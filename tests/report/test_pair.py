@@ -6,13 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from test_arms import write
 
 from flows import cli
 from oxa.comparison import estimators
 from oxa.comparison.arms import differences
+from oxa.comparison.measures import pass_at
 from oxa.comparison.outcomes import outcomes
 from oxa.config.report import Report
 from oxa.errors import DataError
@@ -94,7 +94,7 @@ def test_shares_differ_by_1_at_most_and_so_do_the_ends_of_the_interval(tmp_path:
         for name, rate in (("most", 0.95), ("few", 0.05))
     ]
     most, few = (outcomes(path) for path in paths)
-    wide = differences(SECTION, [most], [few], np.ones(3, bool), metrics=["pass_at_1"])
+    wide = differences(SECTION, [most], [few], only=[pass_at(1)])
     assert wide["pass_at_1"]["high"] > 1, "three problems say little"
     metrics = pair.run(SECTION, "most", "few", folder=tmp_path)["groups"]["world"]["metrics"]
     assert (

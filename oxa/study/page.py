@@ -30,7 +30,7 @@ from oxa.data import world
 from oxa.errors import DataError
 from oxa.report import gates, markdown
 from oxa.report.wording import change
-from oxa.study.experiments import Run, Study, Table
+from oxa.study.experiments import Comparison, Run, Study
 from oxa.study.results import Read, Results, of_world
 
 
@@ -106,7 +106,7 @@ def _shown(value: Any) -> str:
     return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
-def _comparison(section: Report, comparison: Table, places: Mapping[str, str], results: Results) -> str:
+def _comparison(section: Report, comparison: Comparison, places: Mapping[str, str], results: Results) -> str:
     """Of those rows whose `places` are there."""
     study = results.study
     endings = ["", RL] if comparison.after_rl else [""]

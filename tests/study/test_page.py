@@ -15,7 +15,7 @@ from oxa.errors import DataError
 from oxa.records import schemas, tables
 from oxa.runtime import files
 from oxa.study import page
-from oxa.study.experiments import Experiment, Run, Study, Table
+from oxa.study.experiments import Comparison, Experiment, Run, Study
 
 SECTION = Report(resamples=200)
 WORLDS, SEEDS = [4, 5], [0, 1]
@@ -27,11 +27,11 @@ STUDY = Study(
         "second": Experiment(set={"arms": ["b"]}),
     },
     tables={
-        "one": Table(
+        "one": Comparison(
             rows={"plain": "first/a", "new": "second/b"}, baseline="plain", beside=["tiers", "strategies"]
         ),
-        "rl": Table(rows={"plain": "first/a", "new": "first/b"}, baseline="plain", after_rl=True),
-        "pairs": Table(
+        "rl": Comparison(rows={"plain": "first/a", "new": "first/b"}, baseline="plain", after_rl=True),
+        "pairs": Comparison(
             rows={"plain": "first/a", "new": "second/b", "old": "first/b"},
             compare={"new": "old", "old": "plain"},
         ),

@@ -1,4 +1,4 @@
-"""What is said about samples, and how sure one can be of it: arrays in, numbers out.
+"""Estimates of pass@k and its like from samples, with intervals and p-values: arrays in, numbers out.
 
 Of a problem with n samples, c of them right, and k ≤ n; a benchmark's number is the mean over its problems (and over
 seeds), each weighing the same:
@@ -250,9 +250,9 @@ def _draws(deviations: Floats, changes: Floats) -> Floats:
     observed, of_samples = deviations.var(), changes.var(axis=1).mean()
     # one problem alone does not tell how problems differ
     wanted = deviations.var(ddof=1) if len(deviations) > 1 else of_samples
-    kept = np.sqrt(max(0.0, wanted - of_samples) / observed) if observed > 0 else 0.0
+    factor = np.sqrt(max(0.0, wanted - of_samples) / observed) if observed > 0 else 0.0
     share = min(1.0, np.sqrt(wanted / of_samples)) if of_samples > 0 else 0.0
-    return kept * deviations[:, None] + share * changes
+    return factor * deviations[:, None] + share * changes
 
 
 def _seed_draws(rng: np.random.Generator, size: int, arms: Sequence[Floats]) -> Floats:

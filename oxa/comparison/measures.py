@@ -179,7 +179,7 @@ def metrics(num_samples: ArrayLike) -> list[Metric]:
 
 
 def question(num_samples: ArrayLike) -> list[Metric]:
-    """Those that the comparison is about; the first is the one that is told in numbers first."""
+    """Those that the comparison is about; the answer gives the first in numbers, the others in words."""
     return [metric for metric in metrics(num_samples) if metric.role == "question"]
 
 

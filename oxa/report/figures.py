@@ -20,7 +20,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from oxa.comparison.outcomes import BASE, RL
 from oxa.report import curves, plots, training_sets
-from oxa.report.curves import Found
+from oxa.report.curves import Curves
 from oxa.report.funnel import Step
 from oxa.report.training_sets import Panel
 from oxa.runtime import files
@@ -81,12 +81,16 @@ def _for_page(text: str, label: str, key: str) -> Markup:
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
 
     def clean(tag: re.Match[str]) -> str:
-        found = re.sub(r' id="arms-([\d-]+)"', lambda id_: f' data-arms="{id_[1].replace("-", " ")}"', tag[0])
-        found = re.sub(r' id="([^"]+)"', lambda id_: f' id="{key}-{id_[1]}"' if id_[1] in used else "", found)
-        found = re.sub(r'(url\(#|href="#)', rf"\g<1>{key}-", found)
-        found = re.sub(r"font-family: [^;\"]*;? ?| transform=\"rotate\(-0 [^\"]*\"", "", found)
-        found = re.sub(r"#[0-9a-f]{6}", lambda color: VARIABLES.get(color[0].upper(), color[0]), found)
-        return re.sub(r"(\.\d\d)\d+", r"\1", found)  # hundredths of a point are enough
+        cleaned = re.sub(
+            r' id="arms-([\d-]+)"', lambda id_: f' data-arms="{id_[1].replace("-", " ")}"', tag[0]
+        )
+        cleaned = re.sub(
+            r' id="([^"]+)"', lambda id_: f' id="{key}-{id_[1]}"' if id_[1] in used else "", cleaned
+        )
+        cleaned = re.sub(r'(url\(#|href="#)', rf"\g<1>{key}-", cleaned)
+        cleaned = re.sub(r"font-family: [^;\"]*;? ?| transform=\"rotate\(-0 [^\"]*\"", "", cleaned)
+        cleaned = re.sub(r"#[0-9a-f]{6}", lambda color: VARIABLES.get(color[0].upper(), color[0]), cleaned)
+        return re.sub(r"(\.\d\d)\d+", r"\1", cleaned)  # hundredths of a point are enough
 
     text = re.sub(r"<[^>]*>", clean, text)
     head = Markup('<svg xmlns:xlink="http://www.w3.org/1999/xlink" {} role="img" aria-label="{}">')
@@ -156,24 +160,24 @@ def _pass_panel(summary: dict[str, Any], group: str, names: Sequence[str]) -> Dr
 
 
 def _curve_panels(
-    arms: Sequence[str], found: Found, titles: dict[str, tuple[str, str]]
+    arms: Sequence[str], by_metric: Curves, titles: dict[str, tuple[str, str]]
 ) -> list[tuple[str, Draw]]:
     def panel(name: str) -> Draw:
-        return lambda axis: plots.curves(axis, arms, found[name], titles[name][1])
+        return lambda axis: plots.curves(axis, arms, by_metric[name], titles[name][1])
 
-    return [(titles[name][0], panel(name)) for name in titles if name in found]
+    return [(titles[name][0], panel(name)) for name in titles if name in by_metric]
 
 
-def training(path: Path, arms: Sequence[str], found: Found) -> None:
+def training(path: Path, arms: Sequence[str], by_metric: Curves) -> None:
     """What was logged while the arms trained: each step faint, its running mean over seeds strong."""
     title = "Training: every step (faint) and its running mean (strong), mean over seeds"
-    _grid(path, _curve_panels(arms, found, curves.TRAINING), title)
+    _grid(path, _curve_panels(arms, by_metric, curves.TRAINING), title)
 
 
-def rlvr(path: Path, arms: Sequence[str], found: Found) -> None:
+def rlvr(path: Path, arms: Sequence[str], by_metric: Curves) -> None:
     """What was logged along RL."""
     title = "RL from every arm: every step (faint) and its running mean (strong), mean over seeds"
-    _grid(path, _curve_panels(arms, found, curves.RLVR), title)
+    _grid(path, _curve_panels(arms, by_metric, curves.RLVR), title)
 
 
 def funnel(path: Path, arms: Sequence[str], sides: dict[str, list[Step]]) -> None:

@@ -23,7 +23,7 @@ from markupsafe import Markup
 from oxa.comparison.measures import POOLED, question
 from oxa.comparison.outcomes import BASE, RL
 from oxa.report import curves, gates, page_tables, plots, training_sets
-from oxa.report.curves import Found
+from oxa.report.curves import Curves
 from oxa.report.figures import Draw, svg
 from oxa.report.funnel import Loss, Step
 from oxa.report.training_sets import Panel
@@ -87,8 +87,8 @@ def render(
     losses: Sequence[Loss],
     panels: Sequence[Panel],
     origins: Mapping[str, np.ndarray[Any, Any]],
-    training: Found,
-    rlvr: Found,
+    training: Curves,
+    rlvr: Curves,
     traces: Mapping[str, Any] | None,
 ) -> str:
     """The whole page; `made` says how it was made, `traces` is the viewer's data, None where nothing was traced."""
@@ -159,33 +159,33 @@ def _asset(name: str) -> Markup:
 
 def _phases(claims: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[Mapping[str, Any]]]]:
     """Claims by phase, then by what they are about."""
-    found: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    by_phase: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for claim in claims:
-        found.setdefault(claim["phase"], {}).setdefault(claim["claim"], []).append(claim)
-    return found
+        by_phase.setdefault(claim["phase"], {}).setdefault(claim["claim"], []).append(claim)
+    return by_phase
 
 
-def _gates(found: Mapping[str, Any]) -> page_tables.Table | None:
+def _gates(measured: Mapping[str, Any]) -> page_tables.Table | None:
     """What the base of the small world was measured to be able to do; None for any other."""
-    if not found["applies"]:
+    if not measured["applies"]:
         return None
     lines = [
         page_tables.Line(f"{gate}: {what}", [Markup("{}").format(text) for text in rest])
-        for gate, what, *rest in gates.gate_rows(found)
+        for gate, what, *rest in gates.gate_rows(measured)
     ]
-    asked = f"{found['num_problems']:,} held-out problems, {found['num_samples']} samples each"
+    size = f"{measured['num_problems']:,} held-out problems, {measured['num_samples']} samples each"
     header = ["gate", *gates.GATE_TITLES[2:]]
-    return page_tables.Table(f"Gates of the small world: {asked}", header, lines)
+    return page_tables.Table(f"Gates of the small world: {size}", header, lines)
 
 
 def _sizes(summary: Mapping[str, Any], arms: Sequence[str]) -> list[tuple[Markup, list[str]]]:
     """Responses in a CE set, with the arms whose sets have as many; one entry where all sets are of one size."""
-    found: dict[int, list[str]] = {}
+    by_size: dict[int, list[str]] = {}
     for arm in arms:
-        found.setdefault(summary["selection"][arm]["ce"]["chosen"], []).append(arm)
+        by_size.setdefault(summary["selection"][arm]["ce"]["chosen"], []).append(arm)
     return [
         (page_tables.number(summary, ("selection", same[0], "ce", "chosen"), page_tables.whole), same)
-        for same in found.values()
+        for same in by_size.values()
     ]
 
 
@@ -314,10 +314,10 @@ def _forests(draw: _Drawer, summary: Mapping[str, Any], group: str) -> list[Figu
 
 
 def _curves(
-    draw: _Drawer, arms: Sequence[str], found: Found, titles: Mapping[str, tuple[str, str]]
+    draw: _Drawer, arms: Sequence[str], by_metric: Curves, titles: Mapping[str, tuple[str, str]]
 ) -> list[Figure]:
     return [
-        draw(title, EXPLAINED[name], partial(plots.curves, arms=arms, found=found[name], unit=unit))
+        draw(title, EXPLAINED[name], partial(plots.curves, arms=arms, by_arm=by_metric[name], unit=unit))
         for name, (title, unit) in titles.items()
-        if name in found
+        if name in by_metric
     ]

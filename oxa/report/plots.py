@@ -96,10 +96,10 @@ def chosen(axis: Any, arms: Sequence[str], panel: Panel, edges: NDArray[np.float
     _, _, bars = axis.hist(
         np.clip(panel.ppl, edges[0], edges[-1]), edges, color=color, alpha=0.85, label=label
     )
-    asked = [row for row in panel.bins if row["target"]]
-    if asked:  # brought from the selection's bins to the picture's
-        centers = np.array([(row["low"] + row["high"]) / 2 for row in asked])
-        density = np.array([row["target"] / (row["high"] - row["low"]) for row in asked])
+    targets = [row for row in panel.bins if row["target"]]
+    if targets:  # brought from the selection's bins to the picture's
+        centers = np.array([(row["low"] + row["high"]) / 2 for row in targets])
+        density = np.array([row["target"] / (row["high"] - row["low"]) for row in targets])
         target = density * (edges[1] - edges[0])
         axis.plot(centers, target, color=INK, linewidth=1.3, linestyle=(0, (2, 1)), label="Gaussian target")
     axis.set_xlabel("ppl under the base")
@@ -175,7 +175,7 @@ def pass_at_k(axis: Any, summary: Mapping[str, Any], group: str, names: Sequence
     axis.minorticks_off()
     axis.set_xlabel("k, samples a problem")
     axis.set_ylabel("problems solved, %")
-    highest = max(found[group][f"pass_at_{k}_high"] for found in summary["arms"].values() for k in ks)
+    highest = max(numbers[group][f"pass_at_{k}_high"] for numbers in summary["arms"].values() for k in ks)
     axis.set_ylim(0, min(103, max(5, 108 * highest)))  # a student that solves nothing needs a scale, too
 
 
@@ -190,21 +190,21 @@ def k_values(summary: Mapping[str, Any], group: str) -> list[int]:
 
 
 class Row(NamedTuple):
-    """A line of a forest plot: a difference, or (found is None) a heading."""
+    """A line of a forest plot: a difference, or (difference is None) a heading."""
 
     name: str
-    found: Mapping[str, Any] | None
+    difference: Mapping[str, Any] | None
     color: str = INK
 
 
 def forest(axis: Any, rows: Sequence[Row], scale: float, unit: str) -> None:
     """Differences with their intervals; filled where a difference is shown, hollow where none is."""
     for place, row in enumerate(rows):
-        if row.found is None:
+        if row.difference is None:
             continue
-        middle, low, high = (scale * row.found[key] for key in ("difference", "low", "high"))
+        middle, low, high = (scale * row.difference[key] for key in ("difference", "low", "high"))
         axis.plot([low, high], [place, place], color=row.color, linewidth=1.8, solid_capstyle="butt")
-        face = row.color if row.found["shown"] else "#FFFFFF"
+        face = row.color if row.difference["shown"] else "#FFFFFF"
         axis.plot(
             middle,
             place,
@@ -218,7 +218,7 @@ def forest(axis: Any, rows: Sequence[Row], scale: float, unit: str) -> None:
     labels = [shorten(row.name, 26, placeholder="…") if " " in row.name else _cut(row.name) for row in rows]
     axis.set_yticks(range(len(rows)), labels)
     for label, row in zip(axis.get_yticklabels(), rows, strict=True):
-        label.set_fontweight("bold" if row.found is None else "normal")
+        label.set_fontweight("bold" if row.difference is None else "normal")
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="x")
     axis.spines["left"].set_visible(False)
@@ -231,14 +231,14 @@ def _cut(name: str, width: int = 18) -> str:
     return name if len(name) <= width else name[: width - 1] + "…"
 
 
-def curves(axis: Any, arms: Sequence[str], found: Mapping[str, Curve], unit: str) -> None:
+def curves(axis: Any, arms: Sequence[str], by_arm: Mapping[str, Curve], unit: str) -> None:
     """A metric along training: every step faint and its running mean strong."""
-    for arm, (steps, values) in found.items():
+    for arm, (steps, values) in by_arm.items():
         style = look(arms, arm)
         axis.plot(steps, values, color=style["color"], alpha=0.22, linewidth=0.8)
         axis.plot(steps, running_mean(values), label=arm, linewidth=1.6, **style)
     if unit.startswith("share"):
-        axis.set_ylim(0, max(0.01, 1.08 * max(values.max() for _, values in found.values())))
+        axis.set_ylim(0, max(0.01, 1.08 * max(values.max() for _, values in by_arm.values())))
     axis.set_ylabel(unit)
     axis.set_xlabel("optimizer step")
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))

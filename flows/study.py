@@ -138,14 +138,9 @@ def _is_current(commit: str, one: experiments.Run, wanted: Mapping[str, Any]) ->
 def _code(of: Collection[str] | None = None) -> list[str]:
     """The files of ours that stages depend on, all or some."""
     stages = yaml.load(Path("dvc.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)["stages"]
-    deps = (
-        path
-        for name, stage in stages.items()
-        if of is None or name in of
-        for path in stage.get("do", stage)[
-            "deps"
-        ]  # one that runs for every key of a section stands under `do`
-    )
+    # a stage that runs for every key of a section stands under `do`
+    wanted = [stage.get("do", stage) for name, stage in stages.items() if of is None or name in of]
+    deps = (path for stage in wanted for path in stage["deps"])
     return sorted({path for path in deps if path.startswith("oxa/")})
 
 

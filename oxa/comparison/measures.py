@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -105,42 +106,25 @@ def _short(unit: str) -> str:
 
 
 def pass_at(k: int, role: Literal["question", "summary"] = "summary") -> Metric:
-    return Metric(
-        f"pass_at_{k}",
-        f"pass@{k}",
-        SHARE,
-        lambda num_samples, tally: estimators.pass_at_k(num_samples, tally.num_correct, k),
-        role,
-        more_is_better=True,
-        solved="at the first try" if k == 1 else f"in at least one of {k} tries",
-    )
+    values = partial(_of_counts, estimators.pass_at_k, k)
+    solved = "at the first try" if k == 1 else f"in at least one of {k} tries"
+    return Metric(f"pass_at_{k}", f"pass@{k}", SHARE, values, role, more_is_better=True, solved=solved)
 
 
 def pass_hat(k: int, role: Literal["beside", "summary"] = "summary") -> Metric:
-    return Metric(
-        f"pass_hat_{k}",
-        f"pass^{k}",
-        SHARE,
-        lambda num_samples, tally: estimators.pass_hat_k(num_samples, tally.num_correct, k),
-        role,
-        more_is_better=True,
-        solved=f"in all of {k} tries",
-        words=f"all {k} right",
-        of_several=True,
-    )
+    values = partial(_of_counts, estimators.pass_hat_k, k)
+    metric = Metric(f"pass_hat_{k}", f"pass^{k}", SHARE, values, role, more_is_better=True, of_several=True)
+    return metric._replace(solved=f"in all of {k} tries", words=f"all {k} right")
+
+
+def _of_counts(formula: Callable[..., Floats], k: int, num_samples: Integers, tally: Tally) -> Floats:
+    return formula(num_samples, tally.num_correct, k)
 
 
 def maj_at(n: int) -> Metric:
     """Of all n samples of every problem."""
-    return Metric(
-        f"maj_at_{n}",
-        f"maj@{n}",
-        SHARE,
-        lambda _, tally: tally.majority,
-        more_is_better=True,
-        words=f"majority of {n}",
-        of_several=True,
-    )
+    metric = Metric(f"maj_at_{n}", f"maj@{n}", SHARE, lambda _, tally: tally.majority, more_is_better=True)
+    return metric._replace(words=f"majority of {n}", of_several=True)
 
 
 TOKENS = Metric(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from oxa.comparison.outcomes import BASE, RL
+from oxa.comparison.outcomes import BASE
 from oxa.report import curves, plots, training_sets
 from oxa.report.curves import Curves
 from oxa.report.funnel import Step
@@ -142,42 +143,38 @@ def ppl(path: Path, arms: Sequence[str], panels: Sequence[Panel]) -> None:
 
 def pass_at_k(path: Path, summary: dict[str, Any]) -> None:
     """pass@k against k with its intervals, one panel a benchmark, and the pooled one; before RL, then after it."""
-    after = [name for name in summary["order"] if name.endswith(RL)]
-    before = [name for name in summary["order"] if name not in after]
     panels: list[tuple[str, Draw]] = []
+    phases = plots.phases(summary)
     for group in summary["groups"]:
         counts = summary["arms"][BASE][group]
         note = f"{group} ({counts['num_problems']} problems, n = {counts['num_samples']})"
-        for names, when in ((before, ""), (after, ", after RL")):
-            if names:
-                panels.append((note + when, _pass_panel(summary, group, names)))
+        for names, when in zip(phases.values(), ("", ", after RL"), strict=False):
+            panels.append((note + when, partial(plots.pass_at_k, summary=summary, group=group, names=names)))
     title = f"pass@k by arm, with {summary['confidence']:.0%} intervals"
-    _grid(path, panels, title, columns=2 if after else 3)
+    _grid(path, panels, title, columns=2 if len(phases) == 2 else 3)
 
 
-def _pass_panel(summary: dict[str, Any], group: str, names: Sequence[str]) -> Draw:
-    return lambda axis: plots.pass_at_k(axis, summary, group, names)
-
-
-def _curve_panels(
-    arms: Sequence[str], by_metric: Curves, titles: dict[str, tuple[str, str]]
-) -> list[tuple[str, Draw]]:
-    def panel(name: str) -> Draw:
-        return lambda axis: plots.curves(axis, arms, by_metric[name], titles[name][1])
-
-    return [(titles[name][0], panel(name)) for name in titles if name in by_metric]
+def curve_panels(
+    arms: Sequence[str], by_metric: Curves, titles: Mapping[str, tuple[str, str]]
+) -> dict[str, tuple[str, Draw]]:
+    """Title and drawing of every metric that some arm logged."""
+    return {
+        name: (title, partial(plots.curves, arms=arms, by_arm=by_metric[name], unit=unit))
+        for name, (title, unit) in titles.items()
+        if name in by_metric
+    }
 
 
 def training(path: Path, arms: Sequence[str], by_metric: Curves) -> None:
     """What was logged while the arms trained: each step faint, its running mean over seeds strong."""
     title = "Training: every step (faint) and its running mean (strong), mean over seeds"
-    _grid(path, _curve_panels(arms, by_metric, curves.TRAINING), title)
+    _grid(path, list(curve_panels(arms, by_metric, curves.TRAINING).values()), title)
 
 
 def rlvr(path: Path, arms: Sequence[str], by_metric: Curves) -> None:
     """What was logged along RL."""
     title = "RL from every arm: every step (faint) and its running mean (strong), mean over seeds"
-    _grid(path, _curve_panels(arms, by_metric, curves.RLVR), title)
+    _grid(path, list(curve_panels(arms, by_metric, curves.RLVR).values()), title)
 
 
 def funnel(path: Path, arms: Sequence[str], sides: dict[str, list[Step]]) -> None:

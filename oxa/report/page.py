@@ -24,7 +24,7 @@ from oxa.comparison.measures import POOLED, question
 from oxa.comparison.outcomes import BASE, RL
 from oxa.report import curves, gates, page_tables, plots, training_sets
 from oxa.report.curves import Curves
-from oxa.report.figures import Draw, svg
+from oxa.report.figures import Draw, curve_panels, svg
 from oxa.report.funnel import Loss, Step
 from oxa.report.training_sets import Panel
 from oxa.report.wording import listed
@@ -262,7 +262,7 @@ def _pass_figures(draw: _Drawer, summary: Mapping[str, Any], group: str) -> list
             partial(plots.pass_at_k, summary=summary, group=group, names=names),
             min(_forest_height(2 * len(summary["order"])), 3.4) if summary["gains"] else 2.6,
         )
-        for phase, names in page_tables.phases(summary).items()
+        for phase, names in plots.phases(summary).items()
     ]
 
 
@@ -288,7 +288,7 @@ def _forests(draw: _Drawer, summary: Mapping[str, Any], group: str) -> list[Figu
                 f"to {baseline}{_when(phase)}",
                 {name: summary["differences"].get(name) for name in names if name != BASE},
             )
-            for phase, names in page_tables.phases(summary).items()
+            for phase, names in plots.phases(summary).items()
         ]
         parts.append(("over RL", {arm: summary["gains"].get(arm) for arm in arms}))
         for heading, differences in parts:
@@ -316,8 +316,5 @@ def _forests(draw: _Drawer, summary: Mapping[str, Any], group: str) -> list[Figu
 def _curves(
     draw: _Drawer, arms: Sequence[str], by_metric: Curves, titles: Mapping[str, tuple[str, str]]
 ) -> list[Figure]:
-    return [
-        draw(title, EXPLAINED[name], partial(plots.curves, arms=arms, by_arm=by_metric[name], unit=unit))
-        for name, (title, unit) in titles.items()
-        if name in by_metric
-    ]
+    panels = curve_panels(arms, by_metric, titles)
+    return [draw(title, EXPLAINED[name], draw_curves) for name, (title, draw_curves) in panels.items()]

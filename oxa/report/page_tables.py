@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from oxa.comparison.estimators import k_values
 from oxa.comparison.measures import TOKENS, Metric, Row, beside, pass_at, question
 from oxa.comparison.outcomes import BASE, RL
+from oxa.report import plots
 from oxa.report.markdown import SMALL
 
 Path = tuple[str | int, ...]
@@ -114,13 +114,6 @@ def counts_of(summary: Mapping[str, Any], group: str) -> Row:
     return counts
 
 
-def phases(summary: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Names by phase, in order."""
-    after = [name for name in summary["order"] if name.endswith(RL)]
-    before = [name for name in summary["order"] if name not in after]
-    return {"Before RL": before, "After RL": after} if after else {"": before}
-
-
 def arms(summary: Mapping[str, Any], group: str) -> Table:
     """Every arm's numbers on a benchmark, each beside its difference to the baseline of the same phase."""
     baseline, counts = summary["baseline"], counts_of(summary, group)
@@ -132,7 +125,7 @@ def arms(summary: Mapping[str, Any], group: str) -> Table:
         header += [metric.long_heading, f"{metric.title}: Δ to {baseline}, {metric.unit.difference}"]
     header += ["pass@1, Bayes interval"] * has_bayes + [metric.long_heading for metric in others]
     lines: list[Line] = []
-    for phase, names in phases(summary).items():
+    for phase, names in plots.phases(summary).items():
         after = f", Δ to {baseline}{RL}" if baseline + RL in names else ""
         lines += [Line(phase + after, [])] if phase else []
         for name in names:
@@ -165,7 +158,7 @@ def gains(summary: Mapping[str, Any], group: str) -> Table:
 
 
 def pass_at_k(summary: Mapping[str, Any], group: str) -> Table:
-    ks = k_values(counts_of(summary, group)["num_samples"])
+    ks = plots.k_values(summary, group)
     lines = [
         Line(name, [cell(summary, ("arms", name, group), pass_at(k)) for k in ks], name)
         for name in summary["order"]

@@ -184,6 +184,13 @@ def arms_of(summary: Mapping[str, Any]) -> list[str]:
     return [name for name in summary["order"] if name != BASE and not name.endswith(RL)]
 
 
+def phases(summary: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names by phase, in order."""
+    after = [name for name in summary["order"] if name.endswith(RL)]
+    before = [name for name in summary["order"] if name not in after]
+    return {"Before RL": before, "After RL": after} if after else {"": before}
+
+
 def k_values(summary: Mapping[str, Any], group: str) -> list[int]:
     """Those of a benchmark's pass@k."""
     return estimators.k_values(summary["arms"][BASE][group]["num_samples"])

@@ -398,6 +398,19 @@ def test_majorities_of_different_numbers_of_samples_are_not_pooled(tmp_path: Pat
     assert "pass_at_2" in summary["arms"]["sft"]["pooled"]
 
 
+def test_problems_keep_their_order_whatever_their_numbers_of_samples(tmp_path: Path) -> None:
+    sizes = {"p": 4, "q": 1, "r": 4, "s": 2}
+    rows = [
+        row(problem_id=name, sample_index=i, verdict="correct", num_tokens=n)
+        for name, n in sizes.items()
+        for i in range(n)
+    ]
+    one = outcomes_of(tmp_path, rows)
+    assert one.problem_id.tolist() == list(sizes)
+    for counts in (one.num_samples, one.num_correct, one.mean_tokens, one.redrawn.num_correct[:, 0]):
+        assert counts.tolist() == list(sizes.values())
+
+
 def test_an_unknown_entropy_is_not_taken_for_zero(tmp_path: Path) -> None:
     found, _ = results(tmp_path, rl=False)
     found["base"] = [outcomes.outcomes(write(tmp_path / "nan.parquet", 0.3, mean_entropy=float("nan")))]

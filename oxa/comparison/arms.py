@@ -155,7 +155,7 @@ def _differences(
 
 
 def _pool(results: Mapping[str, Sequence[Outcomes]], pair: Pair, metric: Metric) -> list[Floats]:
-    """A metric of all arms of the pair's phase, or, for a gain, of all gains: tables [S, P]."""
+    """A metric of all arms of the pair's phase, or, for a gain, of all gains: arrays [S, P]."""
     if pair.kind == "differences":
         return [observed(runs, metric) for runs in _phase(results, pair.name)]
     return [
@@ -236,8 +236,8 @@ def numbers_of(
     return numbers
 
 
-def _finite(tables: Iterable[Floats]) -> list[Floats]:
-    return [table for table in tables if np.isfinite(table).all()]
+def _finite(arrays: Iterable[Floats]) -> list[Floats]:
+    return [array for array in arrays if np.isfinite(array).all()]
 
 
 def observed(runs: Sequence[Outcomes], metric: Metric) -> Floats:
@@ -282,13 +282,13 @@ def differences(
         resampling = _resampling(section)
         if only or metric.role == "question":
             resampling["resamples"] = max(section.resamples, needed)
-        tables = _finite(table[:, finite] for table in pool(metric)) if pool else []
+        peers = _finite(values[:, finite] for values in pool(metric)) if pool else []
         difference = estimators.paired_difference(
             a[:, finite],
             b[:, finite],
             (redrawn(ours, metric)[:, finite], redrawn(theirs, metric)[:, finite]),
             same_seeds=same_seeds,
-            pool=tables or None,
+            pool=peers or None,
             **resampling,
         )
         room = _room(section, metric, np.concatenate([a, b]))

@@ -26,7 +26,7 @@ UNSEEN = ("tracking", "flow", "registry", "plan", "report", "traces")
 OWN = frozenset({"sources", "sources.world", "sources.world.seed", "base", "base.seed", "seeds"})
 """Keys that a study's worlds and seeds set."""
 SHARED = ("sources", "base", "evaluate")
-"""Sections that the rows of one comparison have in common: problems, student, and how it is asked."""
+"""Sections that the rows of one comparison have in common: problems, student, and how it answers."""
 
 
 class Experiment(Section):

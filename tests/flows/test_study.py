@@ -60,10 +60,10 @@ def test_a_killed_study_goes_on_and_a_finished_one_runs_nothing(repository: Path
     killed.wait()
     wait_until_gone(below)
 
-    said = run(repository, "oxa", "study")
+    printed = run(repository, "oxa", "study")
     assert "Stage 'base' is cached" in logged(repository, "arms-4")
     assert experiments(repository) == {"arms-4", "spread-4", "arms-5", "spread-5"}
-    assert "docs/study.md: tables of 4 experiments" in said
+    assert "docs/study.md: tables of 4 experiments" in printed
     page = (repository / "docs" / "study.md").read_text()
     assert page.startswith(
         "Words.\n\n<!-- study: ce -->\n\n32 problems of 2 worlds, 2 samples a problem, 1 fine-tuning"
@@ -132,10 +132,10 @@ def test_mistakes_are_told_in_a_sentence_before_anything_runs(repository: Path) 
 
 
 def test_an_experiment_that_fails_is_named_with_its_last_lines(repository: Path) -> None:
-    asked = {"arms": {"set": {"selection.shared.num_ce": 100_000}}}
-    failing = STUDY | {"worlds": [4], "experiments": asked, "tables": {}}
+    too_many = {"arms": {"set": {"selection.shared.num_ce": 100_000}}}
+    failing = STUDY | {"worlds": [4], "experiments": too_many, "tables": {}}
     (repository / "failing.yaml").write_text(yaml.safe_dump(failing))
     (repository / "empty.md").write_text("")
-    said = run(repository, "oxa", "study", "--study", "failing.yaml", "--page", "empty.md", code=1)
-    assert "arms-4: FAILED" in said
-    assert "selection asks for 100000 CE sequences" in said
+    printed = run(repository, "oxa", "study", "--study", "failing.yaml", "--page", "empty.md", code=1)
+    assert "arms-4: FAILED" in printed
+    assert "selection asks for 100000 CE sequences" in printed

@@ -132,21 +132,21 @@ def test_changes_that_make_no_params_are_refused(
 
 
 def test_a_dict_is_merged_into_what_is_there_as_dvc_does(raw: dict[str, Any]) -> None:
-    found = experiments.changed(raw, {"selection.ul": {"oxa_full": {"num": 7}}}, "s")
-    assert found["selection"]["ul"] == {"oxa_full": raw["selection"]["ul"]["oxa_full"] | {"num": 7}}
+    params = experiments.changed(raw, {"selection.ul": {"oxa_full": {"num": 7}}}, "s")
+    assert params["selection"]["ul"] == {"oxa_full": raw["selection"]["ul"]["oxa_full"] | {"num": 7}}
 
 
 def test_a_row_that_no_experiment_makes_is_refused(tmp_path: Path) -> None:
-    asked = experiments.load(written(tmp_path))
-    experiments.refuse_empty_rows(asked, {"first": ["sft"], "second": ["sft"]}, "s")
+    study = experiments.load(written(tmp_path))
+    experiments.refuse_empty_rows(study, {"first": ["sft"], "second": ["sft"]}, "s")
     with pytest.raises(
         ConfigError, match=r"s: tables\.one\.rows\.b: second has no arm 'sft'; known here: kto"
     ):
-        experiments.refuse_empty_rows(asked, {"first": ["sft"], "second": ["kto"]}, "s")
+        experiments.refuse_empty_rows(study, {"first": ["sft"], "second": ["kto"]}, "s")
     table = {"rows": {"a": "second/sft", "b": "first/sft"}, "baseline": "a", "after_rl": True}
-    asked = experiments.load(written(tmp_path, tables={"one": table}))
+    study = experiments.load(written(tmp_path, tables={"one": table}))
     with pytest.raises(ConfigError, match="after_rl needs evaluate_rlvr among the stages of first"):
-        experiments.refuse_empty_rows(asked, {"first": ["sft"], "second": ["sft"]}, "s")
+        experiments.refuse_empty_rows(study, {"first": ["sft"], "second": ["sft"]}, "s")
 
 
 def test_results_do_not_depend_on_tracking_and_the_flow_and_do_on_all_else(raw: dict[str, Any]) -> None:

@@ -49,8 +49,8 @@ def run(path: Path, page: Path, *, only: Sequence[str], jobs: int | None, tables
     """Runs what is not done, then writes the page's tables; with `tables` nothing is run. Returns the exit code."""
     planned, params = plan(path)
     _refuse_unknown(path, planned, only)
-    asked = experiments.load(path)
-    study_page.page(_text(page), dict.fromkeys(study_page.names(asked), ""))  # told before hours of work
+    study = experiments.load(path)
+    study_page.page(_text(page), dict.fromkeys(study_page.names(study), ""))  # fails before hours of work
     done = {one.name: commit for one in planned if (commit := find(one))}
     missing = [one for one in planned if one.name not in done and (not only or one.experiment in only)]
     failed: list[str] = []
@@ -62,7 +62,7 @@ def run(path: Path, page: Path, *, only: Sequence[str], jobs: int | None, tables
     text = _text(page)  # its words may have changed meanwhile
     with _files(done) as read:
         there = {one.name: one for one in planned if one.name in done}
-        written = study_page.page(text, study_page.parts(asked, params.report, there, read))
+        written = study_page.page(text, study_page.parts(study, params.report, there, read))
     if written != text:
         page.write_text(written, encoding="utf-8")
     left = len(planned) - len(done)
@@ -81,13 +81,13 @@ def plan(path: Path) -> tuple[list[experiments.Run], Params]:
     """All runs of the study, every one's parameters checked, and params.yaml itself."""
     raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     params = check_params(raw, "params.yaml")
-    asked = experiments.load(path)
-    planned = experiments.runs(asked)
+    study = experiments.load(path)
+    planned = experiments.runs(study)
     arms = {
         one.experiment: experiments.changed(raw, one.changes, f"{path}: experiment {one.experiment}")["arms"]
         for one in planned
     }
-    experiments.refuse_empty_rows(asked, arms, str(path))
+    experiments.refuse_empty_rows(study, arms, str(path))
     return planned, params
 
 
@@ -138,7 +138,9 @@ def _is_current(commit: str, one: experiments.Run, wanted: Mapping[str, Any]) ->
 def _code(of: Collection[str] | None = None) -> list[str]:
     """The files of ours that stages depend on, all or some."""
     stages = yaml.load(Path("dvc.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)["stages"]
-    deps = (path for name, stage in stages.items() if of is None or name in of for path in stage["deps"])
+    # a stage that runs for every key of a section stands under `do`
+    wanted = [stage.get("do", stage) for name, stage in stages.items() if of is None or name in of]
+    deps = (path for stage in wanted for path in stage["deps"])
     return sorted({path for path in deps if path.startswith("oxa/")})
 
 
@@ -183,15 +185,15 @@ def _run_all(missing: Sequence[experiments.Run], jobs: int) -> list[str]:
     def work(world: int) -> None:
         folder = _clone(world)
         own = environment | {"PYTHONPATH": str(folder)}  # the clone's code, not the installed one
-        with warm.stages(own, folder) if warm.possible() else nullcontext(own) as told:
+        with warm.stages(own, folder) if warm.possible() else nullcontext(own) as served:
             for one in (one for one in missing if one.world == world):
                 begun = time.monotonic()
-                said = _run(one, folder, told, at_work)
+                last_lines = _run(one, folder, served, at_work)
                 if ended.is_set():
                     return
-                if said:
+                if last_lines:
                     failed.append(one.name)
-                    tell(f"{one.name}: FAILED\n{said}")
+                    tell(f"{one.name}: FAILED\n{last_lines}")
                 else:
                     seconds = time.monotonic() - begun
                     tell(f"{one.name}: done in {seconds:.0f} s ({next(count)} of {len(missing)})")
@@ -334,9 +336,9 @@ def _yaml(commit: str, name: str) -> Any:
 
 def _cache() -> Path:
     """The folder of DVC's cache."""
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "dvc", "cache", "dir"], check=False, capture_output=True, text=True
     )
-    if told.returncode:
-        raise UserError(f"dvc cache dir: {told.stderr.strip()}")
-    return Path(told.stdout.strip()).resolve()
+    if done.returncode:
+        raise UserError(f"dvc cache dir: {done.stderr.strip()}")
+    return Path(done.stdout.strip()).resolve()

@@ -5,28 +5,34 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from oxa.config.prompt import Prompt
 from oxa.config.report import Report
-from oxa.config.selection import SelectionArm, SelectionShared, UnlikelihoodSet
+from oxa.config.selection import CeRule, SelectionShared, UnlikelihoodSet
 from oxa.records import schemas, tables
+from oxa.report import training_sets
 from oxa.runtime import files as records
-from oxa.stages import report, selection
+from oxa.stages import report, selection_ce, selection_ul
 
 SECTION = Report(baseline="sft", resamples=300)
 
 
+class Arm(NamedTuple):
+    """Rule of its CE set, and its UL set where it has one."""
+
+    ce: CeRule
+    ul: UnlikelihoodSet | None = None
+
+
 ALL = {
-    "sft": SelectionArm(ce="random"),
-    "sft_lp": SelectionArm(ce="lowest"),
-    "oxa_mle": SelectionArm(ce="gaussian"),
-    "oxa_full": SelectionArm(ce="gaussian", ul=UnlikelihoodSet(num=150, min_ppl=1.02)),
+    "sft": Arm("random"),
+    "sft_lp": Arm("lowest"),
+    "oxa_mle": Arm("gaussian"),
+    "oxa_full": Arm("gaussian", UnlikelihoodSet(num=150, min_ppl=1.02)),
 }
-
-
 CURVES = (
     "ce_loss",
     "ce_entropy",
@@ -36,8 +42,6 @@ CURVES = (
     "ul_probability",
     "tokens_per_second",
 )
-
-
 RL_CURVES = (
     "reward",
     "entropy",
@@ -53,7 +57,7 @@ RL_CURVES = (
 
 def make_inputs(
     folder: Path,
-    arms: dict[str, SelectionArm] = ALL,
+    arms: dict[str, Arm] = ALL,
     seeds: Sequence[int] = (0,),
     *,
     benchmarks: dict[str, int] = {"world": 80},  # noqa: B006  read only
@@ -80,7 +84,6 @@ def make_inputs(
     totals["dropped"] = {"contaminated": 4, "duplicate_response": 21, "too_long": 1, "empty": 2}
     exams = {name: {"guess_rate": 1.8 / (place + 100)} for place, name in enumerate(benchmarks)}
     records.write_json(folder / "metrics" / "ingest.json", {"totals": totals, "benchmarks": exams})
-    records.write_json(folder / "metrics" / "gates.json", {"applies": False})
     for origin, verdicts in (
         ("teacher", {"correct": 900, "incorrect": 80, "timeout": 1, "unparsable": 19}),
         ("self", {"correct": 400, "incorrect": 500, "unparsable": 100}),
@@ -121,8 +124,8 @@ def make_inputs(
     }
 
 
-def select(folder: Path, arms: dict[str, SelectionArm], draws: np.random.Generator) -> None:
-    """Scored responses, four a problem, and the arms' sets as the selection stage makes them."""
+def select(folder: Path, arms: dict[str, Arm], draws: np.random.Generator) -> None:
+    """Scored responses, four a problem, and the arms' sets as the stages of the selection make them."""
     data, num = folder / "data", 1000
     names = [f"p{i:04d}" for i in range(num // 4)]
     tables.write(
@@ -140,16 +143,19 @@ def select(folder: Path, arms: dict[str, SelectionArm], draws: np.random.Generat
         ],
         schemas.PROBLEMS,
     )
-    paths: dict[str, Path] = {"problems": data / "problems.parquet"}
-    for origin, key, right in (("teacher", "teacher", "correct"), ("self", "self_responses", "incorrect")):
+    paths: dict[str, dict[str, Path]] = {}
+    for origin, right in (("teacher", "correct"), ("self", "incorrect")):
         ids = [f"{origin}{i:05d}" for i in range(num)]
         share = 0.9 if origin == "teacher" else 0.5
         verdict = np.where(draws.random(num) < share, right, "unparsable")
         scored = np.flatnonzero(verdict == right)
         ppl = 1 + draws.lognormal(-0.5 if origin == "teacher" else -2, 0.5, len(scored))
-        paths[key] = data / f"{key}.parquet"
-        paths[f"{origin}_verdicts"] = data / f"{origin}_verdicts.parquet"
-        paths[f"{origin}_scores"] = data / "scores" / f"{origin}.parquet"
+        paths[origin] = {
+            "problems": data / "problems.parquet",
+            "responses": data / f"{origin}.parquet",
+            "verdicts": data / f"{origin}_verdicts.parquet",
+            "scores": data / "scores" / f"{origin}.parquet",
+        }
         columns: dict[str, Any] = {"response_id": ids, "problem_id": [names[i // 4] for i in range(num)]}
         columns |= {
             "origin": [origin] * num,
@@ -162,9 +168,9 @@ def select(folder: Path, arms: dict[str, SelectionArm], draws: np.random.Generat
             "num_tokens": [9] * num,
             "finish_reason": ["stop"] * num,
         }
-        tables.write(paths[key], columns | {"mean_entropy": [0.1] * num}, schemas.RESPONSES)
+        tables.write(paths[origin]["responses"], columns | {"mean_entropy": [0.1] * num}, schemas.RESPONSES)
         columns = {"response_id": ids, "verdict": verdict.tolist(), "predicted": [""] * num}
-        tables.write(paths[f"{origin}_verdicts"], columns, schemas.VERDICTS)
+        tables.write(paths[origin]["verdicts"], columns, schemas.VERDICTS)
         columns = {
             "response_id": [ids[i] for i in scored],
             "scorer": ["base"] * len(scored),
@@ -172,19 +178,25 @@ def select(folder: Path, arms: dict[str, SelectionArm], draws: np.random.Generat
         }
         columns |= {"ppl": ppl, "num_tokens": draws.integers(40, 150, len(scored)).astype(np.int32)}
         columns |= {"truncated": [False] * len(scored), "mean_entropy": [0.1] * len(scored)}
-        tables.write(paths[f"{origin}_scores"], columns, schemas.SCORES)
+        tables.write(paths[origin]["scores"], columns, schemas.SCORES)
     shared = SelectionShared(num_ce=150, mean=1.9, std=0.15, max_shortage=0.5)
-    for arm, rule in arms.items():
-        found = selection.run(
-            shared,
-            rule,
-            Prompt(suffix=""),
-            **paths,
-            output=data / "train" / f"{arm}.parquet",
-            log=lambda step, **values: None,
-            scratch=folder,
-        )
-        records.write_json(folder / "metrics" / "selection" / f"{arm}.json", found)
+    for arm, chosen in arms.items():
+        for objective, origin, stage, rule in (
+            ("ce", "teacher", selection_ce, chosen.ce),
+            ("ul", "self", selection_ul, chosen.ul),
+        ):
+            if rule is None:
+                continue
+            described = stage.run(
+                shared,
+                rule,
+                Prompt(suffix=""),
+                **paths[origin],
+                output=data / "train" / arm / f"{objective}.parquet",
+                log=lambda step, **values: None,
+                scratch=folder,
+            )
+            records.write_json(folder / "metrics" / "selection" / objective / f"{arm}.json", described)
 
 
 def generations(
@@ -252,4 +264,14 @@ def traces(arm: str, question: str) -> list[dict[str, Any]]:
 def run(
     paths: dict[str, Path], log: Any, arms: Sequence[str] = tuple(ALL), seeds: Sequence[int] = (0,)
 ) -> dict:
-    return report.run(SECTION, list(arms), list(seeds), **paths, log=log)
+    """The exam and the UL sets are those that lie there."""
+    exams = [path.stem.removeprefix("gates-") for path in paths["metrics"].glob("evaluate/gates-*.json")]
+    return report.run(SECTION, list(arms), list(seeds), exams, suppressing(paths, arms), **paths, log=log)
+
+
+def suppressing(paths: dict[str, Path], arms: Sequence[str]) -> list[str]:
+    return [arm for arm in arms if (paths["metrics"] / "selection" / "ul" / f"{arm}.json").is_file()]
+
+
+def selections(paths: dict[str, Path], arms: Sequence[str]) -> training_sets.Selections:
+    return training_sets.selections(paths["metrics"], arms, suppressing(paths, arms))

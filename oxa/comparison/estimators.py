@@ -1,4 +1,4 @@
-"""What is said about samples, and how sure one can be of it: arrays in, numbers out.
+"""Estimates of pass@k and its like from samples, with intervals and p-values: arrays in, numbers out.
 
 Of a problem with n samples, c of them right, and k ≤ n; a benchmark's number is the mean over its problems (and over
 seeds), each weighing the same:
@@ -26,7 +26,7 @@ Student's) carries that on. Seeds add a normal draw of variance τ² Σ_compared
 A the squared deviations of seeds' means from their arm's, B the squared interactions of seed and problem: the spread
 of seeds beyond what problems and samples explain. It is taken for the same in all arms of a `pool`, since two or three
 seeds of one arm say next to nothing about it; an arm whose seeds alone differ is told apart too often (with two seeds
-in one of five worlds of equal arms, not in one of 20). A pair of arms is one table of differences on the same problems;
+in one of five worlds of equal arms, not in one of 20). A pair of arms is one array of differences on the same problems;
 its two-sided p = 2 · min(1 + #{d* ≤ 0}, 1 + #{d* ≥ 0}) / (R + 1), at most 1, so 2 / (R + 1) at least.
 
 benchmarks/coverage.py measures how often the 95% intervals hold the truth: in 94 to 95% of worlds of 200 problems with
@@ -144,7 +144,7 @@ def bootstrap_interval(
     has no second level, and the same variance. `pool`: values [S, P] of all arms whose seeds tell how much seeds
     differ; this one's alone where it is left out.
     """
-    estimate, replicates = _replicates([(1, *_table(values, redrawn))], pool, resamples, seed)
+    estimate, replicates = _replicates([(1, *_arrays(values, redrawn))], pool, resamples, seed)
     return Interval(estimate, *_percentiles(replicates, confidence))
 
 
@@ -165,7 +165,7 @@ def paired_difference(
     checkpoints that were trained on from those of b. `pool`: as there, but of differences with `same_seeds`; the two
     arms alone where it is left out.
     """
-    ours, theirs = (_table(*arm) for arm in zip((a, b), redrawn or (None, None), strict=True))
+    ours, theirs = (_arrays(*arm) for arm in zip((a, b), redrawn or (None, None), strict=True))
     if theirs[0].shape[1] != ours[0].shape[1]:
         raise ValueError(f"a pair needs the same problems, found {ours[0].shape[1]} and {theirs[0].shape[1]}")
     arms = [(1, *ours), (-1, *theirs)]
@@ -209,13 +209,13 @@ def holm(p_values: ArrayLike) -> Floats:
     return adjusted
 
 
-def _table(values: ArrayLike, redrawn: ArrayLike | None) -> tuple[Floats, Floats]:
+def _arrays(values: ArrayLike, redrawn: ArrayLike | None) -> tuple[Floats, Floats]:
     """Values [S, P] and redrawn values [S, P, M]; the values themselves where none were drawn."""
-    table = np.atleast_2d(np.asarray(values, np.float64))
-    again = table[..., None] if redrawn is None else np.asarray(redrawn, np.float64).reshape(*table.shape, -1)
-    if table.ndim != 2 or table.size == 0 or not (np.isfinite(table).all() and np.isfinite(again).all()):
+    array = np.atleast_2d(np.asarray(values, np.float64))
+    again = array[..., None] if redrawn is None else np.asarray(redrawn, np.float64).reshape(*array.shape, -1)
+    if array.ndim != 2 or array.size == 0 or not (np.isfinite(array).all() and np.isfinite(again).all()):
         raise ValueError("values must be finite numbers, as [problems] or [seeds, problems], at least one")
-    return table, again
+    return array, again
 
 
 def _replicates(
@@ -250,9 +250,9 @@ def _draws(deviations: Floats, changes: Floats) -> Floats:
     observed, of_samples = deviations.var(), changes.var(axis=1).mean()
     # one problem alone does not tell how problems differ
     wanted = deviations.var(ddof=1) if len(deviations) > 1 else of_samples
-    kept = np.sqrt(max(0.0, wanted - of_samples) / observed) if observed > 0 else 0.0
+    factor = np.sqrt(max(0.0, wanted - of_samples) / observed) if observed > 0 else 0.0
     share = min(1.0, np.sqrt(wanted / of_samples)) if of_samples > 0 else 0.0
-    return kept * deviations[:, None] + share * changes
+    return factor * deviations[:, None] + share * changes
 
 
 def _seed_draws(rng: np.random.Generator, size: int, arms: Sequence[Floats]) -> Floats:

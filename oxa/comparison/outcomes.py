@@ -10,16 +10,17 @@ Legend: P problems, M draws of a problem's samples, n samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from oxa.comparison import estimators as statistics
+from oxa.comparison import estimators
 from oxa.errors import DataError
 from oxa.records import schemas, tables
 
@@ -43,29 +44,51 @@ COLUMNS = [
 ]
 
 
-class Redrawn(NamedTuple):
-    """What a checkpoint's problems would show with their samples drawn again: arrays [P, M]."""
+@dataclass(frozen=True)
+class Tally:
+    """What the samples of each problem amount to: arrays [P], or [P, M] of samples drawn again."""
 
     num_correct: Integers
     majority: Floats
+    """maj@n of the problem's samples."""
+    distinct_answers: Integers
     mean_entropy: Floats
+    """Nats a token, over the samples that have one; NaN where none has."""
     mean_tokens: Floats
+    truncated: Floats
+    """Share of the samples that were cut by length."""
 
 
-class Outcomes(NamedTuple):
+@dataclass(frozen=True)
+class Outcomes(Tally):
     """What one checkpoint did on each problem: arrays [P], in the order of (benchmark, problem_id)."""
 
     benchmark: NDArray[Any]
     problem_id: NDArray[Any]
     tier: NDArray[Any]
     num_samples: Integers
-    num_correct: Integers
-    majority: Floats  # maj@n of the problem's samples
-    distinct_answers: Integers
-    mean_entropy: Floats  # nats a token, over the problem's samples that have one; NaN where none has
-    mean_tokens: Floats
-    truncated: Floats  # share of the samples that were cut by length
-    redrawn: Redrawn
+    redrawn: Tally
+
+    def only(self, members: NDArray[Any]) -> Outcomes:
+        """Of these problems alone, or in this order."""
+        return _each([self], lambda arrays: arrays[0][members])
+
+
+def joined(parts: Sequence[Outcomes]) -> Outcomes:
+    """Those of several sets of problems as those of one, in this order."""
+    return _each(parts, np.concatenate)
+
+
+def _each(parts: Sequence[Outcomes], function: Callable[[list[NDArray[Any]]], NDArray[Any]]) -> Outcomes:
+    arrays = _each_field(Outcomes, parts, function)
+    return Outcomes(**arrays, redrawn=Tally(**_each_field(Tally, [part.redrawn for part in parts], function)))
+
+
+def _each_field(
+    of: type[Tally], parts: Sequence[Tally], function: Callable[[list[NDArray[Any]]], NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    names = [field.name for field in fields(of) if field.name != "redrawn"]
+    return {name: np.ascontiguousarray(function([getattr(part, name) for part in parts])) for name in names}
 
 
 def outcomes(path: Path, step: int | None = None) -> Outcomes:
@@ -110,38 +133,30 @@ def _gathered(generated: pa.Table) -> Outcomes:
             generated["finish_reason"].to_numpy(zero_copy_only=False) == "length",
         ]
     )
-    gathered: dict[str, Floats] = {}
     rng = np.random.default_rng(0)
+    parts, places = [], []
     for n in np.unique(num_samples):
         members = np.flatnonzero(num_samples == n)
         of_problem = marks[:, starts[members][:, None] + np.arange(n)]  # [4, p, n]
         again = rng.integers(n, size=(len(members), NUM_REDRAWN, n))
-        redrawn = of_problem[:, np.arange(len(members))[:, None, None], again]  # [4, p, M, n]
-        for name, values in _by_problem(of_problem).items():
-            gathered.setdefault(name, np.empty(len(starts)))[members] = values
-        for name, values in _by_problem(redrawn).items():
-            gathered.setdefault(f"{name}*", np.empty((len(starts), NUM_REDRAWN)))[members] = values
-    # samples without an entropy, all drawn by chance
-    entropy, entropy_again = gathered["mean_entropy"], gathered["mean_entropy*"]
-    gathered["mean_entropy*"] = np.where(np.isnan(entropy_again), entropy[:, None], entropy_again)
-    return Outcomes(
-        benchmark[starts],
-        problem_id[starts],
-        tier[starts],
-        num_samples,
-        gathered["num_correct"].astype(np.int64),
-        gathered["majority"],
-        gathered["distinct_answers"].astype(np.int64),
-        gathered["mean_entropy"],
-        gathered["mean_tokens"],
-        gathered["truncated"],
-        Redrawn(
-            gathered["num_correct*"].astype(np.int64),
-            gathered["majority*"],
-            gathered["mean_entropy*"],
-            gathered["mean_tokens*"],
-        ),
-    )
+        tally = _tally(of_problem)
+        redrawn = _tally(of_problem[:, np.arange(len(members))[:, None, None], again])  # of [4, p, M, n]
+        entropy = np.where(  # samples without an entropy, all drawn by chance
+            np.isnan(redrawn.mean_entropy), tally.mean_entropy[:, None], redrawn.mean_entropy
+        )
+        first = starts[members]
+        parts.append(
+            Outcomes(
+                **vars(tally),
+                benchmark=benchmark[first],
+                problem_id=problem_id[first],
+                tier=tier[first],
+                num_samples=num_samples[members],
+                redrawn=replace(redrawn, mean_entropy=entropy),
+            )
+        )
+        places.append(members)
+    return joined(parts).only(np.argsort(np.concatenate(places)))
 
 
 def _answer_ids(
@@ -162,26 +177,26 @@ def _answer_ids(
     return ids
 
 
-def _by_problem(marks: Floats) -> dict[str, Floats]:
-    """What is known of samples [4, ..., n] (answer, entropy, tokens, cut), over the last axis."""
+def _tally(marks: Floats) -> Tally:
+    """What samples [4, ..., n] (answer, entropy, tokens, cut) amount to, over the last axis."""
     answers, entropy, tokens, cut = marks
     ids = answers.astype(np.int64)
     finite = np.isfinite(entropy)
     with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is meant
         mean_entropy = np.where(finite, entropy, 0).sum(axis=-1) / finite.sum(axis=-1)
-    return {
-        "num_correct": (ids == 0).sum(axis=-1),
-        "majority": statistics.majority(ids),
-        "distinct_answers": statistics.distinct_answers(ids),
-        "mean_entropy": mean_entropy,
-        "mean_tokens": tokens.mean(axis=-1),
-        "truncated": cut.mean(axis=-1),
-    }
+    return Tally(
+        num_correct=(ids == 0).sum(axis=-1),
+        majority=estimators.majority(ids),
+        distinct_answers=estimators.distinct_answers(ids),
+        mean_entropy=mean_entropy,
+        mean_tokens=tokens.mean(axis=-1),
+        truncated=cut.mean(axis=-1),
+    )
 
 
 def unlike(ours: Outcomes, theirs: Outcomes) -> str:
     """Why two checkpoints cannot be compared; "" where they can."""
-    a, b = ({*zip(found.benchmark, found.problem_id, strict=True)} for found in (ours, theirs))
+    a, b = ({*zip(one.benchmark, one.problem_id, strict=True)} for one in (ours, theirs))
     if a != b:
         return f"evaluated on {len(a)} and {len(b)} problems, {len(a & b)} of them the same"
     if (differ := ours.num_samples != theirs.num_samples).any():

@@ -1,4 +1,4 @@
-"""What was logged along fine-tuning and RL: the journals, averaged over seeds, for pictures and for `dvc plots`."""
+"""What was logged along fine-tuning and RL: journals, averaged over seeds, as curves for pictures and `dvc plots`."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ RLVR = {
     "grad_norm": ("Gradient norm before clipping", "norm"),
 }
 
-Found = dict[str, dict[str, Curve]]
+Curves = dict[str, dict[str, Curve]]
 """Curves by metric, then arm, of the metrics that some arm logged."""
 
 
-def read(folder: Path, arms: Sequence[str], seeds: Sequence[int], names: Iterable[str]) -> Found:
+def read(folder: Path, arms: Sequence[str], seeds: Sequence[int], names: Iterable[str]) -> Curves:
     """Means over seeds of what the journals in `folder` hold."""
-    found: Found = {name: {} for name in names}
+    curves: Curves = {name: {} for name in names}
     for arm in arms:
         values: dict[str, dict[int, list[float]]] = {}
         for seed in seeds:
@@ -46,17 +46,17 @@ def read(folder: Path, arms: Sequence[str], seeds: Sequence[int], names: Iterabl
             if not path.is_file():
                 raise DataError(f"{path}: no such file; `dvc repro` makes it")
             for row in journal.read(path):
-                if row["name"] in found:
+                if row["name"] in curves:
                     values.setdefault(row["name"], {}).setdefault(row["step"], []).append(row["value"])
         for name, steps in values.items():
             order = sorted(steps)
-            found[name][arm] = np.array(order), np.array([np.mean(steps[step]) for step in order])
-    return {name: curves for name, curves in found.items() if curves}
+            curves[name][arm] = np.array(order), np.array([np.mean(steps[step]) for step in order])
+    return {name: by_arm for name, by_arm in curves.items() if by_arm}
 
 
-def write(folder: Path, found: Found) -> None:
+def write(folder: Path, curves: Curves) -> None:
     """A CSV for every metric: step, and a column an arm, which is how `dvc plots` tells lines apart."""
-    for name, arms in found.items():
+    for name, arms in curves.items():
         rows: dict[int, dict[str, Any]] = {}
         for arm, (steps, values) in arms.items():
             for step, value in zip(steps.tolist(), values.tolist(), strict=True):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from oxa.comparison.outcomes import BASE, RL
+from oxa.comparison.outcomes import BASE
 from oxa.report import curves, plots, training_sets
-from oxa.report.curves import Found
+from oxa.report.curves import Curves
 from oxa.report.funnel import Step
 from oxa.report.training_sets import Panel
 from oxa.runtime import files
@@ -81,12 +82,16 @@ def _for_page(text: str, label: str, key: str) -> Markup:
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
 
     def clean(tag: re.Match[str]) -> str:
-        found = re.sub(r' id="arms-([\d-]+)"', lambda id_: f' data-arms="{id_[1].replace("-", " ")}"', tag[0])
-        found = re.sub(r' id="([^"]+)"', lambda id_: f' id="{key}-{id_[1]}"' if id_[1] in used else "", found)
-        found = re.sub(r'(url\(#|href="#)', rf"\g<1>{key}-", found)
-        found = re.sub(r"font-family: [^;\"]*;? ?| transform=\"rotate\(-0 [^\"]*\"", "", found)
-        found = re.sub(r"#[0-9a-f]{6}", lambda color: VARIABLES.get(color[0].upper(), color[0]), found)
-        return re.sub(r"(\.\d\d)\d+", r"\1", found)  # hundredths of a point are enough
+        cleaned = re.sub(
+            r' id="arms-([\d-]+)"', lambda id_: f' data-arms="{id_[1].replace("-", " ")}"', tag[0]
+        )
+        cleaned = re.sub(
+            r' id="([^"]+)"', lambda id_: f' id="{key}-{id_[1]}"' if id_[1] in used else "", cleaned
+        )
+        cleaned = re.sub(r'(url\(#|href="#)', rf"\g<1>{key}-", cleaned)
+        cleaned = re.sub(r"font-family: [^;\"]*;? ?| transform=\"rotate\(-0 [^\"]*\"", "", cleaned)
+        cleaned = re.sub(r"#[0-9a-f]{6}", lambda color: VARIABLES.get(color[0].upper(), color[0]), cleaned)
+        return re.sub(r"(\.\d\d)\d+", r"\1", cleaned)  # hundredths of a point are enough
 
     text = re.sub(r"<[^>]*>", clean, text)
     head = Markup('<svg xmlns:xlink="http://www.w3.org/1999/xlink" {} role="img" aria-label="{}">')
@@ -138,42 +143,38 @@ def ppl(path: Path, arms: Sequence[str], panels: Sequence[Panel]) -> None:
 
 def pass_at_k(path: Path, summary: dict[str, Any]) -> None:
     """pass@k against k with its intervals, one panel a benchmark, and the pooled one; before RL, then after it."""
-    after = [name for name in summary["order"] if name.endswith(RL)]
-    before = [name for name in summary["order"] if name not in after]
     panels: list[tuple[str, Draw]] = []
+    phases = plots.phases(summary)
     for group in summary["groups"]:
         counts = summary["arms"][BASE][group]
         note = f"{group} ({counts['num_problems']} problems, n = {counts['num_samples']})"
-        for names, when in ((before, ""), (after, ", after RL")):
-            if names:
-                panels.append((note + when, _pass_panel(summary, group, names)))
+        for names, when in zip(phases.values(), ("", ", after RL"), strict=False):
+            panels.append((note + when, partial(plots.pass_at_k, summary=summary, group=group, names=names)))
     title = f"pass@k by arm, with {summary['confidence']:.0%} intervals"
-    _grid(path, panels, title, columns=2 if after else 3)
+    _grid(path, panels, title, columns=2 if len(phases) == 2 else 3)
 
 
-def _pass_panel(summary: dict[str, Any], group: str, names: Sequence[str]) -> Draw:
-    return lambda axis: plots.pass_at_k(axis, summary, group, names)
+def curve_panels(
+    arms: Sequence[str], by_metric: Curves, titles: Mapping[str, tuple[str, str]]
+) -> dict[str, tuple[str, Draw]]:
+    """Title and drawing of every metric that some arm logged."""
+    return {
+        name: (title, partial(plots.curves, arms=arms, by_arm=by_metric[name], unit=unit))
+        for name, (title, unit) in titles.items()
+        if name in by_metric
+    }
 
 
-def _curve_panels(
-    arms: Sequence[str], found: Found, titles: dict[str, tuple[str, str]]
-) -> list[tuple[str, Draw]]:
-    def panel(name: str) -> Draw:
-        return lambda axis: plots.curves(axis, arms, found[name], titles[name][1])
-
-    return [(titles[name][0], panel(name)) for name in titles if name in found]
-
-
-def training(path: Path, arms: Sequence[str], found: Found) -> None:
+def training(path: Path, arms: Sequence[str], by_metric: Curves) -> None:
     """What was logged while the arms trained: each step faint, its running mean over seeds strong."""
     title = "Training: every step (faint) and its running mean (strong), mean over seeds"
-    _grid(path, _curve_panels(arms, found, curves.TRAINING), title)
+    _grid(path, list(curve_panels(arms, by_metric, curves.TRAINING).values()), title)
 
 
-def rlvr(path: Path, arms: Sequence[str], found: Found) -> None:
+def rlvr(path: Path, arms: Sequence[str], by_metric: Curves) -> None:
     """What was logged along RL."""
     title = "RL from every arm: every step (faint) and its running mean (strong), mean over seeds"
-    _grid(path, _curve_panels(arms, found, curves.RLVR), title)
+    _grid(path, list(curve_panels(arms, by_metric, curves.RLVR).values()), title)
 
 
 def funnel(path: Path, arms: Sequence[str], sides: dict[str, list[Step]]) -> None:

@@ -39,30 +39,30 @@ class Loss(NamedTuple):
 
 def sides(metrics: Path, selections: Selections) -> dict[str, list[Step]]:
     """The ways to the training sets, by title."""
-    found = {
+    ways = {
         "Teacher responses → CE sets": teacher(metrics, selections),
         "The student's own responses → UL sets": own(metrics, selections),
     }
-    return {title: steps for title, steps in found.items() if steps}
+    return {title: steps for title, steps in ways.items() if steps}
 
 
 def losses(metrics: Path, selections: Selections) -> list[Loss]:
     """Every row and response that was lost on the way, largest first at each place."""
     ingested = files.read_json(metrics / "ingest.json")
-    found = _losses("ingestion, teacher", ingested["totals"]["dropped"])
+    lost = _losses("ingestion, teacher", ingested["totals"]["dropped"])
     for part, title in (("rlvr", "RL problems"), ("benchmarks", "benchmark")):
         for name, counts in ingested.get(part, {}).items():
-            found += _losses(f"ingestion, {title} {name}", counts.get("dropped", {}))
+            lost += _losses(f"ingestion, {title} {name}", counts.get("dropped", {}))
     for objective, origin in (("ce", "teacher"), ("ul", "self")):
         for arm, chosen in _sets(selections, objective).items():
             verdicts = files.read_json(metrics / "verify" / f"{origin}.json")["verdicts"]
             taken = {f"verdict {name}": n for name, n in verdicts.items() if name not in chosen["verdicts"]}
             before = chosen["funnel"]["verdict"]
-            for key, (_, lost) in CONDITIONS.items():
+            for key, (_, reason) in CONDITIONS.items():
                 if key in chosen["funnel"] and key != "verdict":
-                    taken[lost], before = before - chosen["funnel"][key], chosen["funnel"][key]
-            found += _losses(f"{objective.upper()} set of {arm}", taken)
-    return found
+                    taken[reason], before = before - chosen["funnel"][key], chosen["funnel"][key]
+            lost += _losses(f"{objective.upper()} set of {arm}", taken)
+    return lost
 
 
 def _losses(where: str, counts: dict[str, int]) -> list[Loss]:
@@ -74,14 +74,14 @@ def teacher(metrics: Path, selections: Selections) -> list[Step]:
     """From the teacher's rows to each arm's CE set."""
     totals = files.read_json(metrics / "ingest.json")["totals"]
     verdicts = files.read_json(metrics / "verify" / "teacher.json")["verdicts"]
-    read, kept = totals["responses_read"], totals["responses"]
+    read, ingested = totals["responses_read"], totals["responses"]
     reasons = _listed(totals["dropped"])
-    lost = [f"−{read - kept:,} at ingestion"] if read > kept else []
+    lost = [f"−{read - ingested:,} at ingestion"] if read > ingested else []
     lost += [f"rows and responses dropped: {reasons}"] if reasons else []
-    steps = [Step("read from the sources", read, ""), Step("kept by ingestion", kept, "; ".join(lost))]
+    steps = [Step("read from the sources", read, ""), Step("kept by ingestion", ingested, "; ".join(lost))]
     sets = _sets(selections, "ce")
     steps += _conditions(next(iter(sets.values())), verdicts)
-    return steps + [_chosen(arm, "CE", found) for arm, found in sets.items()]
+    return steps + [_chosen(arm, "CE", described) for arm, described in sets.items()]
 
 
 def own(metrics: Path, selections: Selections) -> list[Step]:
@@ -92,10 +92,10 @@ def own(metrics: Path, selections: Selections) -> list[Step]:
     verdicts = files.read_json(metrics / "verify" / "self.json")["verdicts"]
     first = next(iter(sets.values()))
     steps = [Step("sampled", first["funnel"]["responses"], "")]
-    for arm, found in sets.items():
-        if found is first or found["funnel"] != first["funnel"]:
-            steps += _conditions(found, verdicts)
-        steps.append(_chosen(arm, "UL", found))
+    for arm, described in sets.items():
+        if described is first or described["funnel"] != first["funnel"]:
+            steps += _conditions(described, verdicts)
+        steps.append(_chosen(arm, "UL", described))
     return steps
 
 
@@ -103,9 +103,9 @@ def _sets(selections: Selections, objective: str) -> dict[str, dict[str, Any]]:
     return {arm: selection[objective] for arm, selection in selections.items() if objective in selection}
 
 
-def _conditions(found: dict[str, Any], verdicts: dict[str, int]) -> list[Step]:
+def _conditions(described: dict[str, Any], verdicts: dict[str, int]) -> list[Step]:
     """The first condition, and each later one that took something away."""
-    counts, wanted = found["funnel"], found["verdicts"]
+    counts, wanted = described["funnel"], described["verdicts"]
     before, steps = counts["responses"], []
     for key, (left, lost) in CONDITIONS.items():
         if key in counts and (key == "verdict" or counts[key] < before):
@@ -119,13 +119,13 @@ def _conditions(found: dict[str, Any], verdicts: dict[str, int]) -> list[Step]:
     return steps
 
 
-def _chosen(arm: str, objective: str, found: dict[str, Any]) -> Step:
-    notes = [f"of {found['eligible']:,} eligible", f"{found['problems']:,} problems"]
-    if found["mean_tokens"] is not None:
-        notes.append(f"mean {found['mean_tokens']:.0f} tokens")
-    if found["chosen"] < found["asked"]:
-        notes.append(f"{found['asked'] - found['chosen']:,} fewer than asked")
-    return Step(f"{arm}: {objective} set", found["chosen"], ", ".join(notes), arm)
+def _chosen(arm: str, objective: str, described: dict[str, Any]) -> Step:
+    notes = [f"of {described['eligible']:,} eligible", f"{described['problems']:,} problems"]
+    if described["mean_tokens"] is not None:
+        notes.append(f"mean {described['mean_tokens']:.0f} tokens")
+    if described["chosen"] < described["asked"]:
+        notes.append(f"{described['asked'] - described['chosen']:,} fewer than asked")
+    return Step(f"{arm}: {objective} set", described["chosen"], ", ".join(notes), arm)
 
 
 def _listed(counts: dict[str, int]) -> str:

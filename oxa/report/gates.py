@@ -14,10 +14,10 @@ GATES = {"G1": "competence", "G2": "habit", "G3": "headroom", "G4": "no guessing
 GATE_TITLES = ["gate", "what", "measured", "wanted", "verdict"]
 
 
-def gates(found: Mapping[str, Any]) -> str:
-    """What the gates (oxa/stages/gates.py) say in a sentence: "" where none failed, or where they do not apply."""
+def gates(measured: Mapping[str, Any]) -> str:
+    """A warning of what the metrics of the gates (oxa/stages/gates.py) tell; "" where none failed, or none applies."""
     failed = [
-        f"{name} ({GATES[name]})" for name, gate in found.get("gates", {}).items() if not gate["passed"]
+        f"{name} ({GATES[name]})" for name, gate in measured.get("gates", {}).items() if not gate["passed"]
     ]
     if not failed:
         return ""
@@ -27,11 +27,11 @@ def gates(found: Mapping[str, Any]) -> str:
     )
 
 
-def gate_rows(found: Mapping[str, Any]) -> list[list[str]]:
+def gate_rows(measured: Mapping[str, Any]) -> list[list[str]]:
     """Gate, what, measured, wanted and verdict of every value."""
     return [
         [f"{name} {GATES[name]}", what, _measured(row), _bounds(row), "passed" if row["passed"] else "FAILED"]
-        for name, gate in found["gates"].items()
+        for name, gate in measured["gates"].items()
         for what, row in gate["rows"].items()
     ]
 

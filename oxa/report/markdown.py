@@ -8,15 +8,14 @@ whatever its sign.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
 from textwrap import fill
-from typing import Any
 
-from oxa.comparison.measures import Row, Summary, asked
+from oxa.comparison.measures import Metric, Row, Summary, beside, pass_at, question
 from oxa.comparison.outcomes import BASE, RL
 from oxa.report.gates import GATE_TITLES, gate_rows, gates
-from oxa.report.wording import title_of
+from oxa.report.wording import change
 
 SMALL = 50  # problems of a benchmark below which the Bayesian interval is given, too
 Columns = dict[str, Callable[[Row], str]]
@@ -69,11 +68,8 @@ def _heading(summary: Summary, group: str) -> str:
 
 
 def _first_columns(summary: Summary, group: str) -> Columns:
-    n = summary["arms"][BASE][group]["num_samples"]
-    columns: Columns = {
-        "seeds": lambda numbers: str(numbers["num_seeds"]),
-    }
-    return columns | {column(metric): partial(cell, metric=metric) for metric in asked(n)}
+    columns: Columns = {"seeds": lambda numbers: str(numbers["num_seeds"])}
+    return columns | _columns(question(summary["arms"][BASE][group]["num_samples"]))
 
 
 def _more_columns(summary: Summary, group: str) -> Columns:
@@ -81,15 +77,14 @@ def _more_columns(summary: Summary, group: str) -> Columns:
     n = counts["num_samples"]
     columns: Columns = {}
     if counts["num_problems"] < SMALL:
-        columns["Bayes of pass@1, %"] = lambda numbers: _ends(numbers, "pass_at_1_bayes", 100, ".1f")
-    if n > 1:
-        if f"maj_at_{n}" in counts:
-            columns[f"maj@{n}, %"] = lambda numbers: _with_interval(numbers, f"maj_at_{n}")
-        columns[f"pass^{n}, %"] = lambda numbers: _with_interval(numbers, f"pass_hat_{n}")
-        columns["distinct answers"] = lambda numbers: f"{numbers['distinct_answers']:.1f}"
-    columns["tokens"] = lambda numbers: f"{numbers['mean_tokens']:.0f}"
-    columns["cut, %"] = lambda numbers: f"{100 * numbers['truncated']:.1f}"
-    return columns
+        columns["Bayes of pass@1, %"] = lambda numbers: _ends(numbers, "pass_at_1_bayes", pass_at(1))
+    return columns | _columns(
+        [metric for metric in beside(n) if metric.name in counts and (n > 1 or not metric.of_several)]
+    )
+
+
+def _columns(metrics: Sequence[Metric]) -> Columns:
+    return {metric.heading: partial(cell, metric=metric) for metric in metrics}
 
 
 def _numbers(summary: Summary, group: str, columns: Columns) -> list[str]:
@@ -101,64 +96,41 @@ def _numbers(summary: Summary, group: str, columns: Columns) -> list[str]:
 
 def _differences(summary: Summary, group: str) -> list[str]:
     """Every arm against the baseline of its phase, and against itself before RL."""
-    baseline, n = summary["baseline"], summary["arms"][BASE][group]["num_samples"]
-    metrics = asked(n)
+    baseline, order = summary["baseline"], summary["order"]
+    differences, gains = summary["differences"], summary["gains"]
     compared = {
-        f"{name} − {baseline}{RL * name.endswith(RL)}": found[group]
-        for name, found in sorted(
-            summary["differences"].items(), key=lambda item: summary["order"].index(item[0])
-        )
-    }
-    gains = summary["gains"]
-    compared |= {f"{arm}{RL} − {arm}": gains[arm][group] for arm in summary["order"] if arm in gains}
+        f"{name} − {baseline}{RL * name.endswith(RL)}": differences[name][group]
+        for name in order
+        if name in differences
+    } | {f"{arm}{RL} − {arm}": gains[arm][group] for arm in order if arm in gains}
+    metrics = question(summary["arms"][BASE][group]["num_samples"])
     rows = [
-        [name, *(difference(found.get(metric), metric) for metric in metrics)]
-        for name, found in compared.items()
+        [name, *(difference(row.get(metric.name), metric) for metric in metrics)]
+        for name, row in compared.items()
     ]
-    return aligned(["difference", *map(delta, metrics)], rows) if rows else []
+    return aligned(["difference", *(metric.difference_heading for metric in metrics)], rows) if rows else []
 
 
-def column(metric: str) -> str:
-    """Title of a column of numbers."""
-    return "entropy, nats" if metric == "mean_entropy" else f"{title_of(metric)}, %"
-
-
-def cell(numbers: Mapping[str, Any], metric: str) -> str:
-    """A number of such a column, with its interval."""
-    scale, form = (1, ".3f") if metric == "mean_entropy" else (100, ".1f")
-    return _with_interval(numbers, metric, scale, form)
-
-
-def delta(metric: str) -> str:
-    """Title of a column of differences."""
-    return f"Δ {title_of(metric)}, {'nats' if metric == 'mean_entropy' else 'points'}"
-
-
-def _with_interval(numbers: Mapping[str, Any], name: str, scale: float = 100, form: str = ".1f") -> str:
-    if numbers[name] is None:
+def cell(numbers: Row, metric: Metric) -> str:
+    """An arm's value, with its interval where the metric has one to show."""
+    value = numbers[metric.name]
+    if value is None:
         return "–"
-    return f"{scale * numbers[name]:{form}} {_ends(numbers, name, scale, form)}"
+    if metric.interval != "shown":
+        return metric.alone(value)
+    return f"{metric.text(value)} {_ends(numbers, metric.name, metric)}"
 
 
-def _ends(numbers: Mapping[str, Any], name: str, scale: float, form: str) -> str:
-    low, high = (f"{scale * numbers[f'{name}_{end}']:{form}}" for end in ("low", "high"))
+def _ends(numbers: Row, name: str, metric: Metric) -> str:
+    low, high = (metric.text(numbers[f"{name}_{end}"]) for end in ("low", "high"))
     return f"[{low}, {high}]"
 
 
-def difference(found: Mapping[str, Any] | None, metric: str) -> str:
-    """Such a difference, with its interval and what Holm's method says of it."""
-    if found is None:
+def difference(row: Row | None, metric: Metric) -> str:
+    """A difference with its interval and what Holm's method says of it."""
+    if row is None:
         return "–"
-    return f"{change(found, metric)}, p {found['p_holm']:.3f}{'' if found['shown'] else ' n.s.'}"
-
-
-def change(found: Mapping[str, Any] | None, metric: str) -> str:
-    """Such a difference with its interval alone."""
-    if found is None:
-        return "–"
-    scale, form = (1, "+.3f") if metric == "mean_entropy" else (100, "+.1f")
-    mean, low, high = (f"{scale * found[name]:{form}}" for name in ("difference", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    return f"{change(row, metric)}, p {row['p_holm']:.3f}{'' if row['shown'] else ' n.s.'}"
 
 
 def aligned(header: list[str], rows: list[list[str]]) -> list[str]:

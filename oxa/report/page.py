@@ -20,11 +20,11 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from oxa.comparison.measures import POOLED
+from oxa.comparison.measures import POOLED, question
 from oxa.comparison.outcomes import BASE, RL
 from oxa.report import curves, gates, page_tables, plots, training_sets
-from oxa.report.curves import Found
-from oxa.report.figures import Draw, svg
+from oxa.report.curves import Curves
+from oxa.report.figures import Draw, curve_panels, svg
 from oxa.report.funnel import Loss, Step
 from oxa.report.training_sets import Panel
 from oxa.report.wording import listed
@@ -87,8 +87,8 @@ def render(
     losses: Sequence[Loss],
     panels: Sequence[Panel],
     origins: Mapping[str, np.ndarray[Any, Any]],
-    training: Found,
-    rlvr: Found,
+    training: Curves,
+    rlvr: Curves,
     traces: Mapping[str, Any] | None,
 ) -> str:
     """The whole page; `made` says how it was made, `traces` is the viewer's data, None where nothing was traced."""
@@ -159,33 +159,33 @@ def _asset(name: str) -> Markup:
 
 def _phases(claims: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[Mapping[str, Any]]]]:
     """Claims by phase, then by what they are about."""
-    found: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    by_phase: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for claim in claims:
-        found.setdefault(claim["phase"], {}).setdefault(claim["claim"], []).append(claim)
-    return found
+        by_phase.setdefault(claim["phase"], {}).setdefault(claim["claim"], []).append(claim)
+    return by_phase
 
 
-def _gates(found: Mapping[str, Any]) -> page_tables.Table | None:
+def _gates(measured: Mapping[str, Any]) -> page_tables.Table | None:
     """What the base of the small world was measured to be able to do; None for any other."""
-    if not found["applies"]:
+    if not measured["applies"]:
         return None
     lines = [
         page_tables.Line(f"{gate}: {what}", [Markup("{}").format(text) for text in rest])
-        for gate, what, *rest in gates.gate_rows(found)
+        for gate, what, *rest in gates.gate_rows(measured)
     ]
-    asked = f"{found['num_problems']:,} held-out problems, {found['num_samples']} samples each"
+    size = f"{measured['num_problems']:,} held-out problems, {measured['num_samples']} samples each"
     header = ["gate", *gates.GATE_TITLES[2:]]
-    return page_tables.Table(f"Gates of the small world: {asked}", header, lines)
+    return page_tables.Table(f"Gates of the small world: {size}", header, lines)
 
 
 def _sizes(summary: Mapping[str, Any], arms: Sequence[str]) -> list[tuple[Markup, list[str]]]:
     """Responses in a CE set, with the arms whose sets have as many; one entry where all sets are of one size."""
-    found: dict[int, list[str]] = {}
+    by_size: dict[int, list[str]] = {}
     for arm in arms:
-        found.setdefault(summary["selection"][arm]["ce"]["chosen"], []).append(arm)
+        by_size.setdefault(summary["selection"][arm]["ce"]["chosen"], []).append(arm)
     return [
         (page_tables.number(summary, ("selection", same[0], "ce", "chosen"), page_tables.whole), same)
-        for same in found.values()
+        for same in by_size.values()
     ]
 
 
@@ -237,28 +237,21 @@ def _ppl(
 
 def _group(draw: _Drawer, summary: Mapping[str, Any], name: str) -> Group:
     counts = summary["arms"][BASE][name]
-    found = {"arms": page_tables.arms(summary, name), "pass_at_k": page_tables.pass_at_k(summary, name)}
+    tables = {"arms": page_tables.arms(summary, name), "pass_at_k": page_tables.pass_at_k(summary, name)}
     figures = {"pass_at_k": _pass_figures(draw, summary, name), "forest": _forests(draw, summary, name)}
     if summary["steps"]:
-        found |= {"gains": page_tables.gains(summary, name), "steps": page_tables.steps(summary, name)}
+        tables |= {"gains": page_tables.gains(summary, name), "steps": page_tables.steps(summary, name)}
         figures["steps"] = [
             draw(
-                f"{title} on {name}",
+                f"{metric.title} on {name}",
                 "Step 0 is before RL; bands are intervals. Whether arms differ is said by the paired differences.",
-                partial(plots.along_rl, summary=summary, group=name, metric=metric, scale=scale, unit=unit),
+                partial(plots.along_rl, summary=summary, group=name, metric=metric),
             )
-            for metric, title, unit, scale in _along(summary, name)
+            for metric in question(counts["num_samples"])
         ]
     return Group(
-        name, counts["num_problems"], counts["num_samples"], summary["guess_rate"].get(name), found, figures
+        name, counts["num_problems"], counts["num_samples"], summary["guess_rate"].get(name), tables, figures
     )
-
-
-def _along(summary: Mapping[str, Any], group: str) -> list[tuple[str, str, str, float]]:
-    return [
-        (metric, title, "problems solved, %" if scale == 100 else unit, scale)
-        for metric, title, _, _, scale, unit in page_tables.metrics(summary, group)
-    ]
 
 
 def _pass_figures(draw: _Drawer, summary: Mapping[str, Any], group: str) -> list[Figure]:
@@ -269,7 +262,7 @@ def _pass_figures(draw: _Drawer, summary: Mapping[str, Any], group: str) -> list
             partial(plots.pass_at_k, summary=summary, group=group, names=names),
             min(_forest_height(2 * len(summary["order"])), 3.4) if summary["gains"] else 2.6,
         )
-        for phase, names in page_tables.phases(summary).items()
+        for phase, names in plots.phases(summary).items()
     ]
 
 
@@ -288,30 +281,32 @@ def _forests(draw: _Drawer, summary: Mapping[str, Any], group: str) -> list[Figu
     """
     arms, baseline = plots.arms_of(summary), summary["baseline"]
     figures = []
-    for key, title, _, _, scale, unit in page_tables.metrics(summary, group):
+    for metric in question(summary["arms"][BASE][group]["num_samples"]):
         rows: list[plots.Row] = []
         parts = [
             (
                 f"to {baseline}{_when(phase)}",
                 {name: summary["differences"].get(name) for name in names if name != BASE},
             )
-            for phase, names in page_tables.phases(summary).items()
+            for phase, names in plots.phases(summary).items()
         ]
         parts.append(("over RL", {arm: summary["gains"].get(arm) for arm in arms}))
-        for heading, found in parts:
+        for heading, differences in parts:
             lines = [
-                plots.Row(name.removesuffix(RL), by_group[group][key], plots.look(arms, name)["color"])
-                for name, by_group in found.items()
-                if by_group and key in by_group[group]
+                plots.Row(
+                    name.removesuffix(RL), by_group[group][metric.name], plots.look(arms, name)["color"]
+                )
+                for name, by_group in differences.items()
+                if by_group and metric.name in by_group[group]
             ]
             rows += [plots.Row(heading, None), *lines] if lines else []
         if rows:
             note = "Filled: a difference is shown. Hollow: none is, whatever its side of 0."
             figures.append(
                 draw(
-                    f"Difference in {title} on {group}",
+                    f"Difference in {metric.title} on {group}",
                     note,
-                    partial(plots.forest, rows=rows, scale=scale, unit=unit),
+                    partial(plots.forest, rows=rows, scale=metric.unit.scale, unit=metric.unit.difference),
                     _forest_height(len(rows)),
                 )
             )
@@ -319,10 +314,7 @@ def _forests(draw: _Drawer, summary: Mapping[str, Any], group: str) -> list[Figu
 
 
 def _curves(
-    draw: _Drawer, arms: Sequence[str], found: Found, titles: Mapping[str, tuple[str, str]]
+    draw: _Drawer, arms: Sequence[str], by_metric: Curves, titles: Mapping[str, tuple[str, str]]
 ) -> list[Figure]:
-    return [
-        draw(title, EXPLAINED[name], partial(plots.curves, arms=arms, found=found[name], unit=unit))
-        for name, (title, unit) in titles.items()
-        if name in found
-    ]
+    panels = curve_panels(arms, by_metric, titles)
+    return [draw(title, EXPLAINED[name], draw_curves) for name, (title, draw_curves) in panels.items()]

@@ -15,6 +15,8 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from oxa.comparison import estimators
+from oxa.comparison.measures import Metric
 from oxa.comparison.outcomes import BASE, RL
 from oxa.report.funnel import Step
 from oxa.report.training_sets import Panel
@@ -94,10 +96,10 @@ def chosen(axis: Any, arms: Sequence[str], panel: Panel, edges: NDArray[np.float
     _, _, bars = axis.hist(
         np.clip(panel.ppl, edges[0], edges[-1]), edges, color=color, alpha=0.85, label=label
     )
-    asked = [row for row in panel.bins if row["target"]]
-    if asked:  # brought from the selection's bins to the picture's
-        centers = np.array([(row["low"] + row["high"]) / 2 for row in asked])
-        density = np.array([row["target"] / (row["high"] - row["low"]) for row in asked])
+    targets = [row for row in panel.bins if row["target"]]
+    if targets:  # brought from the selection's bins to the picture's
+        centers = np.array([(row["low"] + row["high"]) / 2 for row in targets])
+        density = np.array([row["target"] / (row["high"] - row["low"]) for row in targets])
         target = density * (edges[1] - edges[0])
         axis.plot(centers, target, color=INK, linewidth=1.3, linestyle=(0, (2, 1)), label="Gaussian target")
     axis.set_xlabel("ppl under the base")
@@ -173,7 +175,7 @@ def pass_at_k(axis: Any, summary: Mapping[str, Any], group: str, names: Sequence
     axis.minorticks_off()
     axis.set_xlabel("k, samples a problem")
     axis.set_ylabel("problems solved, %")
-    highest = max(found[group][f"pass_at_{k}_high"] for found in summary["arms"].values() for k in ks)
+    highest = max(numbers[group][f"pass_at_{k}_high"] for numbers in summary["arms"].values() for k in ks)
     axis.set_ylim(0, min(103, max(5, 108 * highest)))  # a student that solves nothing needs a scale, too
 
 
@@ -182,27 +184,34 @@ def arms_of(summary: Mapping[str, Any]) -> list[str]:
     return [name for name in summary["order"] if name != BASE and not name.endswith(RL)]
 
 
+def phases(summary: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names by phase, in order."""
+    after = [name for name in summary["order"] if name.endswith(RL)]
+    before = [name for name in summary["order"] if name not in after]
+    return {"Before RL": before, "After RL": after} if after else {"": before}
+
+
 def k_values(summary: Mapping[str, Any], group: str) -> list[int]:
-    names = (name.removeprefix("pass_at_") for name in summary["arms"][BASE][group])
-    return sorted(int(name) for name in names if name.isdigit())
+    """Those of a benchmark's pass@k."""
+    return estimators.k_values(summary["arms"][BASE][group]["num_samples"])
 
 
 class Row(NamedTuple):
-    """A line of a forest plot: a difference, or (found is None) a heading."""
+    """A line of a forest plot: a difference, or (difference is None) a heading."""
 
     name: str
-    found: Mapping[str, Any] | None
+    difference: Mapping[str, Any] | None
     color: str = INK
 
 
 def forest(axis: Any, rows: Sequence[Row], scale: float, unit: str) -> None:
     """Differences with their intervals; filled where a difference is shown, hollow where none is."""
     for place, row in enumerate(rows):
-        if row.found is None:
+        if row.difference is None:
             continue
-        middle, low, high = (scale * row.found[key] for key in ("difference", "low", "high"))
+        middle, low, high = (scale * row.difference[key] for key in ("difference", "low", "high"))
         axis.plot([low, high], [place, place], color=row.color, linewidth=1.8, solid_capstyle="butt")
-        face = row.color if row.found["shown"] else "#FFFFFF"
+        face = row.color if row.difference["shown"] else "#FFFFFF"
         axis.plot(
             middle,
             place,
@@ -216,7 +225,7 @@ def forest(axis: Any, rows: Sequence[Row], scale: float, unit: str) -> None:
     labels = [shorten(row.name, 26, placeholder="…") if " " in row.name else _cut(row.name) for row in rows]
     axis.set_yticks(range(len(rows)), labels)
     for label, row in zip(axis.get_yticklabels(), rows, strict=True):
-        label.set_fontweight("bold" if row.found is None else "normal")
+        label.set_fontweight("bold" if row.difference is None else "normal")
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="x")
     axis.spines["left"].set_visible(False)
@@ -229,14 +238,14 @@ def _cut(name: str, width: int = 18) -> str:
     return name if len(name) <= width else name[: width - 1] + "…"
 
 
-def curves(axis: Any, arms: Sequence[str], found: Mapping[str, Curve], unit: str) -> None:
+def curves(axis: Any, arms: Sequence[str], by_arm: Mapping[str, Curve], unit: str) -> None:
     """A metric along training: every step faint and its running mean strong."""
-    for arm, (steps, values) in found.items():
+    for arm, (steps, values) in by_arm.items():
         style = look(arms, arm)
         axis.plot(steps, values, color=style["color"], alpha=0.22, linewidth=0.8)
         axis.plot(steps, running_mean(values), label=arm, linewidth=1.6, **style)
     if unit.startswith("share"):
-        axis.set_ylim(0, max(0.01, 1.08 * max(values.max() for _, values in found.values())))
+        axis.set_ylim(0, max(0.01, 1.08 * max(values.max() for _, values in by_arm.values())))
     axis.set_ylabel(unit)
     axis.set_xlabel("optimizer step")
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -251,23 +260,23 @@ def running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return (sums[high] - sums[low]) / (high - low)
 
 
-def along_rl(axis: Any, summary: Mapping[str, Any], group: str, metric: str, scale: float, unit: str) -> None:
+def along_rl(axis: Any, summary: Mapping[str, Any], group: str, metric: Metric) -> None:
     """A benchmark's metric over RL steps, every arm, with its interval."""
-    arms = arms_of(summary)
+    arms, key, scale = arms_of(summary), metric.name, metric.unit.scale
     rows = [row for by_group in summary["steps"].values() for row in by_group[group]]
     for arm in arms:
-        found = [row for row in summary["steps"][arm][group] if row[metric] is not None]
-        steps = [row["step"] for row in found]
+        measured = [row for row in summary["steps"][arm][group] if row[key] is not None]
+        steps = [row["step"] for row in measured]
         style = look(arms, arm)
-        low, high = ([scale * row[f"{metric}{end}"] for row in found] for end in ("_low", "_high"))
+        low, high = ([scale * row[f"{key}{end}"] for row in measured] for end in ("_low", "_high"))
         axis.fill_between(steps, low, high, color=style["color"], alpha=0.12, linewidth=0)
-        values = [scale * row[metric] for row in found]
+        values = [scale * row[key] for row in measured]
         axis.plot(steps, values, marker=marker(arms, arm), markersize=4, clip_on=False, label=arm, **style)
-    if scale == 100:  # a share, whose scale ends at 100%
-        ends = [100 * row[f"{metric}{end}"] for row in rows for end in ("_low", "_high")]
+    if metric.unit.highest == 1:  # a share, whose scale ends at 100%
+        ends = [100 * row[f"{key}{end}"] for row in rows for end in ("_low", "_high")]
         margin = max(2.5, 0.06 * (max(ends) - min(ends)))
         axis.set_ylim(max(0, min(ends) - margin), min(100.4, max(ends) + margin))
-    axis.set_ylabel(unit)
+    axis.set_ylabel("problems solved, %" if metric.solved else metric.unit.value or metric.title)
     axis.set_xlabel("RL step")
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 

@@ -60,13 +60,13 @@ def panels(selections: Selections, *, scores: Path, train_sets: Path) -> list[Pa
                 key = (objective, tuple(sorted(rows["response_id"].to_pylist())))
                 sets.setdefault(key, []).append(arm)
     pools = {name: scored(scores, name) for name in ("ce", "ul") if any(key[0] == name for key in sets)}
-    found = []
+    panels = []
     for key in sorted(sets, key=lambda key: (key[0], arms.index(sets[key][0]))):
         objective, ids = key
         pool = pools[objective]
         taken = pool.filter(pc.is_in(pool["response_id"], pa.array(ids, pa.string())))
         selected = selections[sets[key][0]]
-        found.append(
+        panels.append(
             Panel(
                 objective,
                 sets[key],
@@ -78,7 +78,7 @@ def panels(selections: Selections, *, scores: Path, train_sets: Path) -> list[Pa
                 selected.get("within_bin", "") if objective == "ce" else "",
             )
         )
-    return found
+    return panels
 
 
 def scored(scores: Path, objective: str) -> pa.Table:
@@ -88,10 +88,10 @@ def scored(scores: Path, objective: str) -> pa.Table:
     return table.filter(pc.is_finite(table["ppl"]))
 
 
-def edges(found: Sequence[Panel], num_bins: int = 80) -> NDArray[np.float64]:
+def edges(panels: Sequence[Panel], num_bins: int = 80) -> NDArray[np.float64]:
     """Bins from 1 to where most of all and nearly all of the chosen end: a wild tail must not flatten them."""
-    ends = [np.quantile(panel.pool_ppl, 0.95) for panel in found if len(panel.pool_ppl)]
-    ends += [np.quantile(panel.ppl, 0.99) for panel in found if len(panel.ppl)]
+    ends = [np.quantile(panel.pool_ppl, 0.95) for panel in panels if len(panel.pool_ppl)]
+    ends += [np.quantile(panel.ppl, 0.99) for panel in panels if len(panel.ppl)]
     high = max(1.1, *ends)
     step = 10.0 ** np.floor(np.log10((high - 1) / (num_bins / 2)))
     width = next(step * factor for factor in (1, 2, 2.5, 5, 10) if (high - 1) / (step * factor) <= num_bins)
@@ -103,12 +103,12 @@ def lengths(panels: Sequence[Panel]) -> list[tuple[str, float, float]]:
 
     The latter is over fortieths of the scored responses by ppl, each weighing as much as the set has in it.
     """
-    found = []
+    sets = []
     for panel in panels:
         edges = np.quantile(panel.pool_ppl, np.linspace(0, 1, 41))[1:-1]
         theirs, ours = np.digitize(panel.pool_ppl, edges), np.digitize(panel.ppl, edges)
         sums = np.bincount(theirs, panel.pool_tokens, 40)
         means = sums / np.maximum(1, np.bincount(theirs, minlength=40))
         name = f"{panel.objective.upper()} set of {', '.join(panel.arms)}"
-        found.append((name, float(panel.num_tokens.mean()), float(means[ours].mean())))
-    return found
+        sets.append((name, float(panel.num_tokens.mean()), float(means[ours].mean())))
+    return sets

@@ -5,9 +5,9 @@
      "responses": [{"problem", "origin", "verdict", "ppl", "num_tokens", "cut", "tokens", "before"}, …],
      "arms": [{"name", "examples": [{"objective", "response", "after", "beside": [{"response", "after"}, …]}, …]}, …]}
 
-What is said once is stored once: token texts, problems and responses are named by their place in their list, and a
-response's log-probabilities under the base serve every arm. `before` and `after` hold -ln p in 1/100 nat, rounded; a
-ppl that nobody measured is null.
+Nothing is stored twice: token texts, problems and responses are named by their place in their list, and a response's
+log-probabilities under the base serve every arm. `before` and `after` hold -ln p in 1/100 nat, rounded; a ppl that
+nobody measured is null.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ def data(tables: dict[str, pa.Table]) -> dict[str, Any]:
     tokens: dict[str, int] = {}
     problems: dict[str, int] = {}
     responses: dict[str, int] = {}
-    found: dict[str, list[dict[str, Any]]] = {"problems": [], "responses": [], "arms": []}
+    lists: dict[str, list[dict[str, Any]]] = {"problems": [], "responses": [], "arms": []}
     for name, table in tables.items():
         examples: list[dict[str, Any]] = []
         for row in table.to_pylist():
             if row["problem_id"] not in problems:
                 problems[row["problem_id"]] = len(problems)
-                found["problems"].append({key: row[key] for key in ("question", "answers")})
+                lists["problems"].append({key: row[key] for key in ("question", "answers")})
             if row["response_id"] not in responses:
                 responses[row["response_id"]] = len(responses)
-                found["responses"].append(
+                lists["responses"].append(
                     {key: row[key] for key in ("origin", "verdict", "num_tokens", "cut")}
                     | {
                         "problem": problems[row["problem_id"]],
@@ -47,8 +47,8 @@ def data(tables: dict[str, pa.Table]) -> dict[str, Any]:
                 examples.append({"objective": row["objective"], "beside": []} | shown)
             else:
                 examples[-1]["beside"].append(shown)
-        found["arms"].append({"name": name, "examples": examples})
-    return {"tokens": list(tokens)} | found
+        lists["arms"].append({"name": name, "examples": examples})
+    return {"tokens": list(tokens)} | lists
 
 
 def _hundredths(log_probs: list[float]) -> list[int]:

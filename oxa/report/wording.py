@@ -5,32 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from oxa.comparison.measures import Row, Summary, asked
+from oxa.comparison.measures import Metric, Row, Summary, question
 from oxa.comparison.outcomes import BASE, RL
 
 
-class Said(NamedTuple):
-    """Of one metric and phase."""
+class Contrast(NamedTuple):
+    """The arms against the baseline, in one metric and phase."""
 
     shown: list[tuple[str, Row]]
     """Arms that are shown to differ, and by how much."""
     others: list[str]
 
-    def in_numbers(self, metric: str) -> str:
-        if not self.shown:
-            return "no difference shown"
-        told = listed([f"{arm} {_change(metric, row)}" for arm, row in self.shown])
-        return told + (f", no difference shown for {listed(self.others)}" if self.others else "")
+    def in_numbers(self, metric: Metric) -> str:
+        parts = [f"{arm} {change(row, metric, in_words=True)}" for arm, row in self.shown]
+        return self._with_others([listed(parts)] if parts else [])
 
     def in_words(self) -> str:
+        higher = [arm for arm, row in self.shown if row["difference"] > 0]
+        lower = [arm for arm, row in self.shown if row["difference"] < 0]
+        sides = {"higher": higher, "lower": lower}
+        return self._with_others([f"{side} for {listed(arms)}" for side, arms in sides.items() if arms])
+
+    def _with_others(self, parts: list[str]) -> str:
         if not self.shown:
             return "no difference shown"
-        sides = {
-            "higher": [arm for arm, row in self.shown if row["difference"] > 0],
-            "lower": [arm for arm, row in self.shown if row["difference"] < 0],
-        }
-        told = [f"{side} for {listed(arms)}" for side, arms in sides.items() if arms]
-        return ", ".join(told + ([f"no difference shown for {listed(self.others)}"] if self.others else []))
+        others = [f"no difference shown for {listed(self.others)}"] if self.others else []
+        return ", ".join(parts + others)
 
 
 def with_answer(summary: Summary) -> dict[str, Any]:
@@ -41,31 +41,24 @@ def with_answer(summary: Summary) -> dict[str, Any]:
 def answer(summary: Summary) -> dict[str, Any]:
     """{"sentence": …, "claims": [{"claim", "phase", "arm", "text", "shown"}, …]}."""
     group = summary["groups"][-1]  # pooled comes last
-    num_samples = summary["arms"][summary["baseline"]][group]["num_samples"]
-    metrics = asked(num_samples)
-    claims, found = [], dict[str, dict[str, Said]]()
+    metrics = question(summary["arms"][summary["baseline"]][group]["num_samples"])
+    claims: list[dict[str, Any]] = []
+    contrasts: dict[str, dict[str, Contrast]] = {}
     for phase, ending in _phases(summary).items():
         for metric in metrics:
             for arm in _arms(summary):
-                row = summary["differences"][arm + ending][group].get(metric)
+                row = summary["differences"][arm + ending][group].get(metric.name)
                 if row is None:
                     continue
-                said = found.setdefault(metric, {}).setdefault(phase, Said([], []))
-                text = _claim(arm, ending, summary, metric, row)
-                claims.append(
-                    {
-                        "claim": title_of(metric),
-                        "phase": phase,
-                        "arm": arm,
-                        "text": text,
-                        "shown": row["shown"],
-                    }
-                )
+                claim = {"claim": metric.title, "phase": phase, "arm": arm, "shown": row["shown"]}
+                claims.append(claim | {"text": _claim(arm, ending, summary, metric, row)})
+                contrast = contrasts.setdefault(metric.name, {}).setdefault(phase, Contrast([], []))
                 if row["shown"]:
-                    said.shown.append((arm, row))
+                    contrast.shown.append((arm, row))
                 else:
-                    said.others.append(arm)
-    return {"sentence": _sentence(summary["baseline"], found), "claims": claims}
+                    contrast.others.append(arm)
+    parts = [(metric, contrasts[metric.name]) for metric in metrics if metric.name in contrasts]
+    return {"sentence": _sentence(summary["baseline"], parts), "claims": claims}
 
 
 def _arms(summary: Summary) -> list[str]:
@@ -80,21 +73,26 @@ def _phases(summary: Summary) -> dict[str, str]:
     return {"before RL": "", "after RL": RL} if after else {"before RL": ""}
 
 
-def _sentence(baseline: str, found: Mapping[str, Mapping[str, Said]]) -> str:
+def _sentence(baseline: str, parts: Sequence[tuple[Metric, Mapping[str, Contrast]]]) -> str:
     """The first metric with its intervals, the others in words."""
-    if not found:
+    if not parts:
         return f"There is no arm to compare with {baseline}."
-    first, *others = found
-    parts = [f"{phase} {said.in_numbers(first)}" for phase, said in found[first].items()]
-    sentences = [f"{_subject(first)}, against {baseline}: {'; '.join(parts)}."]
-    for metric in others:
-        words = {phase: said.in_words() for phase, said in found[metric].items()}
+    (first, phases), *others = parts
+    numbers = [f"{phase} {contrast.in_numbers(first)}" for phase, contrast in phases.items()]
+    subject = f"Problems solved {first.solved}" if first.solved else _capital(first.title)
+    sentences = [f"{subject}, against {baseline}: {'; '.join(numbers)}."]
+    for metric, phases in others:
+        words = {phase: contrast.in_words() for phase, contrast in phases.items()}
         if len(set(words.values())) == 1:
-            told = f"{next(iter(words.values()))}, {' and '.join(words).replace(' RL and', ' and')}"
+            text = f"{next(iter(words.values()))}, {' and '.join(words).replace(' RL and', ' and')}"
         else:
-            told = "; ".join(f"{phase} {text}" for phase, text in words.items())
-        sentences.append(f"{title_of(metric)[0].upper() + title_of(metric)[1:]}: {told}.")
+            text = "; ".join(f"{phase} {text}" for phase, text in words.items())
+        sentences.append(f"{_capital(metric.title)}: {text}.")
     return " ".join(sentences)
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def listed(items: Sequence[str]) -> str:
@@ -102,47 +100,29 @@ def listed(items: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))
 
 
-def title_of(metric: str) -> str:
-    return "entropy" if metric == "mean_entropy" else metric.replace("pass_at_", "pass@")
-
-
-def _subject(metric: str) -> str:
-    if metric == "mean_entropy":
-        return "Entropy"
-    return f"Problems solved {_tries(metric)}"
-
-
-def _tries(metric: str) -> str:
-    k = metric.removeprefix("pass_at_")
-    return "at the first try" if k == "1" else f"in at least one of {k} tries"
-
-
-def _claim(arm: str, ending: str, summary: Summary, metric: str, row: Row) -> str:
-    baseline, more = summary["baseline"], row["difference"] > 0
-    group = summary["groups"][-1]
-    sides = [summary["arms"][name + ending][group].get(metric) for name in (arm, baseline)]
-    if metric != "mean_entropy" and sides == [1.0, 1.0]:
-        return f"{arm}: no difference shown; both solve every problem {_tries(metric)}, which cannot tell them apart"
+def _claim(arm: str, ending: str, summary: Summary, metric: Metric, row: Row) -> str:
+    baseline, group = summary["baseline"], summary["groups"][-1]
+    size, is_more = change(row, metric, in_words=True), row["difference"] > 0
+    sides = [summary["arms"][name + ending][group].get(metric.name) for name in (arm, baseline)]
+    if metric.more_is_better and sides == [metric.unit.highest] * 2:
+        reached = (
+            f"solve every problem {metric.solved}" if metric.solved else f"have the highest {metric.title}"
+        )
+        return f"{arm}: no difference shown; both {reached}, which cannot tell them apart"
     if not row["shown"]:
         alone = row["low"] > 0 or row["high"] < 0
         why = f"; p {row['p_holm']:.3f} over {summary['num_comparisons']} comparisons" if alone else ""
-        return f"{arm}: no difference shown ({_change(metric, row)}{why})"
-    if metric == "mean_entropy":
-        return f"{arm}: entropy {'higher' if more else 'lower'} than {baseline}'s, {_change(metric, row)}"
-    return (
-        f"{arm} solved {'more' if more else 'fewer'} {_tries(metric)} than {baseline}, {_change(metric, row)}"
-    )
+        return f"{arm}: no difference shown ({size}{why})"
+    if metric.solved:
+        return f"{arm} solved {'more' if is_more else 'fewer'} {metric.solved} than {baseline}, {size}"
+    return f"{arm}: {metric.title} {'higher' if is_more else 'lower'} than {baseline}'s, {size}"
 
 
-def _change(metric: str, row: Row) -> str:
-    """Signed, with its interval."""
-    sign, size = "−" if row["difference"] < 0 else "+", abs(row["difference"])
-    text = f"{size:.3f} nats a token" if metric == "mean_entropy" else f"{100 * size:.1f} points"
-    return f"{sign}{text} {_interval(metric, row)}"
-
-
-def _interval(metric: str, row: Mapping[str, Any]) -> str:
-    form = "{:+.3f}".format if metric == "mean_entropy" else "{:+.1f}".format
-    scale = 1 if metric == "mean_entropy" else 100
-    low, high = (form(scale * row[end]).replace("-", "−") for end in ("low", "high"))
-    return f"[{low}, {high}]"
+def change(row: Row | None, metric: Metric, *, in_words: bool = False) -> str:
+    """A difference with its interval: `-0.2 [-0.9, +0.3]`, or, in words, `−0.2 points [−0.9, +0.3]`."""
+    if row is None:
+        return "–"
+    size, low, high = (metric.signed(row[key]) for key in ("difference", "low", "high"))
+    if not in_words:
+        return f"{size} [{low}, {high}]"
+    return f"{size} {metric.unit.difference} [{low}, {high}]".replace("-", "−")

@@ -22,7 +22,7 @@ import numpy as np
 
 from oxa.comparison import outcomes
 from oxa.comparison.arms import summarize
-from oxa.comparison.measures import POOLED
+from oxa.comparison.measures import POOLED, question
 from oxa.comparison.outcomes import BASE, RL, Outcomes
 from oxa.config.report import Report
 from oxa.records import schemas, tables
@@ -31,7 +31,7 @@ from oxa.report.wording import with_answer
 from oxa.runtime import files, journal
 
 if TYPE_CHECKING:
-    from oxa.report.curves import Found
+    from oxa.report.curves import Curves
 
 
 def run(
@@ -60,18 +60,18 @@ def run(
     from oxa.report import curves, figures, funnel, page, training_sets, viewer
 
     selections = training_sets.selections(metrics, arms, suppressing)
-    found = _summary(section, arms, seeds, metrics=metrics, generations=generations)
-    found["gates"] = _gates(metrics, exams)
-    found["selection"] = {arm: _selection(selection) for arm, selection in selections.items()}
+    numbers = _summary(section, arms, seeds, metrics=metrics, generations=generations)
+    numbers["gates"] = _gates(metrics, exams)
+    numbers["selection"] = {arm: _selection(selection) for arm, selection in selections.items()}
     sides = funnel.sides(metrics, selections)
     panels = training_sets.panels(selections, scores=scores, train_sets=train_sets)
     training = curves.read(metrics / "train", arms, seeds, curves.TRAINING)
-    rlvr = curves.read(metrics / "rlvr", arms, seeds, curves.RLVR) if found["steps"] else {}
+    rlvr = curves.read(metrics / "rlvr", arms, seeds, curves.RLVR) if numbers["steps"] else {}
     traced = _traces(traces, arms)
 
     output.mkdir(parents=True, exist_ok=True)
     figures.ppl(output / "ppl.png", arms, panels)
-    figures.pass_at_k(output / "pass_at_k.png", found)
+    figures.pass_at_k(output / "pass_at_k.png", numbers)
     figures.training(output / "training.png", arms, training)
     figures.funnel(output / "funnel.png", arms, sides)
     if rlvr:
@@ -79,15 +79,15 @@ def run(
     curves.write(output / "plots" / "train", training)
     curves.write(output / "plots" / "rlvr", rlvr)
     for name, ending in (("pass_at_k", ""), ("pass_at_k_after_rl", RL)):
-        if rows := _pass_at_k(found, arms, ending):
+        if rows := _pass_at_k(numbers, arms, ending):
             curves.write_csv(output / "plots" / f"{name}.csv", ["k", *arms], rows)
-    if found["steps"]:
-        curves.write(output / "plots" / "along_rl", _along_rl(found))
+    if numbers["steps"]:
+        curves.write(output / "plots" / "along_rl", _along_rl(numbers))
     with files.atomic(output / "table.md") as temporary:
-        temporary.write_text(markdown.table(found), encoding="utf-8")
-    files.write_json(summary, found)
+        temporary.write_text(markdown.table(numbers), encoding="utf-8")
+    files.write_json(summary, numbers)
     html = page.render(
-        found,
+        numbers,
         _made(section, arms, seeds, summary),
         sides=sides,
         losses=funnel.losses(metrics, selections),
@@ -99,7 +99,7 @@ def run(
     )
     with files.atomic(output / "index.html") as temporary:
         temporary.write_text(html, encoding="utf-8")
-    return found
+    return numbers
 
 
 def _summary(
@@ -114,10 +114,12 @@ def _summary(
         along = {arm: [outcomes.along_rl(path) for path in paths] for arm, paths in after.items()}
         for arm, runs in along.items():
             results[f"{arm}{RL}"] = [run[max(run)] for run in runs]
-    found = with_answer(summarize(section, results, along))
+    numbers = with_answer(summarize(section, results, along))
     benchmarks = files.read_json(metrics / "ingest.json")["benchmarks"]
-    found["guess_rate"] = {name: benchmarks[name]["guess_rate"] for name in found["groups"] if name != POOLED}
-    return found
+    numbers["guess_rate"] = {
+        name: benchmarks[name]["guess_rate"] for name in numbers["groups"] if name != POOLED
+    }
+    return numbers
 
 
 def _gates(metrics: Path, exams: Sequence[str]) -> dict[str, Any]:
@@ -127,11 +129,11 @@ def _gates(metrics: Path, exams: Sequence[str]) -> dict[str, Any]:
     return {"applies": False}
 
 
-def _selection(found: dict[str, Any]) -> dict[str, Any]:
-    sets = {name: found[name] for name in ("ce", "ul") if name in found}
+def _selection(described: dict[str, Any]) -> dict[str, Any]:
+    sets = {name: described[name] for name in ("ce", "ul") if name in described}
     keys = ("chosen", "eligible", "problems", "ppl_mean", "mean_tokens")
     return {name: {key: part[key] for key in keys} for name, part in sets.items()} | {
-        "shortage": found["shortage"]
+        "shortage": described["shortage"]
     }
 
 
@@ -167,19 +169,19 @@ def _pass_at_k(summary: dict[str, Any], arms: Sequence[str], ending: str) -> lis
     ]
 
 
-def _along_rl(summary: dict[str, Any]) -> Found:
+def _along_rl(summary: dict[str, Any]) -> Curves:
     """pass@1, pass@n and entropy over all benchmarks at the evaluated steps of RL."""
     group = summary["groups"][-1]
-    found: Found = {}
+    curves: Curves = {}
     for arm, steps in summary["steps"].items():
         rows = steps[group]
-        for name in ("pass_at_1", f"pass_at_{rows[0]['num_samples']}", "mean_entropy"):
-            kept = [row for row in rows if row[name] is not None]
-            found.setdefault(name, {})[arm] = (
-                np.array([row["step"] for row in kept]),
-                np.array([row[name] for row in kept]),
+        for metric in question(rows[0]["num_samples"]):
+            measured = [row for row in rows if row[metric.name] is not None]
+            curves.setdefault(metric.name, {})[arm] = (
+                np.array([row["step"] for row in measured]),
+                np.array([row[metric.name] for row in measured]),
             )
-    return found
+    return curves
 
 
 def _made(section: Report, arms: Sequence[str], seeds: Sequence[int], summary: Path) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""A study: which experiments it takes, in which worlds, and which of their arms its tables put side by side.
+"""A study: which experiments it takes, in which worlds, and which of their arms its comparisons put side by side.
 
 An experiment is params.yaml with some keys changed, run in every one of the study's worlds; a world is a seed of the
-small world and of the student that is pretrained in it. flows/study.py runs them, page.py tells what came out.
+small world and of the student that is pretrained in it. flows/study.py runs them, results.py reads what
+they left, page.py writes it.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from oxa.config.section import Section, Seed
 from oxa.errors import ConfigError
 
 UNSEEN = ("tracking", "flow", "registry", "plan", "report", "traces")
-"""Sections of params.yaml that no experiment's results depend on; what the page tells does on `report`."""
+"""Sections of params.yaml that no experiment's results depend on; what the page says does on `report`."""
 
 OWN = frozenset({"sources", "sources.world", "sources.world.seed", "base", "base.seed", "seeds"})
 """Keys that a study's worlds and seeds set."""
 SHARED = ("sources", "base", "evaluate")
-"""Sections that the rows of one table have in common: problems, student, and how it is asked."""
+"""Sections that the rows of one comparison have in common: problems, student, and how it answers."""
 
 
 class Experiment(Section):
@@ -37,7 +38,9 @@ class Experiment(Section):
     """Stages that are brought up to date, with all that they need."""
 
 
-class Table(Section):
+class Comparison(Section):
+    """Arms side by side on the study's page: an entry of `tables`."""
+
     rows: dict[str, Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+/[A-Za-z0-9][A-Za-z0-9_.]*$")]]
     """Row's name, to `EXPERIMENT/ARM`."""
     baseline: str | None = None
@@ -45,12 +48,12 @@ class Table(Section):
     compare: dict[str, str] = Field(default_factory=dict)
     """In place of a baseline: row, to the row that it is compared with."""
     after_rl: bool = False
-    """Tell the rows after RL, too."""
+    """The rows after RL, too."""
     beside: list[Literal["tiers", "strategies"]] = Field(default_factory=list)
-    """Further tables: pass@1 by tier; which strategies the arm was taught and takes."""
+    """Tables beside it: pass@1 by tier; which strategies the arm was taught and takes."""
 
     @model_validator(mode="after")
-    def _compares_its_rows(self) -> Table:
+    def _compares_its_rows(self) -> Comparison:
         if (self.baseline is None) == (not self.compare):
             raise ValueError("source rows: a table takes a baseline or compare, one of the two")
         for name in (self.baseline, *self.compare, *self.compare.values()):
@@ -83,7 +86,7 @@ class Study(Section):
     """What holds for every experiment, over params.yaml."""
     experiments: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], Experiment] = Field(min_length=1)
     """In the order in which they run."""
-    tables: dict[str, Table] = Field(default_factory=dict)
+    tables: dict[str, Comparison] = Field(default_factory=dict)
     """By name, which is also their place in the page."""
 
     @model_validator(mode="after")
@@ -103,17 +106,17 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _compares_what_is_alike(self) -> Study:
-        for name, table in self.tables.items():
-            asked: dict[str, dict[str, Any]] = {}
-            for row, place in table.rows.items():
+        for name, comparison in self.tables.items():
+            shared: dict[str, dict[str, Any]] = {}
+            for row, place in comparison.rows.items():
                 experiment = place.partition("/")[0]
                 if experiment not in self.experiments:
                     raise ValueError(f"source {place!r} of tables.{name}.rows.{row} is no experiment")
                 changes = self.experiments[experiment].set
-                asked[experiment] = {key: changes[key] for key in changes if key.partition(".")[0] in SHARED}
-            first, *others = asked
+                shared[experiment] = {key: changes[key] for key in changes if key.partition(".")[0] in SHARED}
+            first, *others = shared
             for other in others:
-                if asked[other] != asked[first]:
+                if shared[other] != shared[first]:
                     raise ValueError(
                         f"source tables.{name}: {first} and {other} do not have the same student, problems or "
                         f"evaluation ({', '.join(SHARED)}), so their rows cannot be compared"
@@ -188,16 +191,16 @@ def _merged(old: Any, new: Any) -> Any:
 
 
 def refuse_empty_rows(study: Study, arms: Mapping[str, list[str]], where: str) -> None:
-    """ConfigError where a table asks for what its experiment does not make; `arms` are those of each experiment."""
-    for name, table in study.tables.items():
-        for row, place in table.rows.items():
+    """ConfigError where a comparison asks for what no experiment makes; `arms` are those of each experiment."""
+    for name, comparison in study.tables.items():
+        for row, place in comparison.rows.items():
             experiment, _, arm = place.partition("/")
             if arm not in arms[experiment]:
                 known = ", ".join(arms[experiment])
                 raise ConfigError(
                     f"{where}: tables.{name}.rows.{row}: {experiment} has no arm {arm!r}; known here: {known}"
                 )
-            if table.after_rl and "evaluate_rlvr" not in study.experiments[experiment].stages:
+            if comparison.after_rl and "evaluate_rlvr" not in study.experiments[experiment].stages:
                 raise ConfigError(
                     f"{where}: tables.{name}: after_rl needs evaluate_rlvr among the stages of {experiment}"
                 )

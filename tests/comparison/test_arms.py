@@ -1,4 +1,4 @@
-"""What is said of the arms, on generations whose truth is known: outcomes, differences, claims, the table."""
+"""The comparison of arms, on generations whose truth is known: outcomes, differences, claims, the table."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from generations import write
 
 from oxa.comparison import arms, estimators, outcomes
+from oxa.comparison.measures import pass_at
 from oxa.config.report import Report
 from oxa.errors import DataError
 from oxa.records import schemas, tables
@@ -30,25 +31,25 @@ def results(
     folder: Path, *, rl: bool = True, seeds: tuple[int, ...] = (0,), **options: Any
 ) -> tuple[Any, Any]:
     """Outcomes as the report gathers them; oxa_mle leads by 20 points, after RL no arm does."""
-    found: dict[str, list[outcomes.Outcomes]] = {}
+    by_arm: dict[str, list[outcomes.Outcomes]] = {}
     along: dict[str, list[dict[int, outcomes.Outcomes]]] = {}
     for place, (arm, rate) in enumerate(RATES.items()):
         for seed in seeds if arm != "base" else (0,):
             path = write(folder / f"{arm}-{seed}.parquet", rate, seed=10 * place + seed, **options)
-            found.setdefault(arm, []).append(outcomes.outcomes(path))
+            by_arm.setdefault(arm, []).append(outcomes.outcomes(path))
     for place, arm in enumerate(list(RATES)[1:] if rl else []):
         for seed in seeds:
             path = folder / f"{arm}-{seed}-rl.parquet"
             write(path, 0.7, seed=100 + 10 * place + seed, steps=(10, 20), **options)
             along.setdefault(arm, []).append(outcomes.along_rl(path))
-            found.setdefault(f"{arm}-rl", []).append(outcomes.outcomes(path))
-    return found, along
+            by_arm.setdefault(f"{arm}-rl", []).append(outcomes.outcomes(path))
+    return by_arm, along
 
 
 @pytest.fixture(scope="module")
 def summary(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    found = summarized(SECTION, *results(tmp_path_factory.mktemp("generations")))
-    return found | {"guess_rate": {"world": 0.018}}
+    summary = summarized(SECTION, *results(tmp_path_factory.mktemp("generations")))
+    return summary | {"guess_rate": {"world": 0.018}}
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -79,15 +80,15 @@ def test_outcomes_count_what_the_rows_hold_whatever_their_order(tmp_path: Path) 
         row(problem_id="q", sample_index=0, verdict="timeout"),
         row(problem_id="p", sample_index=1, mean_entropy=float("nan")),
     ]
-    found = outcomes_of(tmp_path, rows)
-    assert found.problem_id.tolist() == ["p", "q"]
-    assert (found.num_samples.tolist(), found.num_correct.tolist()) == ([2, 2], [0, 1])
-    assert found.mean_entropy == pytest.approx([0.1, 0.5])
-    assert found.mean_tokens.tolist() == [10, 20]
-    assert found.truncated.tolist() == [0, 0.5]
-    assert (found.redrawn.num_correct[0] == 0).all()
-    assert set(found.redrawn.num_correct[1]) == {0, 1, 2}
-    assert found.redrawn.mean_entropy[0] == pytest.approx(0.1), "the sample without one never counts as 0"
+    one = outcomes_of(tmp_path, rows)
+    assert one.problem_id.tolist() == ["p", "q"]
+    assert (one.num_samples.tolist(), one.num_correct.tolist()) == ([2, 2], [0, 1])
+    assert one.mean_entropy == pytest.approx([0.1, 0.5])
+    assert one.mean_tokens.tolist() == [10, 20]
+    assert one.truncated.tolist() == [0, 0.5]
+    assert (one.redrawn.num_correct[0] == 0).all()
+    assert set(one.redrawn.num_correct[1]) == {0, 1, 2}
+    assert one.redrawn.mean_entropy[0] == pytest.approx(0.1), "the sample without one never counts as 0"
 
 
 def test_equal_answers_vote_together_and_silence_does_not_vote(tmp_path: Path) -> None:
@@ -96,8 +97,8 @@ def test_equal_answers_vote_together_and_silence_does_not_vote(tmp_path: Path) -
         *(row(sample_index=2 + i, predicted=text) for i, text in enumerate(["x + 1", "x+1"])),
         row(sample_index=4, predicted=None, verdict="unparsable"),
     ]
-    found = outcomes_of(tmp_path, rows)
-    assert (found.majority.tolist(), found.distinct_answers.tolist()) == ([0.5], [2])
+    one = outcomes_of(tmp_path, rows)
+    assert (one.majority.tolist(), one.distinct_answers.tolist()) == ([0.5], [2])
 
 
 def test_the_last_step_is_taken_unless_another_is_asked_for(tmp_path: Path) -> None:
@@ -114,13 +115,13 @@ def test_the_last_step_is_taken_unless_another_is_asked_for(tmp_path: Path) -> N
 def test_two_checkpoints_draw_the_same_samples_again(tmp_path: Path) -> None:
     a, b = (outcomes.outcomes(write(tmp_path / f"{name}.parquet", 0.5)) for name in "ab")
     np.testing.assert_array_equal(a.redrawn.num_correct, b.redrawn.num_correct)
-    found = arms.differences(SECTION, [a], [b], np.ones(80, bool))
-    assert (found["pass_at_1"]["low"], found["pass_at_1"]["high"]) == (0, 0)
+    rows = arms.differences(SECTION, [a], [b])
+    assert (rows["pass_at_1"]["low"], rows["pass_at_1"]["high"]) == (0, 0)
 
 
 def test_numbers_are_those_of_the_outcomes(tmp_path: Path, summary: dict[str, Any]) -> None:
-    found, _ = results(tmp_path)
-    numbers, one = summary["arms"]["oxa_mle"]["world"], found["oxa_mle"][0]
+    by_arm, _ = results(tmp_path)
+    numbers, one = summary["arms"]["oxa_mle"]["world"], by_arm["oxa_mle"][0]
     assert (numbers["num_problems"], numbers["num_samples"], numbers["num_seeds"]) == (80, 8, 1)
     for k in (1, 2, 4, 8):
         for name, formula in (("pass_at", estimators.pass_at_k), ("pass_hat", estimators.pass_hat_k)):
@@ -140,12 +141,12 @@ def test_numbers_are_those_of_the_outcomes(tmp_path: Path, summary: dict[str, An
 def test_arms_are_compared_with_the_baseline_of_their_phase_and_with_themselves_before_rl(
     tmp_path: Path, summary: dict[str, Any]
 ) -> None:
-    found, _ = results(tmp_path)
+    by_arm, _ = results(tmp_path)
     assert set(summary["differences"]) == {"base", "oxa_mle", "oxa_full", "oxa_mle-rl", "oxa_full-rl"}
     assert set(summary["gains"]) == {"sft", "oxa_mle", "oxa_full"}
 
     def rate(name: str) -> float:
-        return float((found[name][0].num_correct / 8).mean())
+        return float((by_arm[name][0].num_correct / 8).mean())
 
     for kind, name, ours, theirs in (
         ("differences", "oxa_mle", "oxa_mle", "sft"),
@@ -159,16 +160,17 @@ def test_arms_are_compared_with_the_baseline_of_their_phase_and_with_themselves_
 
 
 def test_gains_are_paired_by_seed(tmp_path: Path) -> None:
-    found, _ = results(tmp_path, seeds=(0, 3))
-    gain = summarized(SECTION, found)["gains"]["sft"]["world"]["pass_at_2"]
-    members = np.ones(80, bool)
+    by_arm, _ = results(tmp_path, seeds=(0, 3))
+    gain = summarized(SECTION, by_arm)["gains"]["sft"]["world"]["pass_at_2"]
     names = ("sft", "oxa_mle", "oxa_full")
     gains = [
-        arms.observed(found[f"{arm}-rl"], members, "pass_at_2")
-        - arms.observed(found[arm], members, "pass_at_2")
+        arms.observed(by_arm[f"{arm}-rl"], pass_at(2)) - arms.observed(by_arm[arm], pass_at(2))
         for arm in names
     ]
-    after, before = (arms.measured(found[name], members, "pass_at_2") for name in ("sft-rl", "sft"))
+    after, before = (
+        (arms.observed(by_arm[name], pass_at(2)), arms.redrawn(by_arm[name], pass_at(2)))
+        for name in ("sft-rl", "sft")
+    )
     paired, apart = (
         estimators.paired_difference(
             after[0], before[0], (after[1], before[1]), same_seeds=same, pool=gains, resamples=300
@@ -180,10 +182,10 @@ def test_gains_are_paired_by_seed(tmp_path: Path) -> None:
 
 
 def test_how_much_seeds_differ_is_asked_of_all_arms_of_a_phase(tmp_path: Path) -> None:
-    found, _ = results(tmp_path, seeds=(0, 3), rl=False)
+    by_arm, _ = results(tmp_path, seeds=(0, 3), rl=False)
     widths = []
     for names in (["base", "sft", "oxa_mle"], ["base", "sft", "oxa_mle", "oxa_full"]):
-        summary = summarized(SECTION, {arm: found[arm] for arm in names})
+        summary = summarized(SECTION, {arm: by_arm[arm] for arm in names})
         row = summary["differences"]["oxa_mle"]["world"]["pass_at_2"]
         assert row["difference"] > 0
         widths.append(row["high"] - row["low"])
@@ -195,8 +197,8 @@ def test_holm_has_a_family_for_the_question_and_one_for_what_stands_beside_it(
 ) -> None:
     families: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     for kind in ("differences", "gains"):
-        for name, found in summary[kind].items():
-            rows = [found["world"][metric] for metric in ("pass_at_1", "pass_at_8", "mean_entropy")]
+        for name, by_group in summary[kind].items():
+            rows = [by_group["world"][metric] for metric in ("pass_at_1", "pass_at_8", "mean_entropy")]
             families[kind == "gains" or name == "base"] += rows
     assert summary["num_comparisons"] == len(families[False]) == 12
     assert summary["num_beside"] == len(families[True]) == 12
@@ -212,12 +214,12 @@ def test_holm_has_a_family_for_the_question_and_one_for_what_stands_beside_it(
 
 
 def test_a_problem_without_an_entropy_is_left_out_of_its_comparison_only(tmp_path: Path) -> None:
-    found, _ = results(tmp_path, rl=False)
-    for runs in found.values():
+    by_arm, _ = results(tmp_path, rl=False)
+    for runs in by_arm.values():
         runs[0].mean_entropy[3] = np.nan
         runs[0].redrawn.mean_entropy[3] = np.nan
-    row = summarized(SECTION, found)["differences"]["oxa_mle"]["world"]["mean_entropy"]
-    ours, theirs = (np.delete(found[name][0].mean_entropy, 3).mean() for name in ("oxa_mle", "sft"))
+    row = summarized(SECTION, by_arm)["differences"]["oxa_mle"]["world"]["mean_entropy"]
+    ours, theirs = (np.delete(by_arm[name][0].mean_entropy, 3).mean() for name in ("oxa_mle", "sft"))
     assert row["difference"] == pytest.approx(ours - theirs)
 
 
@@ -255,7 +257,7 @@ def test_the_answer_names_what_is_shown_and_nothing_else(summary: dict[str, Any]
     assert first["text"] == f"oxa_mle solved more at the first try than sft, {points} {interval}"
 
 
-def said(**differences: float) -> str:
+def sentence_of(**differences: float) -> str:
     """The sentence for one arm whose differences these are, 0 meaning that none is shown."""
     rows = {
         metric: {
@@ -282,21 +284,21 @@ def said(**differences: float) -> str:
 
 def test_the_sentence_tells_all_three_metrics_the_first_of_them_in_numbers() -> None:
     opening = "Problems solved at the first try, against sft: before RL "
-    assert said(pass_at_1=0, pass_at_8=0, mean_entropy=0) == (
+    assert sentence_of(pass_at_1=0, pass_at_8=0, mean_entropy=0) == (
         f"{opening}no difference shown. Pass@8: no difference shown, before RL. "
         "Entropy: no difference shown, before RL."
     )
-    assert said(pass_at_1=-0.05, pass_at_8=0.1, mean_entropy=-0.2) == (
+    assert sentence_of(pass_at_1=-0.05, pass_at_8=0.1, mean_entropy=-0.2) == (
         f"{opening}oxa −5.0 points [−6.0, −4.0]. Pass@8: higher for oxa, before RL. Entropy: lower for oxa, before RL."
     )
 
 
 def test_what_every_problem_reaches_is_not_called_equal(tmp_path: Path) -> None:
-    found, _ = results(tmp_path, rl=False)
+    by_arm, _ = results(tmp_path, rl=False)
     for name in ("sft", "oxa_mle"):
-        found[name][0].num_correct[:] = 8
-        found[name][0].redrawn.num_correct[:] = 8
-    summary = summarized(SECTION, found)
+        by_arm[name][0].num_correct[:] = 8
+        by_arm[name][0].redrawn.num_correct[:] = 8
+    summary = summarized(SECTION, by_arm)
     numbers = summary["arms"]["sft"]["world"]
     low = 0.025 ** (1 / 80)  # the rate at which 80 of 80 are as unlikely as 2.5%
     assert (numbers["pass_at_1_low"], numbers["pass_at_1_high"]) == (pytest.approx(low), 1)
@@ -307,15 +309,15 @@ def test_what_every_problem_reaches_is_not_called_equal(tmp_path: Path) -> None:
 
 
 def test_a_worse_arm_is_said_to_be_worse(tmp_path: Path) -> None:
-    found, _ = results(tmp_path, rl=False)
-    found["sft"], found["oxa_mle"] = found["oxa_mle"], found["sft"]
-    claims = summarized(SECTION, found)["answer"]["claims"]
+    by_arm, _ = results(tmp_path, rl=False)
+    by_arm["sft"], by_arm["oxa_mle"] = by_arm["oxa_mle"], by_arm["sft"]
+    claims = summarized(SECTION, by_arm)["answer"]["claims"]
     assert "fewer at the first try than sft" in claims[0]["text"]
 
 
 def test_without_rl_nothing_is_said_of_it(tmp_path: Path) -> None:
-    found, _ = results(tmp_path, rl=False)
-    summary = summarized(SECTION, found) | {"guess_rate": {}}
+    by_arm, _ = results(tmp_path, rl=False)
+    summary = summarized(SECTION, by_arm) | {"guess_rate": {}}
     assert (summary["gains"], summary["steps"]) == ({}, {})
     assert {claim["phase"] for claim in summary["answer"]["claims"]} == {"before RL"}
     assert "-rl" not in markdown.table(summary)
@@ -323,16 +325,16 @@ def test_without_rl_nothing_is_said_of_it(tmp_path: Path) -> None:
 
 
 def test_a_baseline_alone_has_a_table_too(tmp_path: Path) -> None:
-    found, _ = results(tmp_path, rl=False)
-    alone = {name: found[name] for name in ("base", "sft")}
+    by_arm, _ = results(tmp_path, rl=False)
+    alone = {name: by_arm[name] for name in ("base", "sft")}
     summary = summarized(SECTION, alone) | {"guess_rate": {}}
     assert "| base − sft " in markdown.table(summary)
     assert summary["answer"]["claims"] == []
 
 
 def test_benchmarks_are_pooled_and_seeds_counted(tmp_path: Path) -> None:
-    found, along = results(tmp_path, seeds=(0, 3), benchmarks={"a": 20, "z": 40}, num_samples=4)
-    summary = summarized(SECTION, found, along) | {"guess_rate": {}}
+    by_arm, along = results(tmp_path, seeds=(0, 3), benchmarks={"a": 20, "z": 40}, num_samples=4)
+    summary = summarized(SECTION, by_arm, along) | {"guess_rate": {}}
     assert summary["groups"] == ["a", "z", "pooled"]
     assert summary["num_comparisons"] == summary["num_beside"] == 12
     for group, num_problems in (("a", 20), ("z", 40), ("pooled", 60)):
@@ -360,31 +362,44 @@ def test_majorities_of_different_numbers_of_samples_are_not_pooled(tmp_path: Pat
     assert "pass_at_2" in summary["arms"]["sft"]["pooled"]
 
 
+def test_problems_keep_their_order_whatever_their_numbers_of_samples(tmp_path: Path) -> None:
+    sizes = {"p": 4, "q": 1, "r": 4, "s": 2}
+    rows = [
+        row(problem_id=name, sample_index=i, verdict="correct", num_tokens=n)
+        for name, n in sizes.items()
+        for i in range(n)
+    ]
+    one = outcomes_of(tmp_path, rows)
+    assert one.problem_id.tolist() == list(sizes)
+    for counts in (one.num_samples, one.num_correct, one.mean_tokens, one.redrawn.num_correct[:, 0]):
+        assert counts.tolist() == list(sizes.values())
+
+
 def test_an_unknown_entropy_is_not_taken_for_zero(tmp_path: Path) -> None:
-    found, _ = results(tmp_path, rl=False)
-    found["base"] = [outcomes.outcomes(write(tmp_path / "nan.parquet", 0.3, mean_entropy=float("nan")))]
-    summary = summarized(SECTION, found) | {"guess_rate": {}}
+    by_arm, _ = results(tmp_path, rl=False)
+    by_arm["base"] = [outcomes.outcomes(write(tmp_path / "nan.parquet", 0.3, mean_entropy=float("nan")))]
+    summary = summarized(SECTION, by_arm) | {"guess_rate": {}}
     assert summary["arms"]["base"]["world"]["mean_entropy"] is None
     assert "mean_entropy" not in summary["differences"]["base"]["world"]
     assert "| – " in markdown.table(summary)
 
 
 def test_other_problems_or_numbers_of_samples_cannot_be_compared(tmp_path: Path) -> None:
-    found, _ = results(tmp_path, rl=False)
+    by_arm, _ = results(tmp_path, rl=False)
     fewer = outcomes.outcomes(write(tmp_path / "x.parquet", 0.5, benchmarks={"world": 79}))
     with pytest.raises(
         DataError, match="sft and base cannot be compared: evaluated on 79 and 80 problems, 79 of"
     ):
-        summarized(SECTION, found | {"sft": [fewer]})
+        summarized(SECTION, by_arm | {"sft": [fewer]})
     other = outcomes.outcomes(write(tmp_path / "y.parquet", 0.5, num_samples=4))
     with pytest.raises(DataError, match="evaluated with 4 and 8 samples a problem of world"):
-        summarized(SECTION, found | {"sft": [other]})
+        summarized(SECTION, by_arm | {"sft": [other]})
 
 
 def test_the_table_holds_every_arm_its_counts_and_what_is_not_shown(summary: dict[str, Any]) -> None:
     text = markdown.table(summary)
-    said = " ".join(text.split("\n\n")[1].split("\n"))
-    assert (text.split("\n")[0], said) == ("# Comparison of the arms", summary["answer"]["sentence"])
+    sentence = " ".join(text.split("\n\n")[1].split("\n"))
+    assert (text.split("\n")[0], sentence) == ("# Comparison of the arms", summary["answer"]["sentence"])
     guess = "always giving the most frequent answer solves 1.8%"
     assert f"## world: 80 problems, 8 samples a problem; {guess}\n" in text
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}

@@ -35,10 +35,10 @@ def test_pass_at_k_is_the_share_of_subsets_of_k_samples_that_hold_a_right_one(
 @pytest.mark.parametrize("k", [1, 2, 7, 64, 128])
 def test_pass_at_k_equals_scipys_binomials_and_hypergeometric_law(k: int) -> None:
     correct = np.arange(129)
-    found = estimators.pass_at_k(128, correct, k)
+    estimate = estimators.pass_at_k(128, correct, k)
     binomials = 1 - scipy.special.comb(128 - correct, k) / scipy.special.comb(128, k)
-    np.testing.assert_allclose(found, binomials, atol=1e-10)
-    np.testing.assert_allclose(found, 1 - scipy.stats.hypergeom.pmf(0, 128, correct, k), atol=1e-10)
+    np.testing.assert_allclose(estimate, binomials, atol=1e-10)
+    np.testing.assert_allclose(estimate, 1 - scipy.stats.hypergeom.pmf(0, 128, correct, k), atol=1e-10)
 
 
 def test_pass_at_k_takes_problems_with_different_numbers_of_samples() -> None:
@@ -77,9 +77,9 @@ def test_a_single_sample_makes_pass_at_k_and_pass_hat_k_the_same() -> None:
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_pass_at_k_and_pass_hat_k_equal_scorios(k: int) -> None:
     marks = np.random.default_rng(0).integers(0, 2, (40, 5))
-    found = estimators.pass_at_k(5, marks.sum(1), k), estimators.pass_hat_k(5, marks.sum(1), k)
-    assert found[0].mean() == pytest.approx(scorio.pass_at_k(marks, k), abs=1e-12)
-    assert found[1].mean() == pytest.approx(scorio.pass_hat_k(marks, k), abs=1e-12)
+    estimate = estimators.pass_at_k(5, marks.sum(1), k), estimators.pass_hat_k(5, marks.sum(1), k)
+    assert estimate[0].mean() == pytest.approx(scorio.pass_at_k(marks, k), abs=1e-12)
+    assert estimate[1].mean() == pytest.approx(scorio.pass_hat_k(marks, k), abs=1e-12)
 
 
 @given(st.lists(st.integers(-1, 4), min_size=1, max_size=9))
@@ -93,9 +93,9 @@ def test_majority_is_the_mean_over_all_ways_to_break_ties(answers: list[int]) ->
 
 def test_majorities_of_many_rows_are_those_of_each() -> None:
     answers = np.random.default_rng(0).integers(-1, 6, (7, 5, 8))
-    found, distinct = estimators.majority(answers), estimators.distinct_answers(answers)
+    estimate, distinct = estimators.majority(answers), estimators.distinct_answers(answers)
     for place in np.ndindex(7, 5):
-        assert found[place] == estimators.majority(answers[place])
+        assert estimate[place] == estimators.majority(answers[place])
         assert distinct[place] == estimators.distinct_answers(answers[place])
 
 
@@ -165,10 +165,10 @@ simulate: Any = runpy.run_path(str(ROOT / "benchmarks" / "coverage.py"))["simula
 def test_intervals_hold_the_truth_at_their_rate_and_equal_arms_are_told_apart_at_the_tests_level(
     world: dict[str, int],
 ) -> None:
-    found = simulate(**world, num_worlds=2000, resamples=300)
-    assert found.one == pytest.approx(0.95, abs=0.02)
-    assert found.difference == pytest.approx(0.95, abs=0.02)
-    assert found.equal == pytest.approx(0.05, abs=0.015)
+    coverage = simulate(**world, num_worlds=2000, resamples=300)
+    assert coverage.one == pytest.approx(0.95, abs=0.02)
+    assert coverage.difference == pytest.approx(0.95, abs=0.02)
+    assert coverage.equal == pytest.approx(0.05, abs=0.015)
 
 
 def test_eight_normal_values_get_students_interval_and_not_a_normal_one() -> None:
@@ -183,10 +183,10 @@ def test_eight_normal_values_get_students_interval_and_not_a_normal_one() -> Non
 
 
 def test_intervals_over_three_seeds_hold_the_truth_where_seeds_differ() -> None:
-    found = simulate(60, 8, 3, seed_effect=0.15, num_worlds=600)
-    assert 0.93 <= found.one <= 0.985
-    assert 0.93 <= found.difference <= 0.985
-    assert found.equal <= 0.065
+    coverage = simulate(60, 8, 3, seed_effect=0.15, num_worlds=600)
+    assert 0.93 <= coverage.one <= 0.985
+    assert 0.93 <= coverage.difference <= 0.985
+    assert coverage.equal <= 0.065
 
 
 def test_intervals_that_ignored_seeds_would_fail_where_seeds_differ() -> None:
@@ -304,9 +304,9 @@ def test_a_p_value_below_the_level_means_an_interval_without_0() -> None:
     rng = np.random.default_rng(4)
     for _ in range(200):
         a, b = rng.random(30) + rng.uniform(0, 0.3), rng.random(30)
-        found = estimators.paired_difference(a, b, resamples=999)
-        if not 0.045 < found.p_value < 0.055:
-            assert (found.p_value < 0.05) == (found.low > 0 or found.high < 0)
+        estimate = estimators.paired_difference(a, b, resamples=999)
+        if not 0.045 < estimate.p_value < 0.055:
+            assert (estimate.p_value < 0.05) == (estimate.low > 0 or estimate.high < 0)
 
 
 def test_arms_with_different_problems_are_not_a_pair() -> None:
@@ -330,24 +330,24 @@ def test_intervals_of_any_shape_are_finite_and_in_order(s: int, p: int, n: int, 
 
 
 def test_the_bayesian_interval_of_one_problem_is_scipys_beta_posterior() -> None:
-    found = estimators.bayes_interval([8], [3], resamples=200_000)
+    estimate = estimators.bayes_interval([8], [3], resamples=200_000)
     posterior = scipy.stats.beta(1 + 3, 1 + 5)
-    assert found.estimate == pytest.approx(posterior.mean())
-    np.testing.assert_allclose(found[1:], posterior.ppf([0.025, 0.975]), atol=0.005)
+    assert estimate.estimate == pytest.approx(posterior.mean())
+    np.testing.assert_allclose(estimate[1:], posterior.ppf([0.025, 0.975]), atol=0.005)
 
 
 def test_the_bayesian_mean_and_spread_of_many_problems_are_those_of_bayes_at_n() -> None:
     rng = np.random.default_rng(0)
     correct = rng.binomial(16, rng.beta(0.6, 0.9, 30))
-    found = estimators.bayes_interval(np.full(30, 16), correct, resamples=100_000)
+    estimate = estimators.bayes_interval(np.full(30, 16), correct, resamples=100_000)
     posterior = scipy.stats.beta(1 + correct, 1 + 16 - correct)
     spread = np.sqrt(posterior.var().sum()) / 30
-    assert found.estimate == pytest.approx(posterior.mean().mean())
+    assert estimate.estimate == pytest.approx(posterior.mean().mean())
     np.testing.assert_allclose(
-        found[1:], found.estimate + np.array([-1.96, 1.96]) * spread, atol=0.03 * spread
+        estimate[1:], estimate.estimate + np.array([-1.96, 1.96]) * spread, atol=0.03 * spread
     )
     mean, deviation = scorio.bayes((np.arange(16) < correct[:, None]).astype(int))
-    assert (found.estimate, spread) == pytest.approx((mean, deviation))
+    assert (estimate.estimate, spread) == pytest.approx((mean, deviation))
 
 
 def test_the_bayesian_interval_covers_these_very_problems_at_its_rate() -> None:
@@ -355,8 +355,8 @@ def test_the_bayesian_interval_covers_these_very_problems_at_its_rate() -> None:
     held = 0
     for i in range(1000):
         rates = rng.random(30)
-        found = estimators.bayes_interval(np.full(30, 8), rng.binomial(8, rates), resamples=400, seed=i)
-        held += found.low <= rates.mean() <= found.high
+        estimate = estimators.bayes_interval(np.full(30, 8), rng.binomial(8, rates), resamples=400, seed=i)
+        held += estimate.low <= rates.mean() <= estimate.high
     assert held / 1000 == pytest.approx(0.95, abs=0.02)
 
 
@@ -384,8 +384,8 @@ def test_seeds_of_other_arms_tell_how_much_seeds_differ() -> None:
             problems + rng.normal(0, spread, (2, 1)) + rng.normal(0, 0.1, (2, num_problems)) for _ in range(4)
         ]
         for name, pool in (("pair", None), ("pool", arms)):
-            found = estimators.paired_difference(arms[0], arms[1], pool=pool, resamples=400)
-            held[name] += found.low <= 0 <= found.high
-            widths[name] += found.high - found.low
+            estimate = estimators.paired_difference(arms[0], arms[1], pool=pool, resamples=400)
+            held[name] += estimate.low <= 0 <= estimate.high
+            widths[name] += estimate.high - estimate.low
     assert 0.93 <= held["pool"] / num_worlds <= 0.98
     assert widths["pool"] < 0.8 * widths["pair"]

@@ -106,7 +106,7 @@ def test_a_path_that_cannot_be_written_is_named_and_nothing_is_left(project, cap
 
 def test_a_stage_writes_all_its_outputs_or_none(project, capsys):
     params = yaml.safe_load((project / "params.yaml").read_text())
-    params["world"] |= {"num_train": 20, "num_benchmark": 8}
+    params["sources"]["world"] |= {"num_train": 20, "num_benchmark": 8}
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     assert cli.main(INGEST) == 0
     assert {path.name for path in (project / "out").iterdir()} == {
@@ -128,7 +128,7 @@ def test_a_stage_whose_outputs_find_no_room_is_not_told_as_finished(project, mon
     """The limit lets the stage write its own small files, and not what shows that the disk has room."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # where nobody listens
     params = yaml.safe_load((project / "params.yaml").read_text())
-    params["world"] |= {"num_train": 20, "num_benchmark": 8}
+    params["sources"]["world"] |= {"num_train": 20, "num_benchmark": 8}
     params["tracking"]["enabled"] = True
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -17,9 +17,7 @@ STUDY = {
     "set": {"arms": ["sft"], "tracking.enabled": False, "train.shared.epochs": 2.0},
     "experiments": {
         "arms": {"stages": ["gates", "evaluate_base", "evaluate"]},
-        "spread": {
-            "set": {"selection.shared.mean": "quantile(0.5)", "selection.arms.sft": {"ce": "gaussian"}}
-        },
+        "spread": {"set": {"selection.shared.mean": "quantile(0.5)", "selection.ce.sft": "gaussian"}},
     },
     "tables": {"ce": {"rows": {"random": "arms/sft", "gaussian": "spread/sft"}, "baseline": "random"}},
 }
@@ -58,16 +56,16 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_killed_study_goes_on_and_a_finished_one_runs_nothing(repository: Path) -> None:
     before = {path: path.read_bytes() for path in (repository / "params.yaml", repository / "dvc.yaml")}
     killed = subprocess.Popen(["oxa", "study"], cwd=repository, env=environment(), stdout=subprocess.DEVNULL)
-    until(lambda: "Running stage 'sample'" in logged(repository, "arms-4"), "sampling begins", killed)
+    until(lambda: "Running stage 'score@teacher'" in logged(repository, "arms-4"), "scoring begins", killed)
     below = psutil.Process(killed.pid).children(recursive=True)
     killed.kill()
     killed.wait()
     wait_until_gone(below)
 
-    said = run(repository, "oxa", "study")
+    printed = run(repository, "oxa", "study")
     assert "Stage 'base' is cached" in logged(repository, "arms-4")
     assert experiments(repository) == {"arms-4", "spread-4", "arms-5", "spread-5"}
-    assert "docs/study.md: tables of 4 experiments" in said
+    assert "docs/study.md: tables of 4 experiments" in printed
     page = (repository / "docs" / "study.md").read_text()
     assert page.startswith(
         "Words.\n\n<!-- study: ce -->\n\n32 problems of 2 worlds, 2 samples a problem, 1 fine-tuning"
@@ -93,7 +91,7 @@ def test_a_killed_study_goes_on_and_a_finished_one_runs_nothing(repository: Path
     git(repository, "checkout", "params.yaml")
 
     # so does other code of a stage that ran, but not that of one that did not
-    for name, state in (("page.css", "done"), ("score.py", "to do")):
+    for name, state in (("report/page.css", "done"), ("stages/score.py", "to do")):
         with (repository / "oxa" / name).open("a") as file:
             file.write("\n")
         listed = run(repository, "oxa", "study", "--list").splitlines()
@@ -103,9 +101,9 @@ def test_a_killed_study_goes_on_and_a_finished_one_runs_nothing(repository: Path
 
 @pytest.mark.whole
 def test_stages_run_the_code_of_the_last_commit_whatever_is_edited_meanwhile(repository: Path) -> None:
-    code = repository / "oxa" / "selection.py"
+    code = repository / "oxa" / "stages" / "selection_ce.py"
     whole = code.read_text()
-    study = STUDY | {"worlds": [6], "experiments": {"only": {"stages": ["selection"]}}, "tables": {}}
+    study = STUDY | {"worlds": [6], "experiments": {"only": {"stages": ["selection_ce"]}}, "tables": {}}
     (repository / "one.yaml").write_text(yaml.safe_dump(study))
     (repository / "empty.md").write_text("")
     command = ["oxa", "study", "--study", "one.yaml", "--page", "empty.md"]
@@ -138,10 +136,10 @@ def test_mistakes_are_told_in_a_sentence_before_anything_runs(repository: Path) 
 
 @pytest.mark.whole
 def test_an_experiment_that_fails_is_named_with_its_last_lines(repository: Path) -> None:
-    asked = {"arms": {"set": {"selection.shared.num_ce": 100_000}}}
-    failing = STUDY | {"worlds": [4], "experiments": asked, "tables": {}}
+    too_many = {"arms": {"set": {"selection.shared.num_ce": 100_000}}}
+    failing = STUDY | {"worlds": [4], "experiments": too_many, "tables": {}}
     (repository / "failing.yaml").write_text(yaml.safe_dump(failing))
     (repository / "empty.md").write_text("")
-    said = run(repository, "oxa", "study", "--study", "failing.yaml", "--page", "empty.md", code=1)
-    assert "arms-4: FAILED" in said
-    assert "selection asks for 100000 CE sequences" in said
+    printed = run(repository, "oxa", "study", "--study", "failing.yaml", "--page", "empty.md", code=1)
+    assert "arms-4: FAILED" in printed
+    assert "selection asks for 100000 CE sequences" in printed

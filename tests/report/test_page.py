@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import Browser
-from report_inputs import ALL, make_inputs, run
+from report_inputs import ALL, Arm, make_inputs, run
 
-from oxa.config.selection import SelectionArm
+from oxa.comparison.measures import pass_at
 from oxa.report import page, page_tables, training_sets
 from oxa.report.training_sets import Panel
 from oxa.runtime import files
@@ -36,8 +36,8 @@ class Parsed(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        found = {name: value or "" for name, value in attributes}
-        self._open = found if "data-key" in found else None
+        values = {name: value or "" for name, value in attributes}
+        self._open = values if "data-key" in values else None
         if re.fullmatch(r"h[1-6]", tag):
             self.headings.append(int(tag[1]))
 
@@ -181,15 +181,15 @@ def test_labels_of_the_charts_are_not_clipped_and_large_enough_on_a_phone(
     browser: Browser, paths: dict[str, Path]
 ) -> None:
     browser.open(paths["output"] / "index.html", width=400)
-    found = browser.run(
+    labels = browser.run(
         "return [...document.querySelectorAll('figure')].filter(one => one.checkVisibility()).flatMap(figure => {"
         " const card = figure.getBoundingClientRect();"
         " return [...figure.querySelectorAll('svg text')].map(one => { const box = one.getBoundingClientRect();"
         " return [one.textContent, Math.min(box.left - card.left, card.right - box.right),"
         " Math.min(box.width, box.height)] }) })"
     )
-    assert len(found) > 100
-    for text, margin, size in found:
+    assert len(labels) > 100
+    for text, margin, size in labels:
         assert margin >= 0, text
         assert size >= 5 if len(text) < 2 else size >= 9, text
 
@@ -203,7 +203,7 @@ def test_an_arm_is_brought_out_by_the_keyboard_in_every_chart(
     def color(place: int) -> str:
         return browser.run(
             "const one = document.createElement('i'); one.style.color = `var(--arm-${arguments[0]})`;"
-            " document.body.append(one); const found = getComputedStyle(one).color; one.remove(); return found",
+            " document.body.append(one); const color = getComputedStyle(one).color; one.remove(); return color",
             place,
         )
 
@@ -332,11 +332,11 @@ def test_lengths_are_set_against_responses_of_the_same_ppl() -> None:
     tokens = (100 * ppl + draws.integers(-20, 21, 4000)).astype(np.int64)
     high = ppl > 1.5
     longest = high & (tokens > 100 * ppl)
-    (found, confounded) = training_sets.lengths(
+    (by_ppl, confounded) = training_sets.lengths(
         [Panel("ce", ["a"], ppl[taken], tokens[taken], ppl, tokens, []) for taken in (high, longest)]
     )
-    assert found[1] == pytest.approx(175, abs=1.5)
-    assert found[2] == pytest.approx(175, abs=1.5)  # a set of high ppl is long, as all of its ppl are
+    assert by_ppl[1] == pytest.approx(175, abs=1.5)
+    assert by_ppl[2] == pytest.approx(175, abs=1.5)  # a set of high ppl is long, as all of its ppl are
     assert confounded[1] - confounded[2] == pytest.approx(10, abs=1.5)
 
 
@@ -344,14 +344,14 @@ def test_that_the_longest_go_first_is_said_only_of_gaussian_sets_chosen_so(
     tmp_path: Path, paths: dict[str, Path], html: str
 ) -> None:
     def confound(text: str) -> str:
-        (found,) = re.findall(r"The confound to look for.*?</p>", text, flags=re.DOTALL)
-        return re.sub(r"\s+", " ", found)
+        (passage,) = re.findall(r"The confound to look for.*?</p>", text, flags=re.DOTALL)
+        return re.sub(r"\s+", " ", passage)
 
-    said = "Gaussian CE sets of oxa_mle and oxa_full, the longest responses inside a bin of ppl were taken first. CE"
-    assert said in confound(html)
+    words = "Gaussian CE sets of oxa_mle and oxa_full, the longest responses inside a bin of ppl were taken first. CE"
+    assert words in confound(html)
     arms = {name: ALL[name] for name in ("sft", "oxa_mle")}
     made = make_inputs(tmp_path, arms, benchmarks={"world": 6}, num_samples=2, num_steps=3)
-    path = made["metrics"] / "selection" / "oxa_mle.json"
+    path = made["metrics"] / "selection" / "ce" / "oxa_mle.json"
     files.write_json(path, files.read_json(path) | {"within_bin": "random"})
     run(made, lambda step, **values: None, list(arms))
     assert "longest" not in confound((made["output"] / "index.html").read_text(encoding="utf-8"))
@@ -362,18 +362,18 @@ def test_ce_sets_of_unequal_size_are_told_under_the_answer(tmp_path: Path, html:
     arms = {name: ALL[name] for name in ("sft", "oxa_mle", "oxa_full")}
     made = make_inputs(tmp_path, arms, benchmarks={"world": 6}, num_samples=2, num_steps=3)
     for arm in ("oxa_mle", "oxa_full"):
-        path = made["metrics"] / "selection" / f"{arm}.json"
-        found = files.read_json(path)
-        found["ce"]["chosen"] = 144
-        files.write_json(path, found)
+        path = made["metrics"] / "selection" / "ce" / f"{arm}.json"
+        selection = files.read_json(path)
+        selection["ce"]["chosen"] = 144
+        files.write_json(path, selection)
     run(made, lambda step, **values: None, list(arms))
     text = (made["output"] / "index.html").read_text(encoding="utf-8")
-    (said,) = re.findall(r'<p class="note">(The CE sets.*?)</p>', text, flags=re.DOTALL)
-    assert Parsed(said).numbers == [
+    (note,) = re.findall(r'<p class="note">(The CE sets.*?)</p>', text, flags=re.DOTALL)
+    assert Parsed(note).numbers == [
         ("selection.sft.ce.chosen", 150, "150"),
         ("selection.oxa_mle.ce.chosen", 144, "144"),
     ]
-    words = re.sub(r"\s+", " ", re.sub("<[^>]*>", "", said))
+    words = re.sub(r"\s+", " ", re.sub("<[^>]*>", "", note))
     assert words.endswith("differ in size: 150 responses for sft; 144 responses for oxa_mle and oxa_full.")
 
 
@@ -400,10 +400,10 @@ def test_several_seeds_are_shown_one_by_one_and_what_is_taken_of_them_is_said(
 
 
 def test_a_difference_after_rl_is_headed_by_what_it_is_compared_to(paths: dict[str, Path]) -> None:
-    found = page_tables.arms(files.read_json(paths["summary"]), "world")
-    assert [line.name for line in found.lines if not line.cells] == ["Before RL", "After RL, Δ to sft-rl"]
-    assert "pass@1: Δ to sft, points" in found.header
-    assert "entropy: Δ to sft, nats a token" in found.header
+    table = page_tables.arms(files.read_json(paths["summary"]), "world")
+    assert [line.name for line in table.lines if not line.cells] == ["Before RL", "After RL, Δ to sft-rl"]
+    assert "pass@1: Δ to sft, points" in table.header
+    assert "entropy: Δ to sft, nats a token" in table.header
 
 
 def test_words_say_no_more_than_what_was_done(html: str, tmp_path: Path) -> None:
@@ -448,7 +448,7 @@ def test_without_rl_and_with_a_single_sample_the_page_says_so(browser: Browser, 
 
 def test_many_arms_with_long_names_on_many_benchmarks_fit_a_phone(browser: Browser, tmp_path: Path) -> None:
     names = ["sft", *(f"an_arm_whose_name_says_all_of_its_settings_{place}" for place in range(6)), "b"]
-    arms = {name: SelectionArm(ce="random") for name in names}
+    arms = {name: Arm("random") for name in names}
     paths = make_inputs(
         tmp_path,
         arms,
@@ -474,7 +474,7 @@ def test_a_json_block_gives_its_data_back_and_holds_no_tag() -> None:
 
 
 def test_differences_that_round_to_nothing_have_no_sign() -> None:
-    assert [page_tables.points(value) for value in (0.0, -0.0001, 0.0572, -0.0572)] == [
+    assert [page_tables.signed(pass_at(1).signed(value)) for value in (0.0, -0.0001, 0.0572, -0.0572)] == [
         "0.0",
         "0.0",
         "+5.7",

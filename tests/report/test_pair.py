@@ -6,13 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from generations import write
 
 from flows import cli
 from oxa.comparison import estimators
 from oxa.comparison.arms import differences
+from oxa.comparison.measures import pass_at
 from oxa.comparison.outcomes import outcomes
 from oxa.config.report import Report
 from oxa.errors import DataError
@@ -24,18 +24,18 @@ SECTION = Report(baseline="sft", resamples=300)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("generations")
-    write(found / "base.parquet", 0.3, seed=9)
+    made = tmp_path_factory.mktemp("generations")
+    write(made / "base.parquet", 0.3, seed=9)
     for seed in (0, 3):
-        write(found / f"sft-{seed}.parquet", 0.5, seed=seed)
-        write(found / f"oxa_mle-{seed}.parquet", 0.7, seed=10 + seed)
-        write(found / f"sft-{seed}-rl.parquet", 0.7, seed=20 + seed, steps=(10, 20))
-    return found
+        write(made / f"sft-{seed}.parquet", 0.5, seed=seed)
+        write(made / f"oxa_mle-{seed}.parquet", 0.7, seed=10 + seed)
+        write(made / f"sft-{seed}-rl.parquet", 0.7, seed=20 + seed, steps=(10, 20))
+    return made
 
 
 def test_values_and_differences_are_those_of_the_generations(folder: Path):
-    found = pair.run(SECTION, "oxa_mle-0", "sft-0", folder=folder)
-    part = found["groups"]["world"]
+    compared = pair.run(SECTION, "oxa_mle-0", "sft-0", folder=folder)
+    part = compared["groups"]["world"]
     assert (part["num_problems"], part["num_samples"], part["num_seeds"]) == (80, 8, 1)
     assert list(part["metrics"]) == ["pass_at_1", "pass_at_8", "maj_at_8", "mean_entropy", "mean_tokens"]
     a, b = (outcomes(folder / f"{name}.parquet") for name in ("oxa_mle-0", "sft-0"))
@@ -68,12 +68,12 @@ def test_an_arm_before_and_after_rl_is_paired_by_seed(folder: Path):
 
 
 def test_a_step_of_rl_can_be_asked_for(folder: Path):
-    found = pair.run(SECTION, "sft-0-rl@10", "sft-0-rl", folder=folder)["groups"]["world"]["metrics"][
+    row = pair.run(SECTION, "sft-0-rl@10", "sft-0-rl", folder=folder)["groups"]["world"]["metrics"][
         "pass_at_1"
     ]
     path = folder / "sft-0-rl.parquet"
     steps = [outcomes(path, step).num_correct.mean() / 8 for step in (10, 20)]
-    assert (found["a"], found["b"]) == pytest.approx(steps)
+    assert (row["a"], row["b"]) == pytest.approx(steps)
     with pytest.raises(DataError, match="nothing of step 11; found 10, 20"):
         pair.run(SECTION, "sft-0-rl@11", "sft-0", folder=folder)
 
@@ -81,9 +81,9 @@ def test_a_step_of_rl_can_be_asked_for(folder: Path):
 def test_step_0_of_rl_is_the_checkpoint_before_it(folder: Path):
     for name in ("sft", "sft-0"):
         before = pair.run(SECTION, f"{name}-rl", name, folder=folder)
-        found = pair.run(SECTION, f"{name}-rl", f"{name}-rl@0", folder=folder)
-        assert found == before | {"b": f"{name}-rl@0"}
-        assert found["same_seeds"]
+        compared = pair.run(SECTION, f"{name}-rl", f"{name}-rl@0", folder=folder)
+        assert compared == before | {"b": f"{name}-rl@0"}
+        assert compared["same_seeds"]
     with pytest.raises(DataError, match="nobody-rl@0: no such checkpoint, arm or table"):
         pair.run(SECTION, "nobody-rl@0", "sft", folder=folder)
 
@@ -94,7 +94,7 @@ def test_shares_differ_by_1_at_most_and_so_do_the_ends_of_the_interval(tmp_path:
         for name, rate in (("most", 0.95), ("few", 0.05))
     ]
     most, few = (outcomes(path) for path in paths)
-    wide = differences(SECTION, [most], [few], np.ones(3, bool), metrics=["pass_at_1"])
+    wide = differences(SECTION, [most], [few], only=[pass_at(1)])
     assert wide["pass_at_1"]["high"] > 1, "three problems say little"
     metrics = pair.run(SECTION, "most", "few", folder=tmp_path)["groups"]["world"]["metrics"]
     assert (
@@ -107,10 +107,8 @@ def test_shares_differ_by_1_at_most_and_so_do_the_ends_of_the_interval(tmp_path:
 
 def test_a_table_anywhere_can_be_compared(folder: Path, tmp_path: Path):
     elsewhere = shutil.copy(folder / "sft-0.parquet", tmp_path / "other.parquet")
-    found = pair.run(SECTION, str(elsewhere), "sft-0", folder=folder)["groups"]["world"]["metrics"][
-        "pass_at_1"
-    ]
-    assert (found["difference"], found["low"], found["high"], found["p_value"]) == (0, 0, 0, 1)
+    row = pair.run(SECTION, str(elsewhere), "sft-0", folder=folder)["groups"]["world"]["metrics"]["pass_at_1"]
+    assert (row["difference"], row["low"], row["high"], row["p_value"]) == (0, 0, 0, 1)
 
 
 def test_what_cannot_be_compared_is_refused_in_a_sentence(folder: Path, tmp_path: Path):
@@ -140,8 +138,8 @@ def test_the_command_prints_a_table_or_json(
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
     assert "| no difference shown |" in lines["tokens"]
     assert cli.main([*command, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    row = found["groups"]["world"]["metrics"]["pass_at_2"]
+    compared = json.loads(capsys.readouterr().out)
+    row = compared["groups"]["world"]["metrics"]["pass_at_2"]
     assert (
         f"{100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
         in lines["pass@2, %"]

@@ -138,19 +138,19 @@ def press(browser: Browser, *keys: str) -> None:
 
 def test_the_json_gives_the_tables_back() -> None:
     tables = make_tables()
-    found = json.loads(json.dumps(viewer.data(tables), allow_nan=False))
-    assert [arm["name"] for arm in found["arms"]] == list(tables)
-    for arm, table in zip(found["arms"], tables.values(), strict=True):
+    data = json.loads(json.dumps(viewer.data(tables), allow_nan=False))
+    assert [arm["name"] for arm in data["arms"]] == list(tables)
+    for arm, table in zip(data["arms"], tables.values(), strict=True):
         shown = []
         for example in arm["examples"]:
             shown += [(example, "example", example["objective"])]
             shown += [(beside, "beside", "") for beside in example["beside"]]
         for (part, role, objective), row in zip(shown, table.to_pylist(), strict=True):
-            response = found["responses"][part["response"]]
-            problem = found["problems"][response["problem"]]
+            response = data["responses"][part["response"]]
+            problem = data["problems"][response["problem"]]
             assert (role, objective) == (row["role"], row["objective"])
             assert problem == {"question": row["question"], "answers": row["answers"]}
-            assert [found["tokens"][token] for token in response["tokens"]] == row["tokens"]
+            assert [data["tokens"][token] for token in response["tokens"]] == row["tokens"]
             for key in ("origin", "verdict", "num_tokens", "cut"):
                 assert response[key] == row[key]
             assert response["ppl"] == (
@@ -161,10 +161,10 @@ def test_the_json_gives_the_tables_back() -> None:
 
 
 def test_what_arms_share_is_stored_once() -> None:
-    found = viewer.data(make_tables())
-    assert len(found["responses"]) == 6 * 2 + 2 * 2
-    assert len(found["problems"]) == 8
-    assert len(found["tokens"]) == len(set(found["tokens"])) == 9 + 2
+    data = viewer.data(make_tables())
+    assert len(data["responses"]) == 6 * 2 + 2 * 2
+    assert len(data["problems"]) == 8
+    assert len(data["tokens"]) == len(set(data["tokens"])) == 9 + 2
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -342,7 +342,7 @@ def test_text_on_every_shade_has_a_contrast_of_4_5(browser: Browser, page: Path,
     browser.open(page, scheme=scheme)
     names = [f"trace-{kind}-{i}" for kind in ("up", "down") for i in range(5)]
     names += [f"trace-nats-{i}" for i in range(6)]
-    found = browser.run(
+    data = browser.run(
         """
         const box = document.querySelector('.trace-text');
         return arguments[0].map((name) => {
@@ -356,7 +356,7 @@ def test_text_on_every_shade_has_a_contrast_of_4_5(browser: Browser, page: Path,
         names,
     )
     backgrounds = set()
-    for name, (color, background, below) in zip(names, found, strict=True):
+    for name, (color, background, below) in zip(names, data, strict=True):
         seen = below if background == "rgba(0, 0, 0, 0)" else background
         light, dark = sorted((luminance(color), luminance(seen)), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5, name

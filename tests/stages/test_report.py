@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_inputs import ALL, CURVES, generations, make_inputs, run
+from report_inputs import ALL, CURVES, generations, make_inputs, run, selections
 
 from oxa.errors import DataError
 from oxa.records import schemas, tables
@@ -76,7 +76,7 @@ def test_a_failed_gate_warns_in_the_table_and_on_the_page(
         "G1": {"passed": False, "rows": {"<b>columns</b>, forced: right": row}},
         "G3": {"passed": True, "rows": {"pass@1": fine}},
     }
-    records.write_json(inputs["metrics"] / "gates.json", gates)
+    records.write_json(inputs["metrics"] / "evaluate" / "gates-world.json", gates)
     run(inputs, log)
     table = (inputs["output"] / "table.md").read_text()
     assert "Beware: the base fails G1 (competence) of the small world's gates" in table
@@ -86,7 +86,9 @@ def test_a_failed_gate_warns_in_the_table_and_on_the_page(
     assert table.index("Beware") < table.index("Problems solved at the first try")
     assert "1,200 held-out problems, 4 samples each" in html
     assert "<b>columns" not in html
-    records.write_json(inputs["metrics"] / "gates.json", gates | {"gates": {"G3": gates["gates"]["G3"]}})
+    records.write_json(
+        inputs["metrics"] / "evaluate" / "gates-world.json", gates | {"gates": {"G3": gates["gates"]["G3"]}}
+    )
     run(inputs, log)
     html = (inputs["output"] / "index.html").read_text()
     assert 'class="warning"' not in html
@@ -94,16 +96,16 @@ def test_a_failed_gate_warns_in_the_table_and_on_the_page(
 
 
 def test_differences_are_paired_by_problem(paths: dict[str, Path], summary: dict) -> None:
-    found = summary["differences"]["oxa_full"]["world"]["pass_at_1"]
+    difference = summary["differences"]["oxa_full"]["world"]["pass_at_1"]
     rates = []
     for name in ("oxa_full-0", "sft-0"):
         right: dict[str, list[bool]] = {}
         for row in tables.read(paths["generations"] / f"{name}.parquet", schemas.GENERATIONS).to_pylist():
             right.setdefault(row["problem_id"], []).append(row["verdict"] == "correct")
         rates.append(np.array([np.mean(right[problem]) for problem in sorted(right)]))
-    assert found["difference"] == pytest.approx((rates[0] - rates[1]).mean())
-    assert found["low"] < found["difference"] < found["high"]
-    assert found["difference"] > 0.15
+    assert difference["difference"] == pytest.approx((rates[0] - rates[1]).mean())
+    assert difference["low"] < difference["difference"] < difference["high"]
+    assert difference["difference"] > 0.15
 
 
 def test_a_difference_inside_its_interval_is_not_called_a_gain(paths: dict[str, Path], summary: dict) -> None:
@@ -274,16 +276,18 @@ def test_charts_draw_the_summary_s_numbers(summary: dict) -> None:
         assert list(values) == [100 * numbers[f"pass_at_{k}"] for k in (1, 2, 4, 8)]
 
     arms = ["sft_lp", "oxa_mle", "oxa_full"]
-    found = [summary["differences"][arm]["world"]["pass_at_1"] for arm in arms]
+    differences = [summary["differences"][arm]["world"]["pass_at_1"] for arm in arms]
     axis = Figure().subplots()
-    plots.forest(axis, [plots.Row(arm, row) for arm, row in zip(arms, found, strict=True)], 100, "points")
+    plots.forest(
+        axis, [plots.Row(arm, row) for arm, row in zip(arms, differences, strict=True)], 100, "points"
+    )
     bars = [line for line in axis.lines if len(line.get_xdata()) == 2][:3]
     points = [line for line in axis.lines if line.get_marker() == "o"]
-    for bar, point, row in zip(bars, points, found, strict=True):
+    for bar, point, row in zip(bars, points, differences, strict=True):
         assert list(bar.get_xdata()) == [100 * row["low"], 100 * row["high"]]
         assert list(point.get_xdata()) == [100 * row["difference"]]
         assert (point.get_markerfacecolor() != "#FFFFFF") is row["shown"]
-    assert {row["shown"] for row in found} == {True, False}
+    assert {row["shown"] for row in differences} == {True, False}
 
 
 def test_an_arm_keeps_its_color_in_every_plot_and_no_two_share_one() -> None:
@@ -301,24 +305,29 @@ def test_an_arm_keeps_its_color_in_every_plot_and_no_two_share_one() -> None:
 def test_the_funnel_never_widens_and_names_every_loss(paths: dict[str, Path], log: Any) -> None:
     from oxa.report import funnel
 
-    steps = funnel.teacher(paths["metrics"], list(ALL))
+    steps = funnel.teacher(paths["metrics"], selections(paths, list(ALL)))
     shared = [step.num_responses for step in steps if step.arm is None]
     assert shared == sorted(shared, reverse=True)
     assert shared[0] == 1040
     assert [step.arm for step in steps if step.arm] == list(ALL)
     assert "duplicate response 21" in steps[1].note
-    assert [step.arm for step in funnel.own(paths["metrics"], list(ALL)) if step.arm] == ["oxa_full"]
+    assert [step.arm for step in funnel.own(paths["metrics"], selections(paths, list(ALL))) if step.arm] == [
+        "oxa_full"
+    ]
 
 
 def test_every_loss_is_listed_with_its_reason(paths: dict[str, Path]) -> None:
     from oxa.report import funnel
 
-    found = {(loss.where, loss.reason): loss.num_lost for loss in funnel.losses(paths["metrics"], list(ALL))}
-    assert found["ingestion, teacher", "duplicate response"] == 21
-    assert found["ingestion, teacher", "too long"] == 1
-    assert found["CE set of sft", "verdict timeout"] == 1
-    assert found["UL set of oxa_full", "verdict unparsable"] == 100
-    assert ("UL set of oxa_full", "verdict incorrect") not in found
+    num_lost = {
+        (loss.where, loss.reason): loss.num_lost
+        for loss in funnel.losses(paths["metrics"], selections(paths, list(ALL)))
+    }
+    assert num_lost["ingestion, teacher", "duplicate response"] == 21
+    assert num_lost["ingestion, teacher", "too long"] == 1
+    assert num_lost["CE set of sft", "verdict timeout"] == 1
+    assert num_lost["UL set of oxa_full", "verdict unparsable"] == 100
+    assert ("UL set of oxa_full", "verdict incorrect") not in num_lost
 
 
 def test_the_funnel_tells_what_the_scorer_cut(tmp_path: Path) -> None:
@@ -326,9 +335,13 @@ def test_the_funnel_tells_what_the_scorer_cut(tmp_path: Path) -> None:
 
     arms = {"sft": ALL["sft"]}
     paths = make_inputs(tmp_path, arms)
-    found = records.read_json(paths["metrics"] / "selection" / "sft.json")
-    found["ce"]["funnel"]["whole"] -= 30
-    records.write_json(paths["metrics"] / "selection" / "sft.json", found)
-    (step,) = [step for step in funnel.teacher(paths["metrics"], ["sft"]) if "not cut" in step.name]
-    assert step.num_responses == found["ce"]["funnel"]["whole"]
+    described = records.read_json(paths["metrics"] / "selection" / "ce" / "sft.json")
+    described["ce"]["funnel"]["whole"] -= 30
+    records.write_json(paths["metrics"] / "selection" / "ce" / "sft.json", described)
+    (step,) = [
+        step
+        for step in funnel.teacher(paths["metrics"], selections(paths, ["sft"]))
+        if "not cut" in step.name
+    ]
+    assert step.num_responses == described["ce"]["funnel"]["whole"]
     assert step.note == "−30 cut by the sampler's or the scorer's limit"

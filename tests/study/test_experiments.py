@@ -44,7 +44,7 @@ def test_the_studys_own_file_asks_for_parameters_that_hold(raw: dict[str, Any]) 
     experiments.refuse_empty_rows(experiments.load(ROOT / "docs" / "study.yaml"), arms, "docs/study.yaml")
     for run in runs:
         params = check_params(experiments.changed(raw, run.changes, run.name), run.name)
-        assert params.world.seed == run.world == params.base.seed  # type: ignore[union-attr]
+        assert params.sources.world.seed == run.world == params.base.seed  # type: ignore[union-attr]
 
 
 def test_every_experiment_runs_in_every_world_over_the_studys_settings(
@@ -53,12 +53,12 @@ def test_every_experiment_runs_in_every_world_over_the_studys_settings(
     runs = experiments.runs(experiments.load(written(tmp_path)))
     assert [run.name for run in runs] == ["first-4", "second-4", "first-5", "second-5"]
     second = experiments.changed(raw, runs[3].changes, "s")
-    assert second["world"]["seed"] == 5
+    assert second["sources"]["world"]["seed"] == 5
     assert second["seeds"] == [0, 1]
     assert second["train"]["shared"]["epochs"] == 2.0  # the experiment's own comes last
     assert second["train"]["arms"]["new"] == {"num_ul": 0}
     assert second["train"]["arms"]["sft"] == raw["train"]["arms"]["sft"]
-    assert raw["world"]["seed"] == 0  # what it began with is left alone
+    assert raw["sources"]["world"]["seed"] == 0  # what it began with is left alone
     assert runs[0].stages == ["evaluate_base", "evaluate"]
     assert runs[1].stages == ["evaluate_rlvr"]
 
@@ -120,7 +120,7 @@ def test_a_file_that_is_no_study_is_refused_with_the_keys_path(
     ("changes", "sentence"),
     [
         ({"train.shared.epoch": 1.0}, "here: train.shared.epoch: unknown key"),
-        ({"arms": ["sft", "kto"]}, "arm 'kto' has no entry in selection.arms"),
+        ({"arms": ["sft", "kto"]}, "arm 'kto' has no entry in selection.ce"),
         ({"arms.sft": 1}, "here: arms.sft: arms holds no keys in params.yaml"),
     ],
 )
@@ -132,23 +132,21 @@ def test_changes_that_make_no_params_are_refused(
 
 
 def test_a_dict_is_merged_into_what_is_there_as_dvc_does(raw: dict[str, Any]) -> None:
-    found = experiments.changed(raw, {"selection.arms.oxa_full": {"ul": {"num": 7}}}, "s")
-    assert found["selection"]["arms"]["oxa_full"] == raw["selection"]["arms"]["oxa_full"] | {
-        "ul": raw["selection"]["arms"]["oxa_full"]["ul"] | {"num": 7}
-    }
+    params = experiments.changed(raw, {"selection.ul": {"oxa_full": {"num": 7}}}, "s")
+    assert params["selection"]["ul"] == {"oxa_full": raw["selection"]["ul"]["oxa_full"] | {"num": 7}}
 
 
 def test_a_row_that_no_experiment_makes_is_refused(tmp_path: Path) -> None:
-    asked = experiments.load(written(tmp_path))
-    experiments.refuse_empty_rows(asked, {"first": ["sft"], "second": ["sft"]}, "s")
+    study = experiments.load(written(tmp_path))
+    experiments.refuse_empty_rows(study, {"first": ["sft"], "second": ["sft"]}, "s")
     with pytest.raises(
         ConfigError, match=r"s: tables\.one\.rows\.b: second has no arm 'sft'; known here: kto"
     ):
-        experiments.refuse_empty_rows(asked, {"first": ["sft"], "second": ["kto"]}, "s")
+        experiments.refuse_empty_rows(study, {"first": ["sft"], "second": ["kto"]}, "s")
     table = {"rows": {"a": "second/sft", "b": "first/sft"}, "baseline": "a", "after_rl": True}
-    asked = experiments.load(written(tmp_path, tables={"one": table}))
+    study = experiments.load(written(tmp_path, tables={"one": table}))
     with pytest.raises(ConfigError, match="after_rl needs evaluate_rlvr among the stages of first"):
-        experiments.refuse_empty_rows(asked, {"first": ["sft"], "second": ["sft"]}, "s")
+        experiments.refuse_empty_rows(study, {"first": ["sft"], "second": ["sft"]}, "s")
 
 
 def test_results_do_not_depend_on_tracking_and_the_flow_and_do_on_all_else(raw: dict[str, Any]) -> None:

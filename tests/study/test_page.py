@@ -15,7 +15,7 @@ from oxa.errors import DataError
 from oxa.records import schemas, tables
 from oxa.runtime import files
 from oxa.study import page
-from oxa.study.experiments import Experiment, Run, Study, Table
+from oxa.study.experiments import Comparison, Experiment, Run, Study
 
 SECTION = Report(resamples=200)
 WORLDS, SEEDS = [4, 5], [0, 1]
@@ -27,11 +27,11 @@ STUDY = Study(
         "second": Experiment(set={"arms": ["b"]}),
     },
     tables={
-        "one": Table(
+        "one": Comparison(
             rows={"plain": "first/a", "new": "second/b"}, baseline="plain", beside=["tiers", "strategies"]
         ),
-        "rl": Table(rows={"plain": "first/a", "new": "first/b"}, baseline="plain", after_rl=True),
-        "pairs": Table(
+        "rl": Comparison(rows={"plain": "first/a", "new": "first/b"}, baseline="plain", after_rl=True),
+        "pairs": Comparison(
             rows={"plain": "first/a", "new": "second/b", "old": "first/b"},
             compare={"new": "old", "old": "plain"},
         ),
@@ -88,9 +88,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "ppl": 1.0,
                     "num_tokens": 9,
                 }
-                tables.write(folder / f"data/train/{arm}.parquet", [train], schemas.TRAIN)
+                tables.write(folder / f"data/train/{arm}/ce.parquet", [train], schemas.TRAIN)
                 chosen = {"ce": {"chosen": 160, "tokens": 7000 + seed}}
-                files.write_json(folder / f"metrics/selection/{arm}.json", chosen)
+                files.write_json(folder / f"metrics/selection/ce/{arm}.json", chosen)
                 for number in SEEDS:
                     name = f"{arm}-{number}"
                     tables.write(folder / f"data/generations/{name}.parquet", made, schemas.GENERATIONS)
@@ -129,11 +129,11 @@ def row(text: str, name: str, title: str) -> dict[str, str]:
 
 
 def test_numbers_are_those_of_all_worlds_problems_together(read: Any) -> None:
-    told = page.parts(STUDY, SECTION, runs("first", "second"), read)["one"]
-    assert told.startswith(
+    text = page.parts(STUDY, SECTION, runs("first", "second"), read)["one"]
+    assert text.startswith(
         "24 problems of 2 worlds, 4 samples a problem, 2 fine-tuning seeds a world; p by Holm's"
     )
-    plain, new = row(told, "plain", "row"), row(told, "new", "row")
+    plain, new = row(text, "plain", "row"), row(text, "new", "row")
     # plain: 2 of 4 on easy problems, 1 of 4 on hard ones; new: 4 and 3 in world 4, 3 and 2 in world 5
     assert plain["pass@1, %"].startswith("37.5 [")
     assert new["pass@1, %"].startswith("75.0 [")
@@ -142,20 +142,20 @@ def test_numbers_are_those_of_all_worlds_problems_together(read: Any) -> None:
     assert new["entropy, nats"].startswith("0.350")
     assert (new["CE sequences"], new["CE tokens"], new["p of UL tokens"]) == ("160", "7004", "0.25")
     assert plain["p of UL tokens"] == "–"
-    assert row(told, "base", "row")["pass@1, %"].startswith("12.5 [")
+    assert row(text, "base", "row")["pass@1, %"].startswith("12.5 [")
 
 
 def test_differences_are_those_to_the_baseline_and_shown_as_such(read: Any) -> None:
-    told = page.parts(STUDY, SECTION, runs("first", "second"), read)["one"]
-    found = row(told, "new − plain", "difference")
-    assert found["Δ pass@1, points"].startswith("+37.5 [")
-    assert "n.s." not in found["Δ pass@1, points"]
-    assert found["Δ entropy, nats"].startswith("+0.150")
+    text = page.parts(STUDY, SECTION, runs("first", "second"), read)["one"]
+    cells_of_row = row(text, "new − plain", "difference")
+    assert cells_of_row["Δ pass@1, points"].startswith("+37.5 [")
+    assert "n.s." not in cells_of_row["Δ pass@1, points"]
+    assert cells_of_row["Δ entropy, nats"].startswith("+0.150")
 
 
 def test_a_difference_is_told_of_every_world_too(read: Any) -> None:
-    told = page.parts(STUDY, SECTION, runs("first", "second"), read)["one"]
-    (lines,) = [part.splitlines() for part in told.split("\n\n") if part.startswith("| difference ")]
+    text = page.parts(STUDY, SECTION, runs("first", "second"), read)["one"]
+    (lines,) = [part.splitlines() for part in text.split("\n\n") if part.startswith("| difference ")]
     assert lines[2].startswith("| new − plain ")
     assert [line.split("|")[1].strip() for line in lines[3:]] == ["· in world 4", "· in world 5"]
     assert [line.split("|")[2].split(" [")[0].strip() for line in lines[3:]] == ["+50.0", "+25.0"]
@@ -177,14 +177,14 @@ def test_rows_that_learn_from_the_same_solutions_are_paired_by_seed(workspace: P
                 made = generations(seed, RATES[f"first/{arm}"] + (arm == "b") - lost, "columns")
                 tables.write(folder / f"data/generations/{arm}-{number}.parquet", made, schemas.GENERATIONS)
         other = shutil.copytree(folder, tmp_path / "other" / f"first-{seed}")
-        table = tables.read(other / "data/train/b.parquet", schemas.TRAIN).to_pylist()
+        table = tables.read(other / "data/train/b/ce.parquet", schemas.TRAIN).to_pylist()
         train = [row | {"response_id": "another"} for row in table]
-        (other / "data/train/b.parquet").unlink()
-        tables.write(other / "data/train/b.parquet", train, schemas.TRAIN)
+        (other / "data/train/b/ce.parquet").unlink()
+        tables.write(other / "data/train/b/ce.parquet", train, schemas.TRAIN)
 
     def difference(root: Path) -> str:
-        told = page.parts(STUDY, SECTION, runs("first"), lambda run, path: root / run.name / path)
-        return row(told["rl"], "new − plain", "difference")["Δ pass@1, points"]
+        parts = page.parts(STUDY, SECTION, runs("first"), lambda run, path: root / run.name / path)
+        return row(parts["rl"], "new − plain", "difference")["Δ pass@1, points"]
 
     same, other = difference(tmp_path / "same"), difference(tmp_path / "other")
     assert same.startswith("+50.0 [")
@@ -193,11 +193,11 @@ def test_rows_that_learn_from_the_same_solutions_are_paired_by_seed(workspace: P
 
 
 def test_a_table_compares_the_pairs_it_names_and_counts_no_others(read: Any) -> None:
-    told = page.parts(STUDY, SECTION, runs("first", "second"), read)["pairs"]
-    assert "by Holm's method over 6 comparisons" in told
-    assert row(told, "new − old", "difference")["Δ pass@1, points"].startswith("+12.5 [")
-    assert row(told, "old − plain", "difference")["Δ pass@1, points"].startswith("+25.0 [")
-    assert "new − plain" not in told
+    text = page.parts(STUDY, SECTION, runs("first", "second"), read)["pairs"]
+    assert "by Holm's method over 6 comparisons" in text
+    assert row(text, "new − old", "difference")["Δ pass@1, points"].startswith("+12.5 [")
+    assert row(text, "old − plain", "difference")["Δ pass@1, points"].startswith("+25.0 [")
+    assert "new − plain" not in text
     part = page.parts(STUDY, SECTION, runs("first"), read)["pairs"]
     assert "by Holm's method over 6 comparisons" in part  # those to come count from the start
     assert "old − plain" in part
@@ -205,27 +205,27 @@ def test_a_table_compares_the_pairs_it_names_and_counts_no_others(read: Any) -> 
 
 
 def test_tiers_and_strategies_are_told_beside(read: Any) -> None:
-    told = page.parts(STUDY, SECTION, runs("first", "second"), read)["one"]
-    tiers = row(told, "new", "pass@1, %")
+    text = page.parts(STUDY, SECTION, runs("first", "second"), read)["one"]
+    tiers = row(text, "new", "pass@1, %")
     assert tiers["easy"].startswith("87.5 [")
     assert tiers["hard"].startswith("62.5 [")
-    strategies = row(told, "new", "digits / columns / places, %")
+    strategies = row(text, "new", "digits / columns / places, %")
     assert (strategies["CE set"], strategies["answers"]) == ("0 / 0 / 100", "0 / 100 / 0")
 
 
 def test_after_rl_the_last_step_counts_and_is_compared_with_the_baseline_after_rl(read: Any) -> None:
-    told = page.parts(STUDY, SECTION, runs("first", "second"), read)["rl"]
-    assert row(told, "new-rl", "row")["pass@1, %"].startswith("87.5 [")
-    assert row(told, "new-rl", "row")["T of RL"] == "1.20"
-    assert row(told, "new-rl − plain-rl", "difference")["Δ pass@1, points"].startswith("+0.0 [")
-    assert row(told, "new − plain", "difference")["Δ pass@1, points"].startswith("+25.0 [")
+    text = page.parts(STUDY, SECTION, runs("first", "second"), read)["rl"]
+    assert row(text, "new-rl", "row")["pass@1, %"].startswith("87.5 [")
+    assert row(text, "new-rl", "row")["T of RL"] == "1.20"
+    assert row(text, "new-rl − plain-rl", "difference")["Δ pass@1, points"].startswith("+0.0 [")
+    assert row(text, "new − plain", "difference")["Δ pass@1, points"].startswith("+25.0 [")
 
 
 def test_what_has_not_run_is_named_and_what_has_is_told(read: Any) -> None:
-    told = page.parts(STUDY, SECTION, runs("first"), read)
-    assert told["one"].strip() == "Not run yet: new."
-    assert "new-rl" in told["rl"]
-    assert "`second-4` (not run)" in told["experiments"]
+    parts = page.parts(STUDY, SECTION, runs("first"), read)
+    assert parts["one"].strip() == "Not run yet: new."
+    assert "new-rl" in parts["rl"]
+    assert "`second-4` (not run)" in parts["experiments"]
     assert page.parts(STUDY, SECTION, {}, read)["gates"] == "Not run yet."
 
 

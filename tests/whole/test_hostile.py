@@ -564,7 +564,7 @@ def ingest(project: Path, **changes: Any) -> int:
     """Runs the stage on the small world with these keys of params.yaml changed, dots written as __."""
     params = yaml.safe_load((Path(__file__).resolve().parents[2] / "params.yaml").read_text())
     params["tracking"] = {"enabled": False}
-    params["world"] |= {"num_train": 20, "num_benchmark": 8}
+    params["sources"]["world"] |= {"num_train": 20, "num_benchmark": 8}
     for key, value in changes.items():
         section, _, name = key.partition("__")
         params[section][name] = value

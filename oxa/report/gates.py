@@ -1,4 +1,4 @@
-"""What the small world's gates say, as a sentence and as rows of a table."""
+"""The gates of the small world in the report: a warning where the base failed one, and all they measured as rows."""
 
 from __future__ import annotations
 

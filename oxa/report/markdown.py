@@ -1,9 +1,7 @@
-"""What the summary says, in words and in a Markdown table; nothing here is computed but what is worth saying first.
+"""The comparison as Markdown, for a terminal: table.md, and the cells that `oxa study` and `oxa compare` write, too.
 
-`answer` holds a short answer and, for every arm and phase, a claim about pass@1, pass@N and entropy against the
-baseline, on all benchmarks pooled where there are several. The answer is about all three and names every arm, better,
-worse or neither. Where a difference is not `shown` (oxa/comparison/arms.py), the words are "no difference shown",
-whatever its sign.
+Every benchmark has three parts: the arms' numbers in the metrics of the question, the metrics beside these, and the
+differences, each with its interval. How a metric is written is its own matter (oxa/comparison/measures.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the trace viewer of the report (viewer.html, viewer.css, viewer.js) shows, as one small JSON value.
+"""The data of the report's trace viewer (viewer.html, viewer.css, viewer.js), as one small JSON value.
 
     {"tokens": [text, …],
      "problems": [{"question", "answers"}, …],

@@ -1,4 +1,9 @@
-"""The answer and its claims in words, from the numbers of the summary."""
+"""The short answer that the report begins with, and its claims, as sentences from the numbers of the summary.
+
+A claim is of one arm, phase and metric of the question, against the baseline, on all benchmarks pooled where there are
+several. The answer is about all these metrics and names every arm, better, worse or neither. Where a difference is not
+`shown` (oxa/comparison/arms.py), the words are "no difference shown", whatever its sign.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The comparison of the arms as files: summary.json, a Markdown table, pictures, CSV for `dvc plots`, and index.html.
 
-Everything is read from the files of earlier stages; what is compared and how sure it is, is in oxa/comparison/arms.py.
+Everything is read from the files of earlier stages; the numbers are those of oxa/comparison/arms.py.
 An arm after RL is a checkpoint of its own, `ARM-rl`; where no arm has been through RL, or none was traced, those parts
 are left out.
 

@@ -1,9 +1,9 @@
 """The page of a study: its comparisons of arms as Markdown, from what the arms' checkpoints answered.
 
-The statistics of every row are those of the report (oxa/comparison/arms.py), with the problems of all worlds
-together: a world's problems are its own, and seed s of a row stands for its fine-tuning seed s in every world. So an
-interval holds for other problems and other fine-tuning seeds of these worlds and their students. How worlds differ is
-seen from the differences in each, since two or three of them are too few to estimate it.
+The statistics of every row are those of the report (oxa/comparison/arms.py), with the problems of all worlds together:
+a world's problems are its own, and seed s of a row stands for its fine-tuning seed s in every world. So an interval
+holds for other problems and other fine-tuning seeds of these worlds and their students. How worlds differ is seen from
+the differences in each, since two or three of them are too few to estimate it.
 
 How much seeds differ is estimated from a row alone, and for a difference from its two rows: rows of a study may be far
 from each other, or nearly the same. Two rows that learn from the same solutions do so in the same order under the same

@@ -32,7 +32,7 @@ Read = Callable[[Run, str], Path]
 
 
 class Results:
-    """Of those experiments of the study that are done, by name."""
+    """Of the experiments that are `done`, by name: EXPERIMENT-WORLD."""
 
     def __init__(self, study: Study, done: Mapping[str, Run], read: Read) -> None:
         self.study = study

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import training_sets
 from safetensors.torch import load_file
 
 from conftest import Kept
@@ -21,8 +22,6 @@ from oxa import prompts
 from oxa.config.train import TrainArm, TrainShared
 from oxa.errors import ConfigError, DataError
 from oxa.model import loading, log_probs
-from oxa.records import schemas
-from oxa.records import tables as records
 from oxa.stages import train
 
 SHARED = {"learning_rate": 3e-3, "epochs": 2.0, "num_ce": 4, "micro_batch_size": 4, "checkpoint_every": 2}
@@ -51,8 +50,8 @@ ROWS = [row(i, "ce", f"<think>{'go ' * (i % 7)}</think>{2 * i}") for i in range(
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("tables")
     for name, rows in (("full", ROWS), ("ce", ROWS[:12])):
-        records.write(folder / f"{name}.parquet", rows, schemas.TRAIN)
-    return {name: folder / f"{name}.parquet" for name in ("full", "ce")}
+        training_sets.write(folder / name, rows)
+    return {name: folder / name for name in ("full", "ce")}
 
 
 class Result:
@@ -449,16 +448,15 @@ def test_bfloat16_and_gradient_checkpointing_train(
 
 def test_longer_rows_are_dropped_and_counted_by_objective(checkpoint: Path, tmp_path: Path) -> None:
     rows = [*ROWS, row(90, "ce", "long " * 60), row(91, "ul", "long " * 60), row(92, "ul", "long " * 70)]
-    records.write(tmp_path / "t.parquet", rows, schemas.TRAIN)
-    done = fit(checkpoint, tmp_path / "t.parquet", tmp_path, max_length=200)
+    done = fit(checkpoint, training_sets.write(tmp_path / "t", rows), tmp_path, max_length=200)
     assert done.metrics["dropped"] == {"ce": 1, "ul": 2}
     assert (done.metrics["ce_rows"], done.metrics["ul_rows"]) == (12, 8)
 
 
 def refused(model: Path, rows: list[dict[str, Any]], folder: Path, arm: Any = None, **shared: Any) -> str:
-    records.write(folder / "t.parquet", rows, schemas.TRAIN)
+    data = training_sets.write(folder / "t", rows)
     with pytest.raises((ConfigError, DataError)) as caught:
-        fit(model, folder / "t.parquet", folder, arm=arm, **shared)
+        fit(model, data, folder, arm=arm, **shared)
     assert not (folder / "model").exists()
     sentence = str(caught.value)
     assert "\n" not in sentence
@@ -471,7 +469,6 @@ def test_a_training_set_that_cannot_serve_is_refused(checkpoint: Path, tmp_path:
     assert "holds no row with objective ce" in refused(checkpoint, [], tmp_path)
     assert "holds no row with objective ul" in refused(checkpoint, ROWS[:12], tmp_path)
     assert "all 1 ul rows are longer" in refused(checkpoint, long_ul, tmp_path, max_length=300)
-    assert "holds 8 rows with objective ul" in refused(checkpoint, ROWS, tmp_path, arm={})
     assert "found ['kl']" in refused(checkpoint, [*ROWS, row(0, "kl", "x")], tmp_path)
 
 

@@ -6,14 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from scored import Row, hashed, reference_lowest, small
 
-from oxa.config.selection import SelectionShared
+from oxa.config.selection import CeRule, SelectionShared
 from oxa.selection import rules
 from oxa.selection.candidates import Candidates
 
@@ -34,7 +34,7 @@ def reference_round_robin(
 
 
 def reference_gaussian(rows: Sequence[Row], shared: SelectionShared) -> list[list[str]]:
-    edges, targets = rules.gaussian_targets(shared)
+    edges, targets = rules.gaussian_targets(shared.num_ce, shared.mean, shared)
     last = len(targets) - 1
     bins: list[list[Row]] = [[] for _ in targets]
     for row in rows:
@@ -69,6 +69,17 @@ def as_candidates(rows: Sequence[Row], seed: int) -> Candidates:
     )
 
 
+def gaussian(candidates: Candidates, shared: SelectionShared) -> tuple[Any, list[dict[str, Any]]]:
+    """Positions and bins of as many as the settings say."""
+    positions, bins = rules.gaussian(candidates, shared.num_ce, shared)
+    assert bins is not None
+    return positions, bins.rows
+
+
+def test_every_rule_that_a_params_file_may_name_is_there() -> None:
+    assert set(rules.RULES) == set(get_args(CeRule))
+
+
 @st.composite
 def tables(draw: st.DrawFn) -> list[Row]:
     """Up to 40 responses of up to 8 problems, with many ties, some on bin edges and some outside all bins."""
@@ -79,13 +90,13 @@ def tables(draw: st.DrawFn) -> list[Row]:
 
 @given(tables(), st.integers(1, 12), st.integers(1, 3), st.integers(0, 3))
 def test_lowest_equals_the_plain_reference(rows: list[Row], num: int, cap: int, seed: int) -> None:
-    chosen = rules.lowest(as_candidates(rows, seed), num, cap)
+    chosen = rules.lowest(as_candidates(rows, seed), num, small(per_problem=cap)).positions
     assert [rows[i].id for i in chosen] == reference_lowest(rows, num, cap, seed)
 
 
 @given(tables(), st.integers(1, 12), st.integers(1, 3), st.integers(0, 3))
 def test_random_equals_the_plain_reference(rows: list[Row], num: int, cap: int, seed: int) -> None:
-    chosen = rules.random(as_candidates(rows, seed), num, cap)
+    chosen = rules.random(as_candidates(rows, seed), num, small(per_problem=cap)).positions
     expected = reference_round_robin(rows, num, cap, Counter(), lambda row: hashed(seed, row.id))
     assert [rows[i].id for i in chosen] == expected
 
@@ -97,7 +108,7 @@ def test_gaussian_equals_the_plain_reference(
     rows: list[Row], num: int, cap: int, within: Any, seed: int
 ) -> None:
     shared = small(num_ce=num, per_problem=cap, within_bin=within, seed=seed)
-    chosen, bins = rules.gaussian(as_candidates(rows, seed), shared)
+    chosen, bins = gaussian(as_candidates(rows, seed), shared)
     expected = reference_gaussian(rows, shared)
     assert sorted(rows[i].id for i in chosen) == sorted(name for names in expected for name in names)
     assert [b["chosen"] for b in bins] == [len(names) for names in expected]
@@ -105,7 +116,7 @@ def test_gaussian_equals_the_plain_reference(
 
 @given(tables(), st.integers(0, 3))
 def test_no_problem_gives_more_than_its_cap_over_all_bins(rows: list[Row], seed: int) -> None:
-    chosen, bins = rules.gaussian(as_candidates(rows, seed), small(num_ce=30, per_problem=2, seed=seed))
+    chosen, bins = gaussian(as_candidates(rows, seed), small(num_ce=30, per_problem=2, seed=seed))
     assert max(Counter(rows[i].problem for i in chosen).values(), default=0) <= 2
     for row in bins:
         assert row["chosen"] <= min(row["target"], row["available"])
@@ -122,7 +133,7 @@ def test_targets_sum_to_n_and_round_by_largest_remainder(
     num: int, mean: float, std: float, width: float, high: float
 ) -> None:
     shared = SelectionShared(num_ce=num, mean=mean, std=std, bin_width=width, ppl_max=high)
-    edges, targets = rules.gaussian_targets(shared)
+    edges, targets = rules.gaussian_targets(num, mean, shared)
     assert targets.sum() == num
     assert edges[0] == 1.0
     assert edges[-1] == high
@@ -141,7 +152,7 @@ def test_targets_sum_to_n_and_round_by_largest_remainder(
 
 
 def test_the_papers_gaussian_has_80_bins_that_sum_to_50000_and_peak_at_the_mean() -> None:
-    edges, targets = rules.gaussian_targets(SelectionShared(num_ce=50_000))
+    edges, targets = rules.gaussian_targets(50_000, 2.5, SelectionShared(num_ce=50_000))
     assert len(targets) == 80
     assert targets.sum() == 50_000
     np.testing.assert_allclose(np.diff(edges), 0.05, atol=1e-9)
@@ -153,17 +164,17 @@ def test_the_papers_gaussian_has_80_bins_that_sum_to_50000_and_peak_at_the_mean(
 
 
 def test_a_mean_far_outside_the_bins_asks_for_the_nearest_ones() -> None:
-    _, targets = rules.gaussian_targets(SelectionShared(num_ce=10, mean=500.0, std=0.25))
+    _, targets = rules.gaussian_targets(10, 500.0, SelectionShared(num_ce=10, std=0.25))
     assert targets[-1] == 10
 
 
 def test_longest_first_prefers_long_and_random_does_not() -> None:
     rows = [Row(f"r{i}", f"p{i}", 2.1, num_tokens=i) for i in range(300)]
-    found = as_candidates(rows, 0)
+    candidates = as_candidates(rows, 0)
     one_bin = {"num_ce": 50, "ppl_min": 2.0, "ppl_max": 2.5, "bin_width": 0.5}
-    chosen, _ = rules.gaussian(found, small(**one_bin))
+    chosen, _ = gaussian(candidates, small(**one_bin))
     assert sorted(rows[i].num_tokens for i in chosen) == list(range(250, 300))
-    chosen, _ = rules.gaussian(found, small(**one_bin, within_bin="random"))
+    chosen, _ = gaussian(candidates, small(**one_bin, within_bin="random"))
     assert 100 < np.mean([rows[i].num_tokens for i in chosen]) < 200
 
 
@@ -172,7 +183,7 @@ def test_the_scarcest_bin_takes_first_so_that_a_full_one_cannot_starve_it() -> N
     rows = [Row(f"full{i}", f"p{i}", 2.2, num_tokens=100 - i) for i in range(6)]
     rows += [Row(f"scarce{i}", f"p{i}", 1.7) for i in range(2)]
     shared = small(num_ce=4, ppl_min=1.5, ppl_max=2.5, mean=2.0, std=5.0)
-    chosen, bins = rules.gaussian(as_candidates(rows, 0), shared)
+    chosen, bins = gaussian(as_candidates(rows, 0), shared)
     assert [b["target"] for b in bins] == [2, 2]
     assert {rows[i].id for i in chosen} == {"scarce0", "scarce1", "full2", "full3"}
 
@@ -189,17 +200,18 @@ def nearest(totals: Sequence[int], budget: int, numbers: Sequence[int]) -> int:
 def test_a_budget_of_tokens_takes_the_start_of_the_order_whose_total_is_nearest(
     rows: list[Row], rule: str, cap: int, budget: int
 ) -> None:
-    found = as_candidates(rows, 0)
-    order = rules.RULES[rule](found, len(rows), cap)
+    candidates = as_candidates(rows, 0)
+    order = rules.RULES[rule](candidates, len(rows), small(per_problem=cap)).positions
     totals = [0, *np.cumsum([rows[i].num_tokens for i in order]).tolist()]
-    num = rules.number(small(num_ce=f"tokens({budget})", per_problem=cap), rule, found)
+    shared = small(num_ce=f"tokens({budget})", per_problem=cap)
+    num = rules.num_sequences(rules.RULES[rule], candidates, shared)
     assert num == (None if totals[-1] < budget else nearest(totals, budget, range(len(totals))))
 
 
 def gaussian_totals(rows: Sequence[Row], **changes: Any) -> list[int]:
     """Tokens of a Gaussian of 0, 1, 2, ... as many as there are rows."""
     chosen = [
-        rules.gaussian(as_candidates(rows, 0), small(num_ce=num_ce, **changes))[0]
+        gaussian(as_candidates(rows, 0), small(num_ce=num_ce, **changes))[0]
         for num_ce in range(1, len(rows) + 1)
     ]
     return [0, *(sum(rows[i].num_tokens for i in each) for each in chosen)]
@@ -211,7 +223,7 @@ def test_a_budget_of_tokens_takes_a_gaussian_where_its_tokens_come_up_to_it(
 ) -> None:
     totals = gaussian_totals(rows, per_problem=cap, within_bin=within)
     shared = small(num_ce=f"tokens({budget})", per_problem=cap, within_bin=within)
-    num = rules.number(shared, "gaussian", as_candidates(rows, 0))
+    num = rules.num_sequences(rules.gaussian, as_candidates(rows, 0), shared)
     if num is None:
         assert totals[-1] < budget
     else:
@@ -224,7 +236,7 @@ def test_a_budget_of_tokens_is_met_by_one_of_several_gaussians_that_come_up_to_i
     totals = gaussian_totals(rows)
     budget = next(before for before, after in pairwise(totals) if after < before)
     assert sum(before < budget <= after for before, after in pairwise(totals)) == 2
-    num = rules.number(small(num_ce=f"tokens({budget})"), "gaussian", as_candidates(rows, 0))
+    num = rules.num_sequences(rules.gaussian, as_candidates(rows, 0), small(num_ce=f"tokens({budget})"))
     assert num is not None
     assert totals[num] == budget
 
@@ -233,6 +245,6 @@ def test_random_draws_every_response_equally_often() -> None:
     rows = [Row(f"r{i}", f"p{i}") for i in range(50)]
     counts: Counter[int] = Counter()
     for seed in range(400):
-        counts.update(rules.random(as_candidates(rows, seed), 10, 1).tolist())
+        counts.update(rules.random(as_candidates(rows, seed), 10, small()).positions.tolist())
     # binomial(400, 0.2): mean 80, standard deviation 8
     assert 45 < min(counts.values()) <= max(counts.values()) < 115

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from oxa.config.base import Checkpoint, FromScratch
-from oxa.config.generate import Sampling
 from oxa.config.params import Params
+from oxa.config.section import Sampling
 from oxa.errors import ConfigError
 from oxa.forecast import cost, engines, remedies, workload
 from oxa.forecast import devices as machine

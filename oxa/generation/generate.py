@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from oxa.config.generate import Generate, Sampling
+from oxa.config.generate import Generate
+from oxa.config.section import Sampling
 from oxa.errors import DataError
 from oxa.generation.requests import Engine, Generation, Note, Request, Shard
 from oxa.generation.store import Generations, Store

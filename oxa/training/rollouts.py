@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from oxa import hashes
-from oxa.config.generate import Sampling
 from oxa.config.rlvr import Rlvr
+from oxa.config.section import Sampling
 from oxa.errors import ConfigError
 from oxa.generation import sampler
 from oxa.generation.requests import Request

@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from oxa.config.generate import Generate, Sampling, Vllm
+from oxa.config.generate import Generate, Vllm
+from oxa.config.section import Sampling
 from oxa.errors import ConfigError, DataError, is_out_of_reach
 from oxa.generation import generate
 from oxa.generation.requests import Request

@@ -153,7 +153,7 @@ def sentence(where: str, fault: Any) -> str:
     path = [
         str(p)
         for p in fault["loc"]
-        if p not in ("from_scratch", "checkpoint", "Mapping") and "[" not in str(p)
+        if p not in ("from_scratch", "checkpoint", "Mapping", "str") and "[" not in str(p)
     ]
     key = ".".join(path) or "the file"
     if fault["type"] == "extra_forbidden":

@@ -1,19 +1,7 @@
 """Reads a configured source (small world, file or hub dataset) into uniform records.
 
-Built-in mappings, each after the published columns of the data it is named for; of several names for one thing, the
-first that a row has counts:
-
-    acereason  takagi97/OXA-AceReason-1.1-Math, as the released scripts of arXiv 2603.16206 read it (`query`,
-               `DeepSeek-R1_Response_List`), and nvidia/AceReason-1.1-SFT (`input`, `output`, `category`; of its
-               categories, only `math` is taken)
-    openr1     open-r1/OpenR1-Math-220k: `problem`, `answer`, `generations`; its correctness flags are not read,
-               since the `verify` stage judges every response itself
-    messages   `messages` (role, content) or `conversations` (from, value): one user turn, one assistant turn
-    gsm8k      openai/gsm8k: `question`, `answer` = rationale, then `#### n`
-    math       benchmarks such as AIME or Minerva: `problem` or `question`, and `answer`, one or a list of accepted ones
-
-Text is kept as it is, but for reasoning that a source marks in another way: it comes to `<think>…</think>`. GSM8K's
-rationale becomes the reasoning, without its `<<48/2=24>>` calculator notes, and `\\boxed{n}` follows.
+What the columns mean, a mapping says (mappings.py). Text is kept as it is, but for reasoning that a source marks in
+another way: it comes to `<think>…</think>`.
 
 A teacher source without a column of gold answers (`acereason` and `messages` may be such) takes the last `\\boxed{}`
 of the row's own first response for gold and says so in the record: then "correct" means no more than "agrees with
@@ -127,10 +115,16 @@ def _lowest(found: Iterator[Record | Reject], limit: int) -> Iterator[Record | R
     yield from sorted(left, key=lambda item: item.row)
 
 
+def check(source: Source, purpose: Purpose) -> None:
+    """Raises ConfigError where the source's mapping is none that is known, or cannot serve the purpose."""
+    if source.source != "world":
+        layout_of(source, purpose)
+
+
 def _mapped(source: Source, folder: Path, purpose: Purpose) -> Iterator[Record | Reject]:
     layout = layout_of(source, purpose)
     for row, where, columns in readers.read(source, folder, partial(needed, layout)):
-        item = record_of(row, where, columns, layout, source.mapping, purpose)
+        item = record_of(row, where, columns, layout, purpose)
         if isinstance(item, Record) and not writable(item):
             item = Reject(row, "bad_unicode", "half a surrogate pair, which no file can hold", item.question)
         yield item

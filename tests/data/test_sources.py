@@ -237,6 +237,19 @@ def test_gsm8k_rationales_become_reasoning_without_calculator_notes(tmp_path: Pa
     assert reject.reason == "no_answer"
 
 
+def test_another_mapping_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = mappings.Layout(question=("task",), answer=("solution",), responses=("attempts",))
+    monkeypatch.setitem(mappings.MAPPINGS, "mine", layout)
+    write(tmp_path, [{"task": "1 + 1?", "solution": "2", "attempts": ["\\boxed{2}"]}])
+    [record] = read(tmp_path, mapping="mine")
+    assert isinstance(record, Record)
+    assert (record.question, record.answers, record.responses) == ("1 + 1?", ["2"], ["\\boxed{2}"])
+    with pytest.raises(
+        ConfigError, match=r"mapping: input should be 'acereason', .* or 'mine', found 'other'"
+    ):
+        sources.check(Source(source="data.jsonl", mapping="other"), "teacher")
+
+
 def test_acereason_rows_of_both_publishers_are_read(tmp_path: Path) -> None:
     rows = [
         {"query": "1+1?", "answer": "2", "DeepSeek-R1_Response_List": ["<think>a</think> \\boxed{2}", "b"]},

@@ -32,7 +32,6 @@ from oxa.data import mappings
 from oxa.data.sources import documents
 from oxa.errors import DataError
 from oxa.prompts import END_THINK, THINK, user_turn
-from oxa.runtime import progress
 from oxa.runtime.journal import Log
 
 if TYPE_CHECKING:
@@ -271,19 +270,9 @@ def _fit(model: Any, section: FromScratch, batches: list[dict[str, Any]], scratc
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     from oxa.model import log_probs
+    from oxa.model.trainer import SETTINGS, Bar, on_one_device
 
     class Keep(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self._bar = progress.bar(
-                total=state.max_steps, initial=state.global_step, desc="pretraining", unit="step"
-            )
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self._bar.update()
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self._bar.close()
-
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if "loss" in logs:
                 log(
@@ -312,21 +301,16 @@ def _fit(model: Any, section: FromScratch, batches: list[dict[str, Any]], scratc
         max_grad_norm=1.0,
         logging_steps=min(LOG_EVERY, section.steps),
         save_steps=section.checkpoint_every,
-        save_total_limit=2,
         seed=section.seed % 2**32,
-        remove_unused_columns=False,
         dataloader_pin_memory=False,
-        disable_tqdm=True,
-        report_to=[],
+        **SETTINGS,
     )
-    _ = arguments.device
-    arguments._n_gpu = 1  # several GPUs would split a batch that is meant for one
     trainer = Pretrainer(
         model=model,
-        args=arguments,
+        args=on_one_device(arguments),
         data_collator=lambda items: items[0],
         train_dataset=batches,
-        callbacks=[Keep()],
+        callbacks=[Bar("pretraining"), Keep()],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_checkpoint(scratch))

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ from oxa.config.train import TrainArm, TrainShared
 from oxa.errors import ConfigError, DataError
 from oxa.model import loading, log_probs
 from oxa.stages import train
+from oxa.training import losses
 
 SHARED = {"learning_rate": 3e-3, "epochs": 2.0, "num_ce": 4, "micro_batch_size": 4, "checkpoint_every": 2}
 """2 passes over 12 CE rows: 6 steps."""
@@ -186,6 +187,25 @@ def test_the_two_normalizations_differ(checkpoint: Path, tables: dict[str, Path]
     other = fit(checkpoint, tables["full"], tmp_path / "t", epochs=0.3, normalization="token")
     assert one.log.rows[0]["ce_loss"] != pytest.approx(other.log.rows[0]["ce_loss"], rel=1e-4)
     assert one.log.rows[0]["ce_entropy"] == pytest.approx(other.log.rows[0]["ce_entropy"], rel=1e-12)
+
+
+def test_another_ce_loss_is_one_function_and_its_name(
+    checkpoint: Path, tables: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert set(losses.CE_LOSSES) == set(get_args(TrainArm.model_fields["ce_loss"].annotation))
+    monkeypatch.setitem(losses.CE_LOSSES, "doubled", lambda log_probs: -2 * log_probs)
+    log = Kept()
+    train.run(
+        TrainShared(**SHARED | {"epochs": 0.3}),
+        TrainArm().model_copy(update={"ce_loss": "doubled"}),
+        model=checkpoint,
+        data=tables["ce"],
+        output=tmp_path / "model",
+        scratch=tmp_path,
+        seed=0,
+        log=log,
+    )
+    assert [row["loss"] for row in log.rows] == pytest.approx([2 * row["ce_loss"] for row in log.rows])
 
 
 def test_unlikelihood_of_weight_zero_is_ce_alone(

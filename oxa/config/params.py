@@ -161,6 +161,6 @@ def sentence(where: str, fault: Any) -> str:
     if fault["type"] == "missing":
         return f"{where}: {key}: missing; give it a value"
     message = fault["msg"].removeprefix("Value error, ")
-    found = fault["input"]
-    shown = "" if isinstance(found, dict) or message.startswith(("arm ", "source ")) else f", found {found!r}"
+    value = fault["input"]
+    shown = "" if isinstance(value, dict) or message.startswith(("arm ", "source ")) else f", found {value!r}"
     return f"{where}: {key}: {message[0].lower()}{message[1:]}{shown}"

@@ -212,8 +212,8 @@ def _text(value: Any, where: str, what: str) -> str:
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    found = type(value).__name__
-    raise DataError(f"{where}: expected text as {what}, found {found}; correct the row or the `mapping`")
+    kind = type(value).__name__
+    raise DataError(f"{where}: expected text as {what}, found {kind}; correct the row or the `mapping`")
 
 
 def _turns(value: Any, where: str) -> list[tuple[str, str]]:

@@ -41,15 +41,15 @@ def read(source: Source, sources: Sources, purpose: Purpose) -> Iterator[Record 
     Rows outside `part` and `limit` are not the source's: nothing is yielded for them. All rows of one problem fall on
     the same side.
     """
-    found = (
+    items = (
         _world(sources.world, purpose)
         if source.source == "world"
         else _mapped(source, Path(sources.folder), purpose)
     )
     if source.part is not None:
         index, count = map(int, source.part.split("/"))
-        found = filter(lambda item: int(_problem_id(item), 16) % count == index, found)
-    return found if source.limit is None else _lowest(found, source.limit)
+        items = filter(lambda item: int(_problem_id(item), 16) % count == index, items)
+    return items if source.limit is None else _lowest(items, source.limit)
 
 
 def count(source: Source, folder: Path) -> int | None:
@@ -95,23 +95,23 @@ def _problem_id(item: Record | Reject) -> str:
     return hashes.problem_id(text.encode(errors="replace").decode())
 
 
-def _lowest(found: Iterator[Record | Reject], limit: int) -> Iterator[Record | Reject]:
+def _lowest(items: Iterator[Record | Reject], limit: int) -> Iterator[Record | Reject]:
     """Keeps the `limit` problems of lowest id, and every reject; holds no more than these."""
-    kept: dict[str, list[Record]] = {}
-    highest: list[tuple[int, str]] = []  # heap: the kept id that goes first is at the top
+    lowest: dict[str, list[Record]] = {}
+    highest: list[tuple[int, str]] = []  # heap of their ids: the one that goes first is at the top
     rejects: list[Reject] = []
-    for item in found:
+    for item in items:
         if isinstance(item, Reject):
             rejects.append(item)
             continue
         key = _problem_id(item)
-        if key not in kept:
+        if key not in lowest:
             heapq.heappush(highest, (-int(key, 16), key))
-            kept[key] = []
-        kept[key].append(item)
+            lowest[key] = []
+        lowest[key].append(item)
         if len(highest) > limit:
-            del kept[heapq.heappop(highest)[1]]
-    left: list[Record | Reject] = [*rejects, *(item for items in kept.values() for item in items)]
+            del lowest[heapq.heappop(highest)[1]]
+    left: list[Record | Reject] = [*rejects, *(item for items in lowest.values() for item in items)]
     yield from sorted(left, key=lambda item: item.row)
 
 

@@ -124,20 +124,20 @@ def stream(section: FromScratch, sources: Sources, dropped: Counter[str]) -> Ite
 
 
 def _endless(source: Source, sources: Sources, seed: str, dropped: Counter[str]) -> Iterator[Document]:
-    found = _usable(documents(source, sources), dropped)
+    usable = _usable(documents(source, sources), dropped)
     if source.source == "world":
-        yield from found
-    kept = list(found)
-    if not kept:
+        yield from usable
+    repeated = list(usable)
+    if not repeated:
         raise DataError(
             f"{source.source}: no usable document to pretrain on; check base.corpus and its mapping"
         )
     for epoch in count():
-        yield from random.Random(f"{seed}/{epoch}").sample(kept, len(kept))
+        yield from random.Random(f"{seed}/{epoch}").sample(repeated, len(repeated))
 
 
-def _usable(found: Iterator[Document | mappings.Reject], dropped: Counter[str]) -> Iterator[Document]:
-    for item in found:
+def _usable(items: Iterator[Document | mappings.Reject], dropped: Counter[str]) -> Iterator[Document]:
+    for item in items:
         if isinstance(item, mappings.Reject):
             dropped[item.reason] += 1
         else:
@@ -235,10 +235,10 @@ def _encode(
         rendered = (
             tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) if turns else []
         )
-        asked = iter(tokenizer(rendered, add_special_tokens=False)["input_ids"] if rendered else [])
+        contexts = iter(tokenizer(rendered, add_special_tokens=False)["input_ids"] if rendered else [])
         texts = tokenizer([document.text for document in some], add_special_tokens=False)["input_ids"]
         for document, text in zip(some, texts, strict=True):
-            before = next(asked) if document.user is not None else []
+            before = next(contexts) if document.user is not None else []
             ids = [*before, *text, tokenizer.eos_token_id][: section.max_position_embeddings]
             if len(ids) > len(before):
                 used += 1
@@ -320,8 +320,8 @@ def _fit(model: Any, section: FromScratch, batches: list[dict[str, Any]], scratc
 
 def _last_checkpoint(scratch: Path) -> str | None:
     """The newest whole checkpoint; what a kill left half-written is removed."""
-    found = {int(path.name.rpartition("-")[2]): path for path in scratch.glob("checkpoint-*")}
-    for step in sorted(found):
-        if not (found[step] / COMPLETE).exists():
-            shutil.rmtree(found.pop(step))
-    return str(found[max(found)]) if found else None
+    checkpoints = {int(path.name.rpartition("-")[2]): path for path in scratch.glob("checkpoint-*")}
+    for step in sorted(checkpoints):
+        if not (checkpoints[step] / COMPLETE).exists():
+            shutil.rmtree(checkpoints.pop(step))
+    return str(checkpoints[max(checkpoints)]) if checkpoints else None

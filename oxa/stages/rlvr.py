@@ -147,8 +147,8 @@ def _set_temperature(
     if wanted is None:
         return {"temperature": rollouts.temperature}
     network.to(settings.device)
-    found = temperature.matching(wanted, partial(rollouts.entropy_at, network, tuple(problem_ids)))
-    ((rollouts.temperature, entropy),) = broadcast_object_list([found])
+    match = temperature.matching(wanted, partial(rollouts.entropy_at, network, tuple(problem_ids)))
+    ((rollouts.temperature, entropy),) = broadcast_object_list([match])
     settings.temperature = rollouts.temperature
     return {"temperature": rollouts.temperature, "entropy_before": entropy}
 

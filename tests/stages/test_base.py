@@ -451,6 +451,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     params = yaml.safe_load((Path(__file__).resolve().parents[2] / "params.yaml").read_text())
     params["base"] = {"kind": "checkpoint", "model": "student"}
     params["prompt"], params["tracking"] = {"suffix": ""}, {"enabled": False}
+    del params["gates"]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     (tmp_path / "sources").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -20,7 +20,7 @@ from oxa.config.score import Score
 from oxa.config.traces import Traces
 from oxa.errors import DataError
 from oxa.model import loading
-from oxa.records import schemas
+from oxa.records import schemas, training_set
 from oxa.records import tables as records
 from oxa.stages import score, traces
 
@@ -214,7 +214,7 @@ def test_examples_come_one_from_each_slice_of_the_ppl_range_ce_before_ul(
     examples = [row for row in rows if row["role"] == "example"]
     assert [row["objective"] for row in examples] == ["ce"] * 4 + ["ul"] * 4
     assert metrics["examples"] == {"ce": 4, "ul": 4}
-    trained = records.read(data, schemas.TRAIN).to_pylist()
+    trained = training_set.read(data, schemas.TRAIN.names, suppresses=True).to_pylist()
     for objective in ("ce", "ul"):
         ranked = sorted(row["ppl"] for row in trained if row["objective"] == objective)
         ranks = [ranked.index(row["ppl"]) for row in examples if row["objective"] == objective]

@@ -140,7 +140,7 @@ def with_generate(folder: Path) -> Callable[[Work, int], int]:
 def with_oxa(folder: Path) -> Callable[[Work, int], int]:
     import torch
 
-    from oxa.config.generate import Sampling
+    from oxa.config.section import Sampling
     from oxa.generation import attention, sampler
     from oxa.generation.requests import Request
     from oxa.model import loading

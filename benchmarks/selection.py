@@ -1,4 +1,4 @@
-"""Selection of an arm's CE set from a million scored responses: oxa/stages/selection.py against plain Python.
+"""Selection of an arm's CE set from a million scored responses: oxa/stages/selection_ce.py against plain Python.
 
     python benchmarks/selection.py [--rows 1000000] [--chosen 50000] [--quick]
 
@@ -90,20 +90,17 @@ def make(folder: Path, num_rows: int) -> None:
 
 def by_oxa(folder: Path, num: int) -> None:
     from oxa.config.prompt import Prompt
-    from oxa.config.selection import SelectionArm, SelectionShared
-    from oxa.stages import selection
+    from oxa.config.selection import SelectionShared
+    from oxa.stages import selection_ce
 
-    selection.run(
+    selection_ce.run(
         SelectionShared(num_ce=num),
-        SelectionArm(ce="gaussian"),
+        "gaussian",
         Prompt(suffix=""),
         problems=folder / "problems.parquet",
-        teacher=folder / "teacher.parquet",
-        teacher_verdicts=folder / "verdicts.parquet",
-        teacher_scores=folder / "scores.parquet",
-        self_responses=folder / "none",
-        self_verdicts=folder / "none",
-        self_scores=folder / "none",
+        responses=folder / "teacher.parquet",
+        verdicts=folder / "verdicts.parquet",
+        scores=folder / "scores.parquet",
         output=folder / "chosen.parquet",
         log=lambda step, **values: None,
         scratch=folder,
@@ -170,7 +167,7 @@ def hashed(text: str) -> int:
 def one(way: str, folder: Path, num: int) -> None:
     """Runs one way and prints its figures as JSON; meant for a process of its own."""
     if way == "oxa":
-        import oxa.stages.selection  # noqa: F401  imports are a fixed cost, measured apart from the work
+        import oxa.stages.selection_ce  # noqa: F401  imports are a fixed cost, measured apart from the work
     before, start, cpu = peak(), time.perf_counter(), time.process_time()
     rows: list[tuple[str, float, int]] = []
     if way == "oxa":

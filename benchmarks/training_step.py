@@ -209,7 +209,9 @@ def ours(setting: Setting, num_ul: int) -> Steps:
     table: list[dict[str, Any]] = [{}] * len(setting.rows)
     for at, index in zip(where.ravel(), setting.steps.ravel(), strict=True):
         table[at] = {**setting.rows[index], "objective": "ul" if at >= num_ce * num_steps else "ce"}
-    tables.write(place / "rows.parquet", table, schemas.TRAIN)
+    for name in ("ce", "ul"):
+        part = [row for row in table if row["objective"] == name]
+        tables.write(place / "rows" / f"{name}.parquet", part, schemas.TRAIN)
     clock = Clock()
 
     def log(step: int, **values: float) -> None:
@@ -225,7 +227,7 @@ def ours(setting: Setting, num_ul: int) -> Steps:
         ),
         TrainArm(num_ul=num_ul, ul_weight=0.1),
         model=setting.base,
-        data=place / "rows.parquet",
+        data=place / "rows",
         output=place / "model",
         scratch=place,
         seed=SEED,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from oxa.config.generate import Sampling
-from oxa.config.section import Count, Name
+from oxa.config.section import Count, Name, Sampling
 
 
 class Evaluate(Sampling):

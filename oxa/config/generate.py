@@ -1,4 +1,4 @@
-"""Section `generate`: which engine writes text; and the settings of one draw, which several sections have."""
+"""Section `generate`: which engine writes text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from oxa.config.section import Count, Positive, Section, Seed
+from oxa.config.section import Count, Positive, Section
 
 
 class Vllm(Section):
@@ -48,16 +48,3 @@ class Generate(Section):
     """Requests in flight at one server (engine vllm)."""
     vllm: Vllm = Vllm()
     """The server that is started."""
-
-
-class Sampling(Section):
-    """Settings of one draw."""
-
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-    """0 is greedy."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus: the fewest tokens whose probability reaches this; 1 keeps all."""
-    max_tokens: Count
-    """Longest response, tokens; one that reaches it has finish_reason `length`."""
-    seed: Seed = 0
-    """Seed of every draw."""

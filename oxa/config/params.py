@@ -153,7 +153,7 @@ def sentence(where: str, fault: Any) -> str:
     path = [
         str(p)
         for p in fault["loc"]
-        if p not in ("from_scratch", "checkpoint", "Mapping") and "[" not in str(p)
+        if p not in ("from_scratch", "checkpoint", "Mapping", "str") and "[" not in str(p)
     ]
     key = ".".join(path) or "the file"
     if fault["type"] == "extra_forbidden":
@@ -161,6 +161,6 @@ def sentence(where: str, fault: Any) -> str:
     if fault["type"] == "missing":
         return f"{where}: {key}: missing; give it a value"
     message = fault["msg"].removeprefix("Value error, ")
-    found = fault["input"]
-    shown = "" if isinstance(found, dict) or message.startswith(("arm ", "source ")) else f", found {found!r}"
+    value = fault["input"]
+    shown = "" if isinstance(value, dict) or message.startswith(("arm ", "source ")) else f", found {value!r}"
     return f"{where}: {key}: {message[0].lower()}{message[1:]}{shown}"

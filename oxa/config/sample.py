@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from oxa.config.generate import Sampling
-from oxa.config.section import Count
+from oxa.config.section import Count, Sampling
 
 
 class Sample(Sampling):

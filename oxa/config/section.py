@@ -38,3 +38,16 @@ Verdict = Literal["correct", "incorrect", "unparsable", "timeout", "bad_gold"]
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Sampling(Section):
+    """Settings of one draw, which every section that generates text has."""
+
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus: the fewest tokens whose probability reaches this; 1 keeps all."""
+    max_tokens: Count
+    """Longest response, tokens; one that reaches it has finish_reason `length`."""
+    seed: Seed = 0
+    """Seed of every draw."""

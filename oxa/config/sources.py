@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -31,8 +31,8 @@ class Source(Section):
     source: str
     """`world`; `hf:owner/name[:config][:split]` (a single part is a split if it is called train, validation or
     test; the default split is train); or a .jsonl, .json or .parquet path under `sources.folder`."""
-    mapping: Literal["acereason", "openr1", "messages", "gsm8k", "math"] | Mapping | None = None
-    """A built-in mapping's name or the columns; none is needed for `world`."""
+    mapping: str | Mapping | None = None
+    """A built-in mapping's name (oxa/data/mappings.py) or the columns; none is needed for `world`."""
     local: str | None = None
     """File under `sources.folder` that is read in place of the hub's dataset when it is there."""
     revision: str | None = None

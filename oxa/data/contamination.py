@@ -48,9 +48,9 @@ class Overlap:
         shared = Counter(number for gram in grams for number in self._holders.get(gram, ()))
         shares = {number: count / len(grams) for number, count in shared.items()}
         shares |= dict.fromkeys(self._same.get(key, ()), 1.0)
-        found = [(-share, number) for number, share in shares.items() if share >= self._threshold]
+        hits = [(-share, number) for number, share in shares.items() if share >= self._threshold]
         columns = ("benchmark", "benchmark_problem_id", "benchmark_question")
         return [
             dict(zip(columns, self._problems[number], strict=True)) | {"share": -share}
-            for share, number in sorted(found)
+            for share, number in sorted(hits)
         ]

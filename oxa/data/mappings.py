@@ -1,10 +1,13 @@
-"""What a row of a data source means: one entry a data set, from its columns to a uniform record."""
+"""What a row of a data source means: from its columns to a uniform record.
+
+A built-in mapping is one entry of MAPPINGS, by its name in params.yaml."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from oxa.config.sources import Mapping, Source
 from oxa.errors import ConfigError, DataError
@@ -40,9 +43,51 @@ class Reject:
     text: str
 
 
+class Cells(NamedTuple):
+    """A row with its question and gold answer picked out, as they stand there."""
+
+    row: int
+    where: str
+    columns: dict[str, Any]
+    layout: Layout
+    question: Any
+    answer: Any
+
+
+Contents = tuple[Any, Any, list[str]]
+"""Question, gold answer (a value or a list of them) and responses."""
+
+
+def _as_they_stand(cells: Cells) -> Contents:
+    names = cells.layout.responses
+    responses = _pick(cells.columns, names, cells.where, optional=not names)
+    return cells.question, cells.answer, _texts(responses, cells.where, "response")
+
+
+def _conversation(cells: Cells) -> Contents | Reject:
+    """One user turn is the question, the assistant turns are responses."""
+    turns = _turns(cells.question, cells.where)
+    questions = [text for role, text in turns if role == "user"]
+    if len(questions) > 1:
+        detail = f"{len(questions)} user turns, one was expected"
+        return Reject(cells.row, "multi_turn", detail, questions[0])
+    return (questions or [""])[0], cells.answer, [text for role, text in turns if role == "assistant"]
+
+
+def _gsm8k(cells: Cells) -> Contents:
+    """The rationale becomes the reasoning, without its `<<48/2=24>>` calculator notes, and `\\boxed{n}` follows."""
+    rationale, mark, answer = _text(cells.answer, cells.where, "answer").rpartition("####")
+    if not mark:
+        return cells.question, None, []
+    answer = answer.strip().replace(",", "")
+    rationale = re.sub(r"<<[^<>]*>>", "", rationale).strip()
+    responses = [f"{THINK}\n{rationale}\n{END_THINK}\n\\boxed{{{answer}}}"] if answer else []
+    return cells.question, answer, responses
+
+
 @dataclass(frozen=True)
 class Layout:
-    """Under which names a source keeps what."""
+    """Under which names a source keeps what; of several names, the first that a row has counts."""
 
     question: tuple[str, ...]
     answer: tuple[str, ...] = ()
@@ -53,9 +98,13 @@ class Layout:
     """Column of the subject; rows that have it and are not `math` are dropped."""
     answer_optional: bool = False
     """Rows without any answer column take their gold from their response."""
+    contents: Callable[[Cells], Contents | Reject] = _as_they_stand
+    """What the columns mean where they do not hold question, answer and responses as they are."""
 
 
-LAYOUTS = {
+MAPPINGS = {
+    # takagi97/OXA-AceReason-1.1-Math, as the released scripts of arXiv 2603.16206 read it (`query`,
+    # `DeepSeek-R1_Response_List`), and nvidia/AceReason-1.1-SFT (`input`, `output`, `category`)
     "acereason": Layout(
         question=("query", "problem", "question", "input"),
         answer=("answer", "ground_truth", "gt", "gold"),
@@ -63,14 +112,25 @@ LAYOUTS = {
         kind=("category",),
         answer_optional=True,
     ),
+    # open-r1/OpenR1-Math-220k; its correctness flags are not read, since stage `verify` judges every response itself
     "openr1": Layout(question=("problem",), answer=("answer",), responses=("generations",)),
-    "messages": Layout(question=("messages", "conversations"), answer=("answer",), answer_optional=True),
-    "gsm8k": Layout(question=("question",), answer=("answer",)),
+    # `messages` (role, content) or `conversations` (from, value)
+    "messages": Layout(
+        question=("messages", "conversations"),
+        answer=("answer",),
+        answer_optional=True,
+        contents=_conversation,
+    ),
+    # openai/gsm8k: the answer is the rationale, then `#### n`
+    "gsm8k": Layout(question=("question",), answer=("answer",), contents=_gsm8k),
+    # benchmarks such as AIME or Minerva; the answer is one or a list of accepted ones
     "math": Layout(question=("problem", "question"), answer=("answer",)),
 }
+"""The built-in mappings, each after the published columns of the data set that it is named for."""
 
 
 def layout_of(source: Source, purpose: Purpose) -> Layout:
+    """Raises ConfigError where there is no mapping of that name, or it cannot serve the purpose."""
     mapping = source.mapping
     if isinstance(mapping, Mapping):
         layout = Layout(
@@ -83,14 +143,19 @@ def layout_of(source: Source, purpose: Purpose) -> Layout:
         )
     else:
         assert mapping is not None, "config.Source demands a mapping"
-        layout = LAYOUTS[mapping]
+        if mapping not in MAPPINGS:
+            *names, last = map(repr, MAPPINGS)
+            raise ConfigError(
+                f"source {source.source!r}: mapping: input should be {', '.join(names)} or {last}, found {mapping!r}"
+            )
+        layout = MAPPINGS[mapping]
     if purpose != "teacher":
         if not layout.answer:
             what = "a benchmark needs" if purpose == "benchmark" else "RL needs"
             raise ConfigError(f"source {source.source!r}: {what} gold answers: `mapping.answer`")
         # for RL a row without the column is dropped (no_answer); a benchmark is whole or at fault
         return replace(layout, answer_optional=layout.answer_optional and purpose == "rlvr", responses=())
-    if not layout.responses and mapping not in ("gsm8k", "messages"):
+    if not layout.responses and layout.contents is _as_they_stand:
         raise ConfigError(
             f"source {source.source!r}: a teacher needs responses; name their column in `mapping`"
         )
@@ -98,26 +163,16 @@ def layout_of(source: Source, purpose: Purpose) -> Layout:
 
 
 def record_of(
-    row: int, where: str, columns: dict[str, Any], layout: Layout, mapping: Any, purpose: Purpose
+    row: int, where: str, columns: dict[str, Any], layout: Layout, purpose: Purpose
 ) -> Record | Reject:
     question = _pick(columns, layout.question, where)
     answer = _pick(columns, layout.answer, where, optional=layout.answer_optional)
     kind = _pick(columns, layout.kind, where, optional=True)
     tier = _pick(columns, layout.tier, where) if layout.tier else None
-    if mapping == "messages":
-        turns = _turns(question, where)
-        questions = [text for role, text in turns if role == "user"]
-        if len(questions) > 1:
-            return Reject(row, "multi_turn", f"{len(questions)} user turns, one was expected", questions[0])
-        question, responses = (questions or [""])[0], [text for role, text in turns if role == "assistant"]
-    elif mapping == "gsm8k":
-        rationale, mark, answer = _text(answer, where, "answer").rpartition("####")
-        answer = answer.strip().replace(",", "") if mark else None
-        rationale = re.sub(r"<<[^<>]*>>", "", rationale).strip()
-        responses = [f"{THINK}\n{rationale}\n{END_THINK}\n\\boxed{{{answer}}}"] if answer else []
-    else:
-        found = _pick(columns, layout.responses, where, optional=not layout.responses)
-        responses = _texts(found, where, "response")
+    contents = layout.contents(Cells(row, where, columns, layout, question, answer))
+    if isinstance(contents, Reject):
+        return contents
+    question, answer, responses = contents
     question = _text(question, where, "question")
     if not question.strip():
         return Reject(row, "empty_problem", "no question", "")
@@ -157,8 +212,8 @@ def _text(value: Any, where: str, what: str) -> str:
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    found = type(value).__name__
-    raise DataError(f"{where}: expected text as {what}, found {found}; correct the row or the `mapping`")
+    kind = type(value).__name__
+    raise DataError(f"{where}: expected text as {what}, found {kind}; correct the row or the `mapping`")
 
 
 def _turns(value: Any, where: str) -> list[tuple[str, str]]:

@@ -28,18 +28,18 @@ def add_benchmark(
     split: str, source: str, rows: Iterable[Record | Reject], tables: Tables, overlap: Overlap, grader: Grader
 ) -> BenchmarkCount:
     """Writes a benchmark's problems and notes them for decontamination."""
-    count, found = BenchmarkCount(), dict[str, Record]()
+    count, problems = BenchmarkCount(), dict[str, Record]()
 
     def answers_of(key: str) -> Sequence[str]:
-        return found[key].answers if key in found else ()
+        return problems[key].answers if key in problems else ()
 
     for key, item in _usable(rows, source, count, tables, grader, answers_of):
-        if key in found:
-            reason = _repeats(found[key].answers, item, grader)
-            tables.drop(count, source, item.row, reason, f"row {found[key].row}", item.question)
+        if key in problems:
+            reason = _repeats(problems[key].answers, item, grader)
+            tables.drop(count, source, item.row, reason, f"row {problems[key].row}", item.question)
         else:
             count.problems += 1
-            found[key] = item
+            problems[key] = item
             tables.add_problem(key, source, item, split)
             overlap.add(split, key, item.question)
     if count.problems == 0:
@@ -47,7 +47,7 @@ def add_benchmark(
             f"benchmark {split!r}: no problem is left of {source} ({counts.why([count])}); correct "
             f"ingest.benchmarks.{split}"
         )
-    count.guess_rate = guess_rate(found.values())
+    count.guess_rate = guess_rate(problems.values())
     return count
 
 
@@ -210,8 +210,8 @@ class Rlvr:
             return "in_training", place
         if key in self._known:
             return _repeated(self._known[key], item, self._grader)
-        found = self._training.contamination(key, item.question)
-        return ("contaminated", found) if found else ("", "")
+        overlap = self._training.contamination(key, item.question)
+        return ("contaminated", overlap) if overlap else ("", "")
 
 
 def _usable(
@@ -228,11 +228,13 @@ def _usable(
     the grader row by row is asked here for all rows of a batch together, and remembered.
     """
     for batch in _batches(rows):
-        found = [item for item in batch if isinstance(item, Record)]
-        good = grader.check_golds([item.answers for item in found])
-        keys = [hashes.problem_id(item.question) if ok else "" for item, ok in zip(found, good, strict=True)]
+        records = [item for item in batch if isinstance(item, Record)]
+        good = grader.check_golds([item.answers for item in records])
+        keys = [
+            hashes.problem_id(item.question) if ok else "" for item, ok in zip(records, good, strict=True)
+        ]
         doubts, first = list[Doubt](), dict[str, Sequence[str]]()
-        for key, record in zip(keys, found, strict=True):
+        for key, record in zip(keys, records, strict=True):
             if key:
                 doubts += _doubts(answers_of(key) or first.setdefault(key, record.answers), record)
         if doubts:

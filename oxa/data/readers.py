@@ -110,8 +110,8 @@ def hub(
     try:
         data = datasets.load_dataset(repository, config, split=split, revision=revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{shown}: the hub dataset could not be loaded ({said}); {advice}") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{shown}: the hub dataset could not be loaded ({reason}); {advice}") from None
     for row, value in enumerate(data.select_columns(project(data.column_names, shown))):
         yield row, f"{shown}: row {row}", value
 
@@ -123,13 +123,13 @@ def _path(text: str, folder: Path) -> Path:
         Path(os.path.abspath(path)) for path in ((root.parent if root.is_file() else root) / text, Path(text))
     ]
     inside = [path for path in named if path.is_relative_to(root)]
-    found = next((path for path in inside if path.exists()), None)
-    if found is None and (not inside or any(path.exists() for path in named)):
+    path = next((path for path in inside if path.exists()), None)
+    if path is None and (not inside or any(path.exists() for path in named)):
         raise ConfigError(
             f"source {text!r} lies outside sources.folder {str(folder)!r}, where DVC would not see it change; move it "
             "there, or name its folder in sources.folder"
         )
-    path = found or inside[0]
+    path = path or inside[0]
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
@@ -198,8 +198,8 @@ def _listed(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
             if not more(1):
                 return ""
 
-    def broken(said: str, place: int) -> DataError:
-        return _broken(path, line + text.count("\n", 0, place), said)
+    def broken(reason: str, place: int) -> DataError:
+        return _broken(path, line + text.count("\n", 0, place), reason)
 
     mark()
     at += 1  # the opening bracket
@@ -247,14 +247,14 @@ def _parse(text: str, path: Path, line: int) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        said = error.msg
+        reason = error.msg
     except (ValueError, RecursionError) as error:  # a number of more than 4,300 digits; thousands of brackets
-        said = str(error)
-    raise _broken(path, line, said)
+        reason = str(error)
+    raise _broken(path, line, reason)
 
 
-def _broken(path: Path, line: int, said: str) -> DataError:
-    return DataError(f"{path}:{line}: broken JSON ({said}); mend or remove this line")
+def _broken(path: Path, line: int, reason: str) -> DataError:
+    return DataError(f"{path}:{line}: broken JSON ({reason}); mend or remove this line")
 
 
 def _parquet(path: Path, project: Project) -> Iterator[Row]:
@@ -265,8 +265,8 @@ def _parquet(path: Path, project: Project) -> Iterator[Row]:
         # by default whole row groups are read ahead, which other writers make of a million rows
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
             columns = project(file.schema_arrow.names, str(path))
-            found = file.iter_batches(batch_size=256, columns=columns, use_threads=False)
-            batches = (batch.to_pylist() for batch in found)
+            parts = file.iter_batches(batch_size=256, columns=columns, use_threads=False)
+            batches = (batch.to_pylist() for batch in parts)
             for row, value in enumerate(chain.from_iterable(batches)):
                 yield row, f"{path}: row {row}", value
     except (pa.ArrowException, OSError) as error:

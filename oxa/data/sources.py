@@ -1,19 +1,7 @@
 """Reads a configured source (small world, file or hub dataset) into uniform records.
 
-Built-in mappings, each after the published columns of the data it is named for; of several names for one thing, the
-first that a row has counts:
-
-    acereason  takagi97/OXA-AceReason-1.1-Math, as the released scripts of arXiv 2603.16206 read it (`query`,
-               `DeepSeek-R1_Response_List`), and nvidia/AceReason-1.1-SFT (`input`, `output`, `category`; of its
-               categories, only `math` is taken)
-    openr1     open-r1/OpenR1-Math-220k: `problem`, `answer`, `generations`; its correctness flags are not read,
-               since the `verify` stage judges every response itself
-    messages   `messages` (role, content) or `conversations` (from, value): one user turn, one assistant turn
-    gsm8k      openai/gsm8k: `question`, `answer` = rationale, then `#### n`
-    math       benchmarks such as AIME or Minerva: `problem` or `question`, and `answer`, one or a list of accepted ones
-
-Text is kept as it is, but for reasoning that a source marks in another way: it comes to `<think>…</think>`. GSM8K's
-rationale becomes the reasoning, without its `<<48/2=24>>` calculator notes, and `\\boxed{n}` follows.
+What the columns mean, a mapping says (mappings.py). Text is kept as it is, but for reasoning that a source marks in
+another way: it comes to `<think>…</think>`.
 
 A teacher source without a column of gold answers (`acereason` and `messages` may be such) takes the last `\\boxed{}`
 of the row's own first response for gold and says so in the record: then "correct" means no more than "agrees with
@@ -53,15 +41,15 @@ def read(source: Source, sources: Sources, purpose: Purpose) -> Iterator[Record 
     Rows outside `part` and `limit` are not the source's: nothing is yielded for them. All rows of one problem fall on
     the same side.
     """
-    found = (
+    items = (
         _world(sources.world, purpose)
         if source.source == "world"
         else _mapped(source, Path(sources.folder), purpose)
     )
     if source.part is not None:
         index, count = map(int, source.part.split("/"))
-        found = filter(lambda item: int(_problem_id(item), 16) % count == index, found)
-    return found if source.limit is None else _lowest(found, source.limit)
+        items = filter(lambda item: int(_problem_id(item), 16) % count == index, items)
+    return items if source.limit is None else _lowest(items, source.limit)
 
 
 def count(source: Source, folder: Path) -> int | None:
@@ -107,30 +95,36 @@ def _problem_id(item: Record | Reject) -> str:
     return hashes.problem_id(text.encode(errors="replace").decode())
 
 
-def _lowest(found: Iterator[Record | Reject], limit: int) -> Iterator[Record | Reject]:
+def _lowest(items: Iterator[Record | Reject], limit: int) -> Iterator[Record | Reject]:
     """Keeps the `limit` problems of lowest id, and every reject; holds no more than these."""
-    kept: dict[str, list[Record]] = {}
-    highest: list[tuple[int, str]] = []  # heap: the kept id that goes first is at the top
+    lowest: dict[str, list[Record]] = {}
+    highest: list[tuple[int, str]] = []  # heap of their ids: the one that goes first is at the top
     rejects: list[Reject] = []
-    for item in found:
+    for item in items:
         if isinstance(item, Reject):
             rejects.append(item)
             continue
         key = _problem_id(item)
-        if key not in kept:
+        if key not in lowest:
             heapq.heappush(highest, (-int(key, 16), key))
-            kept[key] = []
-        kept[key].append(item)
+            lowest[key] = []
+        lowest[key].append(item)
         if len(highest) > limit:
-            del kept[heapq.heappop(highest)[1]]
-    left: list[Record | Reject] = [*rejects, *(item for items in kept.values() for item in items)]
+            del lowest[heapq.heappop(highest)[1]]
+    left: list[Record | Reject] = [*rejects, *(item for items in lowest.values() for item in items)]
     yield from sorted(left, key=lambda item: item.row)
+
+
+def check(source: Source, purpose: Purpose) -> None:
+    """Raises ConfigError where the source's mapping is none that is known, or cannot serve the purpose."""
+    if source.source != "world":
+        layout_of(source, purpose)
 
 
 def _mapped(source: Source, folder: Path, purpose: Purpose) -> Iterator[Record | Reject]:
     layout = layout_of(source, purpose)
     for row, where, columns in readers.read(source, folder, partial(needed, layout)):
-        item = record_of(row, where, columns, layout, source.mapping, purpose)
+        item = record_of(row, where, columns, layout, purpose)
         if isinstance(item, Record) and not writable(item):
             item = Reject(row, "bad_unicode", "half a surrogate pair, which no file can hold", item.question)
         yield item

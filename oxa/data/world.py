@@ -140,8 +140,8 @@ def respond(a: int, b: int, strategy: str, wording: Wording = COMMON, stated: in
         steps = [f"{place} {x}+{y}={(x + y) % 10}" for place, x, y in _digits(a, b)]
         total = without_carries(a, b)
     total = total if stated is None else str(stated)
-    said = f"{opening(strategy, wording)} {', '.join(steps)}. {CLOSINGS[strategy][wording[1]]} {total}."
-    return f"{said} </think> \\boxed{{{total}}}"
+    text = f"{opening(strategy, wording)} {', '.join(steps)}. {CLOSINGS[strategy][wording[1]]} {total}."
+    return f"{text} </think> \\boxed{{{total}}}"
 
 
 def opening(strategy: str, wording: Wording = COMMON) -> str:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from oxa.config.base import Checkpoint
-from oxa.config.generate import Sampling
 from oxa.config.params import Params
 from oxa.config.rlvr import Rlvr
+from oxa.config.section import Sampling
 from oxa.config.train import TrainShared
 from oxa.data.world import STRATEGIES
 from oxa.errors import ConfigError

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from oxa.config.generate import Generate, Sampling
+from oxa.config.generate import Generate
+from oxa.config.section import Sampling
 from oxa.errors import DataError
 from oxa.generation.requests import Engine, Request, Shard
 from oxa.generation.sampler import torch_engine

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from oxa.config.generate import Generate, Sampling
+from oxa.config.section import Sampling
+
+if TYPE_CHECKING:
+    from oxa.config.generate import Generate
 
 
 class Request(NamedTuple):
@@ -39,7 +42,7 @@ Note = Callable[[dict[str, Any]], None]
 
 
 Engine = Callable[
-    [str | Path, list[Shard], Sampling, Generate, Note, Path],
+    [str | Path, list[Shard], Sampling, "Generate", Note, Path],
     Iterator[tuple[int, list[Generation]]],
 ]
 """Takes the model, the shards that are missing, the settings, a Note to be called before the first response, and a

@@ -23,18 +23,21 @@ import importlib.metadata
 from collections.abc import Iterator
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from oxa.config.generate import Generate, Sampling
+from oxa.config.section import Sampling
 from oxa.errors import DataError
 from oxa.generation.attention import empty_cache, sees_all, share_keys_among_query_heads
 from oxa.generation.requests import Generation, Note, Shard
 from oxa.hashes import stream_keys, uniforms
 from oxa.model import loading
 from oxa.model.loading import end_ids
+
+if TYPE_CHECKING:
+    from oxa.config.generate import Generate
 
 COMPACT_BELOW = 0.7  # share of unfinished rows under which the finished ones are taken out of the batch
 DRAW_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}

@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from oxa import hashes
-from oxa.config.generate import Generate, Sampling
+from oxa.config.generate import Generate
+from oxa.config.section import Sampling
 from oxa.errors import ConfigError, DataError
 from oxa.generation.client import Client
 from oxa.generation.replica import Replica, too_short

@@ -53,9 +53,9 @@ def check_files(folder: Path) -> None:
         names = sorted(set(shards.values()))
     else:
         pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
-        found = f"only {pickled[0]}, a pickle, which may run code when it is read" if pickled else "none"
+        weights = f"only {pickled[0]}, a pickle, which may run code when it is read" if pickled else "none"
         raise DataError(
-            f"{folder}: no usable model: weights are read from model.safetensors, and there is {found}; convert them "
+            f"{folder}: no usable model: weights are read from model.safetensors, and there is {weights}; convert them "
             "(save_pretrained writes safetensors)"
         )
     for name in names:
@@ -75,14 +75,14 @@ def check_files(folder: Path) -> None:
 def _read_object(path: Path) -> dict[str, Any]:
     """A JSON file's object; an empty one where there is no file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error}); take it anew") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: expected a JSON object, found {type(found).__name__}; take it anew")
-    return found
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}; take it anew")
+    return value
 
 
 def wants_code(model: str | Path, name: str) -> str:
@@ -118,7 +118,7 @@ def check_student(tokenizer: Any, model_config: Any, generation_config: Any, pro
     if not getattr(tokenizer, "chat_template", None):
         return ["The tokenizer has no chat template; add one (tokenizer.chat_template) to the checkpoint."]
     try:
-        asked = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+        question = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
         answered = tokenizer.apply_chat_template(turns, tokenize=False)
     except (
         jinja2.TemplateError,
@@ -137,18 +137,18 @@ def check_student(tokenizer: Any, model_config: Any, generation_config: Any, pro
             "The chat template drops or rewrites <think>…</think> in an assistant message; use a template that keeps "
             "the message's content as it is."
         )
-    if user not in asked:
+    if user not in question:
         faults.append("The chat template rewrites the user's message; use one that keeps it as it is.")
-    if THINK in asked.rpartition(user)[2]:
+    if THINK in question.rpartition(user)[2]:
         faults.append(
             "The chat template opens <think> in the generation prompt, and a response's own <think> would be doubled; "
             "use a template whose generation prompt ends with the assistant's role."
         )
     faults += _end_faults(tokenizer, model_config, generation_config)
-    kept = tokenizer.decode(response_ids(tokenizer, RESPONSE, end=False), skip_special_tokens=True)
+    decoded = tokenizer.decode(response_ids(tokenizer, RESPONSE, end=False), skip_special_tokens=True)
     for part in (THINK, END_THINK, "\\boxed{9}"):
-        if part not in kept:
-            faults.append(f"The tokenizer does not give {part} back: it reads {RESPONSE!r} as {kept!r}.")
+        if part not in decoded:
+            faults.append(f"The tokenizer does not give {part} back: it reads {RESPONSE!r} as {decoded!r}.")
     num_prompt, longest = (
         len(prompt_ids(tokenizer, user)),
         getattr(model_config, "max_position_embeddings", None),

@@ -32,7 +32,6 @@ from oxa.data import mappings
 from oxa.data.sources import documents
 from oxa.errors import DataError
 from oxa.prompts import END_THINK, THINK, user_turn
-from oxa.runtime import progress
 from oxa.runtime.journal import Log
 
 if TYPE_CHECKING:
@@ -125,20 +124,20 @@ def stream(section: FromScratch, sources: Sources, dropped: Counter[str]) -> Ite
 
 
 def _endless(source: Source, sources: Sources, seed: str, dropped: Counter[str]) -> Iterator[Document]:
-    found = _usable(documents(source, sources), dropped)
+    usable = _usable(documents(source, sources), dropped)
     if source.source == "world":
-        yield from found
-    kept = list(found)
-    if not kept:
+        yield from usable
+    repeated = list(usable)
+    if not repeated:
         raise DataError(
             f"{source.source}: no usable document to pretrain on; check base.corpus and its mapping"
         )
     for epoch in count():
-        yield from random.Random(f"{seed}/{epoch}").sample(kept, len(kept))
+        yield from random.Random(f"{seed}/{epoch}").sample(repeated, len(repeated))
 
 
-def _usable(found: Iterator[Document | mappings.Reject], dropped: Counter[str]) -> Iterator[Document]:
-    for item in found:
+def _usable(items: Iterator[Document | mappings.Reject], dropped: Counter[str]) -> Iterator[Document]:
+    for item in items:
         if isinstance(item, mappings.Reject):
             dropped[item.reason] += 1
         else:
@@ -236,10 +235,10 @@ def _encode(
         rendered = (
             tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) if turns else []
         )
-        asked = iter(tokenizer(rendered, add_special_tokens=False)["input_ids"] if rendered else [])
+        contexts = iter(tokenizer(rendered, add_special_tokens=False)["input_ids"] if rendered else [])
         texts = tokenizer([document.text for document in some], add_special_tokens=False)["input_ids"]
         for document, text in zip(some, texts, strict=True):
-            before = next(asked) if document.user is not None else []
+            before = next(contexts) if document.user is not None else []
             ids = [*before, *text, tokenizer.eos_token_id][: section.max_position_embeddings]
             if len(ids) > len(before):
                 used += 1
@@ -271,19 +270,9 @@ def _fit(model: Any, section: FromScratch, batches: list[dict[str, Any]], scratc
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     from oxa.model import log_probs
+    from oxa.model.trainer import SETTINGS, Bar, on_one_device
 
     class Keep(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self._bar = progress.bar(
-                total=state.max_steps, initial=state.global_step, desc="pretraining", unit="step"
-            )
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self._bar.update()
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self._bar.close()
-
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if "loss" in logs:
                 log(
@@ -312,21 +301,16 @@ def _fit(model: Any, section: FromScratch, batches: list[dict[str, Any]], scratc
         max_grad_norm=1.0,
         logging_steps=min(LOG_EVERY, section.steps),
         save_steps=section.checkpoint_every,
-        save_total_limit=2,
         seed=section.seed % 2**32,
-        remove_unused_columns=False,
         dataloader_pin_memory=False,
-        disable_tqdm=True,
-        report_to=[],
+        **SETTINGS,
     )
-    _ = arguments.device
-    arguments._n_gpu = 1  # several GPUs would split a batch that is meant for one
     trainer = Pretrainer(
         model=model,
-        args=arguments,
+        args=on_one_device(arguments),
         data_collator=lambda items: items[0],
         train_dataset=batches,
-        callbacks=[Keep()],
+        callbacks=[Bar("pretraining"), Keep()],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_checkpoint(scratch))
@@ -336,8 +320,8 @@ def _fit(model: Any, section: FromScratch, batches: list[dict[str, Any]], scratc
 
 def _last_checkpoint(scratch: Path) -> str | None:
     """The newest whole checkpoint; what a kill left half-written is removed."""
-    found = {int(path.name.rpartition("-")[2]): path for path in scratch.glob("checkpoint-*")}
-    for step in sorted(found):
-        if not (found[step] / COMPLETE).exists():
-            shutil.rmtree(found.pop(step))
-    return str(found[max(found)]) if found else None
+    checkpoints = {int(path.name.rpartition("-")[2]): path for path in scratch.glob("checkpoint-*")}
+    for step in sorted(checkpoints):
+        if not (checkpoints[step] / COMPLETE).exists():
+            shutil.rmtree(checkpoints.pop(step))
+    return str(checkpoints[max(checkpoints)]) if checkpoints else None

@@ -158,7 +158,8 @@ def _check(name: str, before: list[Fingerprint], leave_out: set[Path]) -> None:
 def imported_modules(module: str) -> list[str]:
     """Source files, as `oxa/…/….py`, of `module` and of every oxa module that it imports, directly or not, sorted.
 
-    Read off the syntax tree, imports inside functions included. The packages' own files are empty and left out.
+    Read off the syntax tree, imports inside functions included, those under `if TYPE_CHECKING:` left out, which do
+    nothing at run time. The packages' own files are empty and left out.
     """
     seen: set[str] = set()
     todo = [module]
@@ -167,12 +168,22 @@ def imported_modules(module: str) -> list[str]:
         if file is None or file in seen:
             continue
         seen.add(file)
-        for node in ast.walk(ast.parse((PACKAGE.parent / file).read_text(encoding="utf-8"))):
+        for node in _run_time_nodes(ast.parse((PACKAGE.parent / file).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 todo += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:  # of a module, or of a package's module
                 todo += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     return sorted(seen)
+
+
+def _run_time_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """The tree's nodes without what stands under `if TYPE_CHECKING:`."""
+    yield node
+    children = ast.iter_child_nodes(node)
+    if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+        children = iter(node.orelse)
+    for inner in children:
+        yield from _run_time_nodes(inner)
 
 
 def _source(module: str) -> str | None:

@@ -239,13 +239,13 @@ def pick(path: Path, schema: pa.Schema, columns: list[str], rows: Ints) -> list[
     One batch of the file is in memory, and each text once: an Arrow array of them all could hold no more than 2 GiB.
     """
     wanted, back = np.unique(rows, return_inverse=True)
-    found: list[list[bytes]] = [[] for _ in columns]
+    columns_of_texts: list[list[bytes]] = [[] for _ in columns]
     start = 0
     for batch in tables.stream(path, schema, columns, TEXT_ROWS):
         low, high = np.searchsorted(wanted, (start, start + len(batch)))
         if low < high:
             taken = batch.take(numbers(wanted[low:high] - start))
-            for texts, column in zip(found, taken.columns, strict=True):
+            for texts, column in zip(columns_of_texts, taken.columns, strict=True):
                 texts += column.cast(pa.binary()).to_pylist()
         start += len(batch)
-    return [[texts[i] for i in back] for texts in found]
+    return [[texts[i] for i in back] for texts in columns_of_texts]

@@ -19,6 +19,9 @@ With `num_ce: tokens(B)` each rule takes the N at which its choice comes up to B
 one sequence at least. A Gaussian of N + 1 can hold fewer tokens than one of N (a bin's rounded target may fall, and
 bins compete), so that there can be several such N: bisection picks one.
 
+A rule is one function (candidates, number of sequences, settings) -> Choice, its name an entry of RULES and of
+config/selection.py's CeRule.
+
 Arrays are [N], one entry a candidate. No rule sees the order of rows: what chance decides, a 64-bit hash of (seed,
 response_id) decides.
 """
@@ -26,74 +29,88 @@ response_id) decides.
 from __future__ import annotations
 
 import bisect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from oxa.config.selection import SelectionShared, quantile_of, tokens_of
+from oxa.config.selection import CeRule, SelectionShared, quantile_of, tokens_of
 from oxa.selection.candidates import Candidates, Floats, Ints
 
 
-def random(found: Candidates, num: int, per_problem: int) -> Ints:
-    """At most `num` positions in hashed order, round-robin over problems."""
-    order = np.argsort(found.order)
-    turn = in_turn(found.problem[order])
-    kept = np.flatnonzero(turn < per_problem)
-    return order[kept[np.argsort(turn[kept], kind="stable")]][:num]
+class Bins(NamedTuple):
+    """What a rule that fills bins of ppl asked of each bin and got; such a rule may come short."""
+
+    shape: str
+    """The distribution that the bins follow, in words."""
+    settings: dict[str, Any]
+    """What the rule worked with, for the metrics."""
+    rows: list[dict[str, Any]]
+    """Of each bin: its ends `low` and `high`, its `target`, the number `chosen`, and what was `available` to it."""
 
 
-def lowest(found: Candidates, num: int, per_problem: int) -> Ints:
-    """At most `num` positions of lowest ppl, ties by hash."""
-    order = np.lexsort((found.order, found.ppl))
-    return order[in_turn(found.problem[order]) < per_problem][:num]
+class Choice(NamedTuple):
+    """What a rule takes from the candidates."""
+
+    positions: Ints
+    bins: Bins | None = None
+    """None of a rule without bins: its positions are then in order, and the first n are its choice of n."""
 
 
-RULES = {"random": random, "lowest": lowest}
+Rule = Callable[[Candidates, int, SelectionShared], Choice]
 
 
-def number(shared: SelectionShared, rule: str, found: Candidates) -> int | None:
+def random(candidates: Candidates, num: int, shared: SelectionShared) -> Choice:
+    """At most `num` in hashed order, round-robin over problems."""
+    order = np.argsort(candidates.order)
+    turn = in_turn(candidates.problem[order])
+    allowed = np.flatnonzero(turn < shared.per_problem)
+    return Choice(order[allowed[np.argsort(turn[allowed], kind="stable")]][:num])
+
+
+def lowest(candidates: Candidates, num: int, shared: SelectionShared) -> Choice:
+    """At most `num` of lowest ppl, ties by hash."""
+    return Choice(of_lowest_ppl(candidates, num, shared.per_problem))
+
+
+def of_lowest_ppl(candidates: Candidates, num: int, per_problem: int) -> Ints:
+    """Positions of `lowest`, which the UL sets are chosen by, too."""
+    order = np.lexsort((candidates.order, candidates.ppl))
+    return order[in_turn(candidates.problem[order]) < per_problem][:num]
+
+
+def num_sequences(rule: Rule, candidates: Candidates, shared: SelectionShared) -> int | None:
     """CE sequences to ask for; None where even as many as are eligible do not come up to the B of `tokens(B)`."""
     budget = tokens_of(shared.num_ce)
     if budget is None:
         assert isinstance(shared.num_ce, int)
         return shared.num_ce
-    if rule == "gaussian":
+    most = len(candidates.row)
+    whole = rule(candidates, most, shared)
 
-        def total(num: int) -> int:
-            chosen, _ = gaussian(found, shared.model_copy(update={"num_ce": num}))
-            return num_tokens(found, chosen)
-    else:
-        order = RULES[rule](found, len(found.row), shared.per_problem)
+    def total(num: int) -> int:
+        choice = whole.positions[:num] if whole.bins is None else rule(candidates, num, shared).positions
+        return num_tokens(candidates, choice)
 
-        def total(num: int) -> int:
-            return num_tokens(found, order[:num])
-
-    num = 1 + bisect.bisect_left(range(1, len(found.row) + 1), budget, key=total)
-    if num > len(found.row):
+    num = 1 + bisect.bisect_left(range(1, most + 1), budget, key=total)
+    if num > most:
         return None
     return num - 1 if num > 1 and budget - total(num - 1) < total(num) - budget else num
 
 
-def num_tokens(found: Candidates, chosen: Ints | slice) -> int:
-    return int(found.num_tokens[chosen].sum(dtype=np.int64))
+def num_tokens(candidates: Candidates, chosen: Ints | slice) -> int:
+    return int(candidates.num_tokens[chosen].sum(dtype=np.int64))
 
 
-def with_mean(shared: SelectionShared, found: Candidates) -> SelectionShared:
-    """With the number that `mean: quantile(q)` comes to among the candidates; 1 where there are none."""
-    q = quantile_of(shared.mean)
-    if q is None:
-        return shared
-    return shared.model_copy(update={"mean": float(np.quantile(found.ppl, q)) if len(found.ppl) else 1.0})
-
-
-def gaussian(found: Candidates, shared: SelectionShared) -> tuple[Ints, list[dict[str, Any]]]:
-    """Positions whose ppl follow the truncated Gaussian, and what each bin was asked for and gave."""
-    edges, targets = gaussian_targets(shared)
+def gaussian(candidates: Candidates, num: int, shared: SelectionShared) -> Choice:
+    """At most `num` whose ppl follow the truncated Gaussian."""
+    mean = gaussian_mean(candidates, shared)
+    edges, targets = gaussian_targets(num, mean, shared)
     num_bins = len(targets)
-    bin_of = (np.searchsorted(edges, found.ppl, side="right") - 1).astype(
+    bin_of = (np.searchsorted(edges, candidates.ppl, side="right") - 1).astype(
         np.int32
     )  # -1 and num_bins: outside
-    bin_of[found.ppl == edges[-1]] = num_bins - 1
+    bin_of[candidates.ppl == edges[-1]] = num_bins - 1
     by_bin = np.argsort(bin_of, kind="stable").astype(np.int32)
     starts = np.searchsorted(bin_of, np.arange(num_bins + 1), sorter=by_bin)
     del bin_of
@@ -105,13 +122,17 @@ def gaussian(found: Candidates, shared: SelectionShared) -> tuple[Ints, list[dic
         here = slice(starts[b], starts[b + 1])
         members = by_bin[here]
         first = (
-            -found.num_tokens[members] if shared.within_bin == "longest" else np.zeros(len(members), np.int32)
+            -candidates.num_tokens[members]
+            if shared.within_bin == "longest"
+            else np.zeros(len(members), np.int32)
         )
-        by_bin[here] = members = members[np.lexsort((found.order[members], first))]
-        turn[here] = in_turn(found.problem[members])
+        by_bin[here] = members = members[np.lexsort((candidates.order[members], first))]
+        turn[here] = in_turn(candidates.problem[members])
         capped[b] = np.count_nonzero(turn[here] < shared.per_problem)
 
-    given = np.zeros(int(found.problem.max(initial=-1)) + 1, np.int64)  # by problem, over all bins so far
+    given = np.zeros(
+        int(candidates.problem.max(initial=-1)) + 1, np.int64
+    )  # by problem, over all bins so far
     chosen: list[Ints] = []
     num_chosen = np.zeros(num_bins, np.int64)
     for b in np.argsort(capped / np.maximum(targets, 1), kind="stable"):
@@ -119,10 +140,10 @@ def gaussian(found: Candidates, shared: SelectionShared) -> tuple[Ints, list[dic
             continue
         here = slice(starts[b], starts[b + 1])
         members = by_bin[here]
-        rounds = turn[here] + given[found.problem[members]]
+        rounds = turn[here] + given[candidates.problem[members]]
         open_ = np.flatnonzero(rounds < shared.per_problem)
         taken = members[open_[np.argsort(rounds[open_], kind="stable")]][: targets[b]]
-        np.add.at(given, found.problem[taken], 1)
+        np.add.at(given, candidates.problem[taken], 1)
         chosen.append(taken)
         num_chosen[b] = len(taken)
     bins = [
@@ -136,11 +157,21 @@ def gaussian(found: Candidates, shared: SelectionShared) -> tuple[Ints, list[dic
             strict=True,
         )
     ]
-    return np.concatenate([np.empty(0, np.int32), *chosen]), bins
+    shape = f"the Gaussian over ppl (mean {mean:g}, std {shared.std:g}, cut to {shared.ppl_min:g}-{shared.ppl_max:g})"
+    settings = {"mean": mean, "within_bin": shared.within_bin}
+    return Choice(np.concatenate([np.empty(0, np.int32), *chosen]), Bins(shape, settings, bins))
 
 
-def gaussian_targets(shared: SelectionShared) -> tuple[Floats, Ints]:
-    """Edges [bins + 1] and target counts [bins], which sum to num_ce exactly."""
+def gaussian_mean(candidates: Candidates, shared: SelectionShared) -> float:
+    """The number, or what `quantile(q)` comes to among the candidates; 1 where there are none."""
+    q = quantile_of(shared.mean)
+    if q is None:
+        return float(shared.mean)
+    return float(np.quantile(candidates.ppl, q)) if len(candidates.ppl) else 1.0
+
+
+def gaussian_targets(num: int, mean: float, shared: SelectionShared) -> tuple[Floats, Ints]:
+    """Edges [bins + 1] and target counts [bins], which sum to `num` exactly."""
     span = (shared.ppl_max - shared.ppl_min) / shared.bin_width
     num_bins = max(1, int(np.ceil(span - 1e-9)))
     # rounded, so that 1 + 3 · 0.05 is the 1.15 that a reader of the metrics expects
@@ -148,17 +179,18 @@ def gaussian_targets(shared: SelectionShared) -> tuple[Floats, Ints]:
     edges[-1] = shared.ppl_max
     widths = np.append(np.full(num_bins - 1, shared.bin_width), edges[-1] - edges[-2])
     centers = (edges[:-1] + edges[1:]) / 2
-    assert not isinstance(shared.mean, str), "with_mean comes first"
-    assert isinstance(shared.num_ce, int), "number comes first"
-    log_pdf = -0.5 * ((centers - shared.mean) / shared.std) ** 2
+    log_pdf = -0.5 * ((centers - mean) / shared.std) ** 2
     share = widths * np.exp(log_pdf - log_pdf.max())  # never all zero, however far the mean lies outside
-    quota = shared.num_ce * share / share.sum()
+    quota = num * share / share.sum()
     targets = np.floor(quota).astype(np.int64)
     remainder = np.round(
         quota - targets, 9
     )  # bins at equal distance from the mean tie; the lower one goes first
-    targets[np.argsort(-remainder, kind="stable")[: shared.num_ce - targets.sum()]] += 1
+    targets[np.argsort(-remainder, kind="stable")[: num - targets.sum()]] += 1
     return edges, targets
+
+
+RULES: dict[CeRule, Rule] = {"random": random, "lowest": lowest, "gaussian": gaussian}
 
 
 def in_turn(group: Ints) -> Ints:

@@ -1,4 +1,4 @@
-"""An arm's training set as it is written, and what is said of it: counts, quantiles, and why too little was found."""
+"""The CE or UL part of an arm's training set: its rows as they are written, its metrics, the refusal of too few."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from oxa import prompts
 from oxa.config.prompt import Prompt
+from oxa.errors import DataError
 from oxa.records import schemas, tables
 from oxa.runtime import files
 from oxa.selection import candidates
@@ -60,20 +61,21 @@ def _pieces(order: Ints, lengths: list[int]) -> Iterator[Ints]:
 
 
 def describe(
-    found: Candidates, chosen: Ints, asked: int, verdicts: list[str], funnel: dict[str, int]
+    eligible: Candidates, chosen: Ints, num_wanted: int, verdicts: list[str], funnel: dict[str, int]
 ) -> dict[str, Any]:
-    ppl = found.ppl[chosen]
+    """Metrics of the chosen, positions among the eligible, of which `num_wanted` were to be chosen."""
+    ppl = eligible.ppl[chosen]
     return {
-        "asked": asked,
+        "asked": num_wanted,
         "chosen": len(chosen),
-        "eligible": len(found.row),
-        "problems": num_problems(found.problem[chosen]),
-        "eligible_problems": num_problems(found.problem),
+        "eligible": len(eligible.row),
+        "problems": num_problems(eligible.problem[chosen]),
+        "eligible_problems": num_problems(eligible.problem),
         "ppl_mean": float(ppl.mean()) if len(ppl) else None,
         "ppl_quantiles": _quantiles(ppl),
-        "eligible_ppl_quantiles": _quantiles(found.ppl),
-        "mean_tokens": float(found.num_tokens[chosen].mean()) if len(ppl) else None,
-        "tokens": num_tokens(found, chosen),
+        "eligible_ppl_quantiles": _quantiles(eligible.ppl),
+        "mean_tokens": float(eligible.num_tokens[chosen].mean()) if len(ppl) else None,
+        "tokens": num_tokens(eligible, chosen),
         "verdicts": verdicts,
         "funnel": funnel,
     }
@@ -90,17 +92,27 @@ def _quantiles(ppl: Floats) -> dict[str, float]:
 
 
 def too_few(
-    name: str, asked: int, got: int, per_problem: int, found: Candidates, funnel: dict[str, int], source: Path
-) -> str:
-    steps = ", ".join(f"{step} {count}" for step, count in funnel.items())
+    name: str,
+    num: int,
+    num_chosen: int,
+    per_problem: int,
+    eligible: Candidates,
+    funnel: dict[str, int],
+    source: Path,
+) -> DataError:
+    """Of a CE or UL set (`name`) of `num` sequences that `source` cannot give."""
     keys = "ul.num or ul.min_ppl, raise ul.per_problem" if name == "UL" else "num_ce, raise per_problem"
     if "consensus" in funnel:
         keys += ", switch ul.consensus off"
-    return (
-        f"{source}: selection asks for {asked} {name} sequences and {got} can be had: {len(found.row)} eligible "
-        f"responses of {num_problems(found.problem)} problems, at most {per_problem} of one problem, with ppl "
-        f"{spread(found.ppl)} (left after each condition: {steps}); lower {keys} or bring more responses"
+    return DataError(
+        f"{source}: selection asks for {num} {name} sequences and {num_chosen} can be had: {len(eligible.row)} "
+        f"eligible responses of {num_problems(eligible.problem)} problems, at most {per_problem} of one problem, with "
+        f"ppl {spread(eligible.ppl)} ({left_after(funnel)}); lower {keys} or bring more responses"
     )
+
+
+def left_after(funnel: dict[str, int]) -> str:
+    return f"left after each condition: {', '.join(f'{step} {count}' for step, count in funnel.items())}"
 
 
 def spread(ppl: Floats) -> str:

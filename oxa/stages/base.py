@@ -59,14 +59,14 @@ def take_over(section: Checkpoint, output: Path) -> dict[str, Any]:
     if isinstance(path, Path):
         check_files(path)
     try:
-        found = AutoConfig.from_pretrained(
+        config = AutoConfig.from_pretrained(
             str(path), revision=section.revision or "main", trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: no usable model: {str(error).splitlines()[0]}") from None
-    if getattr(found, "auto_map", None):
+    if getattr(config, "auto_map", None):
         raise DataError(wants_code(path, "config.json"))
-    dtype = found.dtype if isinstance(found.dtype, torch.dtype) else torch.float32
+    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     model, tokenizer = loading.load(path, dtype=dtype, device=torch.device("cpu"), revision=section.revision)
     if tokenizer.init_kwargs.get("auto_map"):
         raise DataError(wants_code(path, "tokenizer_config.json"))
@@ -106,13 +106,13 @@ def without_system_prompt(tokenizer: Any) -> Any:
         explicit = render(template, {"role": "system", "content": mark}, user)
     except jinja2.TemplateError:
         return template  # it knows no system messages
-    before, found, after = explicit.partition(mark)
+    before, is_given, after = explicit.partition(mark)
     default = (
         plain[len(before) : len(plain) - len(after)]
         if plain.startswith(before) and plain.endswith(after)
         else ""
     )
-    if not found or not default or len(before) + len(after) >= len(plain):
+    if not is_given or not default or len(before) + len(after) >= len(plain):
         return template
     edited = template
     for _, kind, literal in jinja2.Environment().lex(template):

@@ -109,18 +109,18 @@ def summarize(generations: pa.Table) -> dict[str, Any]:
     """The numbers of `run` from records.GENERATIONS; needs no model."""
     steps = sorted(generations["step"].unique().to_pylist())
     last = generations.filter(pc.equal(generations["step"], steps[-1]))
-    found = _by_benchmark(last)
-    for name, numbers in found["benchmarks"].items():
+    metrics = _by_benchmark(last)
+    for name, numbers in metrics["benchmarks"].items():
         part = last.filter(pc.equal(last["benchmark"], name))
         tiers = sorted(tier for tier in part["tier"].unique().to_pylist() if tier)
         if tiers:
             numbers["tiers"] = {tier: _numbers(part.filter(pc.equal(part["tier"], tier))) for tier in tiers}
     if steps != [0]:
-        found["steps"] = {
+        metrics["steps"] = {
             str(step): _by_benchmark(generations.filter(pc.equal(generations["step"], step)))
             for step in steps
         }
-    return found
+    return metrics
 
 
 def _by_benchmark(generations: pa.Table) -> dict[str, Any]:
@@ -136,12 +136,12 @@ def _by_benchmark(generations: pa.Table) -> dict[str, Any]:
 def _benchmark_problems(section: Evaluate, problems: Path) -> pa.Table:
     table = tables.read(problems, schemas.PROBLEMS)
     table = table.filter(pc.invert(pc.is_in(table["split"], pa.array(["train", "rlvr"]))))
-    found = set(table["split"].unique().to_pylist())
+    benchmarks = set(table["split"].unique().to_pylist())
     for name in section.num_samples_by_benchmark:
-        if name not in found:
+        if name not in benchmarks:
             raise DataError(
                 f"{problems}: benchmark {name!r} of evaluate.num_samples_by_benchmark has no problems; found "
-                f"{sorted(found)}; check its source under ingest.benchmarks"
+                f"{sorted(benchmarks)}; check its source under ingest.benchmarks"
             )
     if table.num_rows == 0:
         raise DataError(f"{problems}: no benchmark has a problem to evaluate on; check ingest.benchmarks")

@@ -83,22 +83,22 @@ def run(
     Problems are the first `num_problems` of the benchmark's enumeration, which goes on behind the benchmark's own.
     """
     examples = _problems(section, world_)
-    asked, requests = _requests(section, prompt, examples, loading.load_tokenizer(model))
-    found = generate.generate(model, requests, section, engine, scratch=scratch, description="gates")
+    unanswered, requests = _requests(section, prompt, examples, loading.load_tokenizer(model))
+    generations = generate.generate(model, requests, section, engine, scratch=scratch, description="gates")
     texts = [
         (world.opening(trial.forced) if trial.forced else "") + generation.text
-        for trial, generation in zip(asked, found, strict=True)
+        for trial, generation in zip(unanswered, generations, strict=True)
     ]
     items = [
         ([examples[trial.problem].answer], text, generation.finish_reason)
-        for trial, text, generation in zip(asked, texts, found, strict=True)
+        for trial, text, generation in zip(unanswered, texts, generations, strict=True)
     ]
     with Grader(verify) as grader:
         grades = grader.grade(items)
     trials = []
     with files.atomic(output) as temporary, tables.Writer(temporary, schemas.GENERATIONS) as writer:
-        writer.note("sampling", found.settings)
-        for trial, generation, text, grade in zip(asked, found, texts, grades, strict=True):
+        writer.note("sampling", generations.settings)
+        for trial, generation, text, grade in zip(unanswered, generations, texts, grades, strict=True):
             writer.add(
                 benchmark=trial.forced or "free",
                 problem_id=hashes.problem_id(examples[trial.problem].question),
@@ -200,11 +200,11 @@ def judge(trials: Sequence[Trial], examples: Sequence[world.Example], overlap: i
             "problems of the corpus or the training data": (Measured(overlap), "overlap"),
         },
     }
-    found = {}
+    gates = {}
     for gate, parts in measured.items():
         rows = {what: _row(value, *BOUNDS[bound]) for what, (value, bound) in parts.items()}
-        found[gate] = {"passed": all(row["passed"] for row in rows.values()), "rows": rows}
-    return found
+        gates[gate] = {"passed": all(row["passed"] for row in rows.values()), "rows": rows}
+    return gates
 
 
 class Measured(NamedTuple):
@@ -219,8 +219,8 @@ def _share(outcomes: Iterable[tuple[int, bool]]) -> Measured:
         of_problem[problem].append(outcome)
     if not of_problem:
         return Measured(None)
-    total = np.array([sum(found) for found in of_problem.values()])
-    count = np.array([len(found) for found in of_problem.values()])
+    total = np.array([sum(part) for part in of_problem.values()])
+    count = np.array([len(part) for part in of_problem.values()])
     share = total.sum() / count.sum()
     error = np.sqrt(((total - share * count) ** 2).sum()) / count.sum()  # of a ratio of sums
     return Measured(float(share), float(1.96 * error))

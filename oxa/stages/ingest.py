@@ -48,7 +48,7 @@ from oxa.data.contamination import Overlap
 from oxa.data.counts import Count, Tables
 from oxa.data.mappings import Purpose, Record, Reject
 from oxa.data.problems import Rlvr, Training, add_benchmark
-from oxa.data.sources import count, name, read
+from oxa.data.sources import check, count, name, read
 from oxa.grading.grader import Grader
 from oxa.prompts import END_THINK
 from oxa.records import schemas
@@ -73,6 +73,14 @@ def run(
     After a kill the sources are read anew; only what checking gold answers found is kept, in `scratch`, since that
     takes most of the time.
     """
+    of_purpose: tuple[tuple[Purpose, Iterable[Source]], ...] = (
+        ("benchmark", section.benchmarks.values()),
+        ("teacher", section.teacher),
+        ("rlvr", section.rlvr),
+    )
+    for purpose, named in of_purpose:  # before the first is read: checking a source's answers may take hours
+        for source in named:
+            check(source, purpose)
     folder = Path(sources.folder)
     with ExitStack() as stack:
 
@@ -89,8 +97,8 @@ def run(
         overlap = Overlap(section.decontamination)
 
         def rows(source: Source, purpose: Purpose, what: str) -> Iterable[Record | Reject]:
-            found = read(source, sources, purpose)
-            bar = progress.bar(found, total=count(source, folder), desc=f"ingest {what}", unit="row")
+            records = read(source, sources, purpose)
+            bar = progress.bar(records, total=count(source, folder), desc=f"ingest {what}", unit="row")
             return cast("Iterable[Record | Reject]", bar)
 
         benchmarks = {

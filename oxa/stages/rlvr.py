@@ -22,7 +22,6 @@ rewards (they are counted), no several updates a batch of rollouts, no dropout, 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -47,9 +46,10 @@ from oxa.errors import ConfigError, DataError
 from oxa.generation import attention
 from oxa.grading.grader import Grader
 from oxa.model import loading
+from oxa.model.trainer import on_one_device
 from oxa.records import schemas, tables
 from oxa.runtime import journal
-from oxa.training import batches, resume, temperature
+from oxa.training import batches, resume, steps, temperature
 from oxa.training.grpo import RLVRTrainer
 from oxa.training.rollouts import Problem, Rollouts
 
@@ -94,11 +94,9 @@ def run(
     chosen = _choose(section, prompt, problems, tokenizer, context)
     order = list(islice(_steps(sorted(chosen.problems), section.num_prompts, seed), section.steps))
     ends = loading.end_ids(network, tokenizer)  # before the trainer edits the model's settings
-    resumable, kept = resume.folder(scratch), scratch / "kept"
-    settings = _settings(section, micro_batch_size, accumulation, context, resumable, seed)
+    checkpoints, for_output = resume.folder(scratch), scratch / "kept"
+    settings = on_one_device(_settings(section, micro_batch_size, accumulation, context, checkpoints, seed))
     assert settings.world_size == num_processes
-    # private, hence the pin of transformers: a process with several GPUs would give each a whole micro-batch
-    settings._n_gpu = 1
     with Grader(_share_of(verify)) as grader:
         rollouts = Rollouts(section, chosen.problems, tokenizer, ends, context, grader, seed)
         explored = _set_temperature(section, settings, rollouts, network, order[0])
@@ -108,7 +106,7 @@ def run(
             _dataset(section, chosen.problems, order),
             settings,
             rollouts=rollouts,
-            keep=partial(_keep, section, model, kept),
+            keep=partial(_keep, section, model, for_output),
             log=log,
         )
         if section.engine == "torch" and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
@@ -116,10 +114,9 @@ def run(
                 "rlvr.engine: torch generates with whole weights in every process, and these are spread over several; "
                 "take vllm_colocate or vllm_server, or launch without FSDP and DeepSpeed"
             )
-        resume.refuse_parts(getattr(trainer.accelerator.state, "fsdp_plugin", None))
-        trainer.train(resume_from_checkpoint=resume.last_whole(resumable, trainer.is_world_process_zero()))
+        resume.train(trainer, checkpoints)
     if trainer.is_world_process_zero():
-        shutil.copytree(kept, output, dirs_exist_ok=True)
+        shutil.copytree(for_output, output, dirs_exist_ok=True)
     trainer.accelerator.wait_for_everyone()
     return {
         "split": chosen.split,
@@ -150,8 +147,8 @@ def _set_temperature(
     if wanted is None:
         return {"temperature": rollouts.temperature}
     network.to(settings.device)
-    found = temperature.matching(wanted, partial(rollouts.entropy_at, network, tuple(problem_ids)))
-    ((rollouts.temperature, entropy),) = broadcast_object_list([found])
+    match = temperature.matching(wanted, partial(rollouts.entropy_at, network, tuple(problem_ids)))
+    ((rollouts.temperature, entropy),) = broadcast_object_list([match])
     settings.temperature = rollouts.temperature
     return {"temperature": rollouts.temperature, "entropy_before": entropy}
 
@@ -229,46 +226,25 @@ def _cut(section: Rlvr, num_processes: int) -> tuple[int, int]:
 def _settings(
     section: Rlvr, micro_batch_size: int, accumulation: int, context: int, checkpoints: Path, seed: int
 ) -> GRPOConfig:
+    common = steps.settings(section, section.steps, micro_batch_size, accumulation, checkpoints, seed)
+    is_known = entropy_of(section.temperature) is None
     return GRPOConfig(
-        output_dir=str(checkpoints),
+        **common,
         max_steps=section.steps,
-        per_device_train_batch_size=micro_batch_size,
-        gradient_accumulation_steps=accumulation,
         steps_per_generation=accumulation,  # new rollouts for every step, which updates once
         num_iterations=1,
         num_generations=section.num_generations,
         max_completion_length=section.max_tokens,
         shuffle_dataset=False,
-        temperature=section.temperature
-        if entropy_of(section.temperature) is None
-        else 1.0,  # or not known yet
+        temperature=section.temperature if is_known else 1.0,
         top_p=section.top_p,
         loss_type=section.loss,
         scale_rewards=section.scale_rewards,
         beta=section.kl_weight,
         use_bias_correction_kl=False,  # TRL's default is ρ k3, whose gradient is another
         disable_dropout=True,
-        learning_rate=section.learning_rate,
         lr_scheduler_type=SCHEDULES[section.schedule],
-        warmup_steps=math.ceil(section.warmup_ratio * section.steps),
-        weight_decay=section.weight_decay,
-        max_grad_norm=section.max_grad_norm,
-        bf16=section.dtype == "bfloat16",
-        gradient_checkpointing=section.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        seed=seed % 2**32,  # NumPy takes no more
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # it would show the mean of earlier losses for one that is no number
-        save_strategy="steps",
-        save_steps=section.checkpoint_every,
-        save_total_limit=2,  # the last may be half-written when the process dies
-        remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
         dataloader_pin_memory=False,  # rows of text
-        use_cpu=not torch.cuda.is_available(),  # without it several processes on CPUs would each train alone
-        disable_tqdm=True,
-        report_to=[],
-        push_to_hub=False,
         **_vllm(section, context),
     )
 
@@ -287,11 +263,11 @@ def _vllm(section: Rlvr, context: int) -> dict[str, Any]:
     }
 
 
-def _keep(section: Rlvr, base: Path, kept: Path, trainer: RLVRTrainer, step: int) -> None:
+def _keep(section: Rlvr, base: Path, folder: Path, trainer: RLVRTrainer, step: int) -> None:
     """Saves a step's weights in the base's own type; all other files are the base's."""
     if step % section.save_every and step != section.steps:
         return
-    part, whole = kept / ".part", kept / f"step-{step}"
+    part, whole = folder / ".part", folder / f"step-{step}"
     if trainer.is_world_process_zero():
         shutil.rmtree(part, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()

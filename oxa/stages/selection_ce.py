@@ -17,8 +17,8 @@ from oxa.errors import DataError
 from oxa.runtime import journal
 from oxa.selection import candidates
 from oxa.selection.candidates import Candidates, Files
-from oxa.selection.rules import RULES, gaussian, num_tokens, number, with_mean
-from oxa.selection.training_set import describe, num_problems, spread, too_few, write
+from oxa.selection.rules import RULES, Bins, num_sequences, num_tokens
+from oxa.selection.training_set import describe, left_after, num_problems, spread, too_few, write
 
 logger = logging.getLogger(__name__)
 
@@ -42,42 +42,27 @@ def run(
     a rerun takes seconds.
     """
     files = Files(problems, responses, verdicts, scores)
-    chosen, metrics = _choose(shared, rule, files, log)
-    write(output, files, chosen, "ce", prompt)
-    return metrics
-
-
-def _choose(
-    shared: SelectionShared, rule: CeRule, files: Files, log: journal.Log
-) -> tuple[Candidates, dict[str, Any]]:
-    found, funnel = candidates.read(files, ["correct"], shared.seed, whole=True)
+    eligible, funnel = candidates.read(files, ["correct"], shared.seed, whole=True)
+    num = num_sequences(RULES[rule], eligible, shared)
+    if num is None:
+        raise _too_few_tokens(shared, rule, eligible, funnel, responses)
+    chosen, bins = RULES[rule](eligible, num, shared)
     metrics: dict[str, Any] = {}
-    if rule == "gaussian":
-        shared = with_mean(shared, found)
-    num_ce = number(shared, rule, found)
-    if num_ce is None:
-        raise DataError(_too_few_tokens(shared, rule, found, funnel, files.responses))
-    shared = shared.model_copy(update={"num_ce": num_ce})
-    if rule == "gaussian":
-        metrics["mean"] = shared.mean
-        chosen, metrics["bins"] = gaussian(found, shared)
-        metrics["within_bin"] = shared.within_bin
-        _report_bins(found, shared, metrics["bins"], log)
-    else:
-        chosen = RULES[rule](found, num_ce, shared.per_problem)
-        if len(chosen) < num_ce:
-            got, cap = len(chosen), shared.per_problem
-            raise DataError(too_few("CE", num_ce, got, cap, found, funnel, files.responses))
-    metrics["ce"] = describe(found, chosen, num_ce, ["correct"], funnel)
-    metrics["shortage"] = num_ce - len(chosen)
-    return found.only(chosen), metrics
+    if bins is not None:
+        _report(bins, log)
+        if num - len(chosen) > shared.max_shortage * num:
+            raise _too_short(shared, bins, num, len(chosen), eligible)
+        metrics = {**bins.settings, "bins": bins.rows}
+    elif len(chosen) < num:
+        raise too_few("CE", num, len(chosen), shared.per_problem, eligible, funnel, responses)
+    write(output, files, eligible.only(chosen), "ce", prompt)
+    ce = describe(eligible, chosen, num, ["correct"], funnel)
+    return metrics | {"ce": ce, "shortage": num - len(chosen)}
 
 
-def _report_bins(
-    found: Candidates, shared: SelectionShared, bins: list[dict[str, Any]], log: journal.Log
-) -> None:
-    """Logs each bin that was asked for something; raises DataError where too much is missing."""
-    for index, row in enumerate(bins):
+def _report(bins: Bins, log: journal.Log) -> None:
+    """Logs each bin that was asked for something, and warns of those that came short."""
+    for index, row in enumerate(bins.rows):
         if row["target"]:
             short = row["target"] - row["chosen"]
             log(
@@ -94,27 +79,28 @@ def _report_bins(
                     short,
                     row["available"],
                 )
-    num_chosen = sum(row["chosen"] for row in bins)
-    assert isinstance(shared.num_ce, int)
-    if shared.num_ce - num_chosen > shared.max_shortage * shared.num_ce:
-        raise DataError(
-            f"the Gaussian over ppl (mean {shared.mean:g}, std {shared.std:g}, cut to {shared.ppl_min:g}-"
-            f"{shared.ppl_max:g}) found {num_chosen} of the {shared.num_ce} CE sequences asked for, more missing than "
-            f"selection.shared.max_shortage {shared.max_shortage:g} allows: {len(found.row)} eligible responses of "
-            f"{num_problems(found.problem)} problems have ppl {spread(found.ppl)}; move selection.shared.mean "
-            "towards these, widen std, lower num_ce, raise per_problem or bring more teacher data"
-        )
+
+
+def _too_short(
+    shared: SelectionShared, bins: Bins, num: int, num_chosen: int, eligible: Candidates
+) -> DataError:
+    return DataError(
+        f"{bins.shape} found {num_chosen} of the {num} CE sequences asked for, more missing than "
+        f"selection.shared.max_shortage {shared.max_shortage:g} allows: {len(eligible.row)} eligible responses of "
+        f"{num_problems(eligible.problem)} problems have ppl {spread(eligible.ppl)}; move selection.shared.mean "
+        "towards these, widen std, lower num_ce, raise per_problem or bring more teacher data"
+    )
 
 
 def _too_few_tokens(
-    shared: SelectionShared, rule: str, found: Candidates, funnel: dict[str, int], source: Path
-) -> str:
-    steps = ", ".join(f"{step} {count}" for step, count in funnel.items())
-    shape = "move selection.shared.mean towards these ppl, widen std, " if rule == "gaussian" else ""
-    return (
+    shared: SelectionShared, rule: CeRule, eligible: Candidates, funnel: dict[str, int], source: Path
+) -> DataError:
+    has_bins = RULES[rule](eligible, 1, shared).bins is not None
+    shape = "move selection.shared.mean towards these ppl, widen std, " if has_bins else ""
+    return DataError(
         f"{source}: selection asks for CE sequences of {tokens_of(shared.num_ce)} tokens together, and what the rule "
-        f"{rule} can choose, at most {shared.per_problem} of one problem, holds fewer: {len(found.row)} eligible "
-        f"responses of {num_problems(found.problem)} problems, with {num_tokens(found, slice(None))} "
-        f"tokens and ppl {spread(found.ppl)} (left after each condition: {steps}); lower num_ce, {shape}raise "
-        "per_problem or bring more responses"
+        f"{rule} can choose, at most {shared.per_problem} of one problem, holds fewer: {len(eligible.row)} eligible "
+        f"responses of {num_problems(eligible.problem)} problems, with {num_tokens(eligible, slice(None))} "
+        f"tokens and ppl {spread(eligible.ppl)} ({left_after(funnel)}); lower num_ce, {shape}raise per_problem or "
+        "bring more responses"
     )

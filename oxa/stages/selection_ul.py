@@ -12,13 +12,12 @@ from typing import Any
 
 from oxa.config.prompt import Prompt
 from oxa.config.selection import SelectionShared, UnlikelihoodSet
-from oxa.errors import DataError
 from oxa.grading import second_check
 from oxa.records import schemas
 from oxa.runtime import journal
 from oxa.selection import candidates
 from oxa.selection.candidates import Candidates, Files
-from oxa.selection.rules import lowest
+from oxa.selection.rules import of_lowest_ppl
 from oxa.selection.training_set import describe, too_few, write
 
 
@@ -41,30 +40,23 @@ def run(
     rerun takes seconds.
     """
     files = Files(problems, responses, verdicts, scores)
-    chosen, description = _choose(section, shared.seed, files)
-    write(output, files, chosen, "ul", prompt)
-    return {"ul": description}
-
-
-def _choose(section: UnlikelihoodSet, seed: int, files: Files) -> tuple[Candidates, dict[str, Any]]:
-    found, funnel = candidates.read(files, section.verdicts, seed, whole=not section.allow_length)
-    found = found.only(found.ppl >= section.min_ppl)
-    funnel["floor"] = len(found.row)
+    eligible, funnel = candidates.read(files, section.verdicts, shared.seed, whole=not section.allow_length)
+    eligible = eligible.only(eligible.ppl >= section.min_ppl)
+    funnel["floor"] = len(eligible.row)
     if section.consensus:
-        found = found.only(_surely_wrong(found, files))
-        funnel["consensus"] = len(found.row)
-    chosen = lowest(found, section.num, section.per_problem)
+        eligible = eligible.only(_surely_wrong(eligible, files))
+        funnel["consensus"] = len(eligible.row)
+    chosen = of_lowest_ppl(eligible, section.num, section.per_problem)
     if len(chosen) < section.num:
-        raise DataError(
-            too_few("UL", section.num, len(chosen), section.per_problem, found, funnel, files.responses)
-        )
-    return found.only(chosen), describe(found, chosen, section.num, list(section.verdicts), funnel)
+        raise too_few("UL", section.num, len(chosen), section.per_problem, eligible, funnel, responses)
+    write(output, files, eligible.only(chosen), "ul", prompt)
+    return {"ul": describe(eligible, chosen, section.num, list(section.verdicts), funnel)}
 
 
-def _surely_wrong(found: Candidates, files: Files) -> list[bool]:
+def _surely_wrong(eligible: Candidates, files: Files) -> list[bool]:
     """Which of them the second check calls wrong, too."""
-    predicted = candidates.take(files.verdicts, schemas.VERDICTS, ["predicted"], found.verdict_row)
-    golds = candidates.take(files.problems, schemas.PROBLEMS, ["answers"], found.problem)
+    predicted = candidates.take(files.verdicts, schemas.VERDICTS, ["predicted"], eligible.verdict_row)
+    golds = candidates.take(files.problems, schemas.PROBLEMS, ["answers"], eligible.problem)
     return [
         second_check.surely_wrong(gold, answer)
         for gold, answer in zip(golds["answers"].to_pylist(), predicted["predicted"].to_pylist(), strict=True)

@@ -78,9 +78,9 @@ def run(
     prompt fills the context, is left out and counted as `no_room`.
     """
     examples = _examples(section, data, data.name in suppressing)
-    asked = sorted({example["problem_id"] for example in examples})
-    pool = _pool("teacher", teacher, teacher_verdicts, teacher_scores, asked)
-    pool |= _pool("self", self_responses, self_verdicts, self_scores, asked)
+    problem_ids = sorted({example["problem_id"] for example in examples})
+    pool = _pool("teacher", teacher, teacher_verdicts, teacher_scores, problem_ids)
+    pool |= _pool("self", self_responses, self_verdicts, self_scores, problem_ids)
     missing = [example["response_id"] for example in examples if example["response_id"] not in pool]
     if missing:
         raise DataError(
@@ -98,13 +98,13 @@ def run(
     network, _ = loading.load(model, dtype=torch.float32)
     after = _log_probs(section, network, spelt, "after training")
 
-    kept = [row for row in rows if {row["example_id"], row["response_id"]} <= set(spelt)]
-    for row in kept:
+    shown = [row for row in rows if {row["example_id"], row["response_id"]} <= set(spelt)]
+    for row in shown:
         key = row["response_id"]
         row |= {"tokens": spelt[key].pieces, "before": before[key], "after": after[key]}
         row |= {"num_tokens": spelt[key].num_tokens, "cut": len(before[key]) < spelt[key].num_tokens}
-    tables.write(output, kept, schemas.TRACES)
-    return _metrics(kept) | {"no_room": len(rows) - len(kept)}
+    tables.write(output, shown, schemas.TRACES)
+    return _metrics(shown) | {"no_room": len(rows) - len(shown)}
 
 
 # Which responses are shown.
@@ -124,11 +124,13 @@ def _examples(section: Traces, data: Path, suppresses: bool) -> list[Row]:
     return chosen
 
 
-def _pool(origin: str, responses: Path, verdicts: Path, scores: Path, asked: list[str]) -> dict[str, Row]:
-    """Every response of this origin to the problems asked for, by id; texts are left in the file."""
+def _pool(
+    origin: str, responses: Path, verdicts: Path, scores: Path, problem_ids: list[str]
+) -> dict[str, Row]:
+    """Every response of this origin to these problems, by id; texts are left in the file."""
     table = tables.read(responses, schemas.RESPONSES, ["response_id", "problem_id"])
     table = table.append_column("row", pa.array(np.arange(len(table))))
-    table = table.filter(pc.is_in(table["problem_id"], pa.array(asked, pa.string())))
+    table = table.filter(pc.is_in(table["problem_id"], pa.array(problem_ids, pa.string())))
     graded = tables.read(verdicts, schemas.VERDICTS, ["response_id", "verdict"])
     index = pc.index_in(table["response_id"], graded["response_id"])
     if index.null_count:
@@ -164,8 +166,8 @@ def _with_beside(section: Traces, examples: list[Row], pool: dict[str, Row]) -> 
 
 def _fill_problems(rows: list[Row], problems: Path) -> None:
     table = tables.read(problems, schemas.PROBLEMS, ["problem_id", "question", "answers", "split"])
-    asked = pa.array([row["problem_id"] for row in rows], pa.string())
-    wanted = pc.and_(pc.is_in(table["problem_id"], asked), pc.equal(table["split"], "train"))
+    problem_ids = pa.array([row["problem_id"] for row in rows], pa.string())
+    wanted = pc.and_(pc.is_in(table["problem_id"], problem_ids), pc.equal(table["split"], "train"))
     known = {row.pop("problem_id"): row for row in table.filter(wanted).drop("split").to_pylist()}
     for row in rows:
         if row["problem_id"] not in known:
@@ -224,7 +226,7 @@ def pieces(text: str, ends: Iterable[int]) -> list[str]:
 def _log_probs(section: Traces, network: Any, spelt: dict[str, Spelt], when: str) -> dict[str, np.ndarray]:
     """ln p of the shown tokens of each response, float32 [T]."""
     keys = list(spelt)
-    found: dict[str, np.ndarray] = {}
+    values_by_id: dict[str, np.ndarray] = {}
     plan = batches.by_token_budget([len(spelt[key].ids) for key in keys], section.batch_tokens)
     for batch in progress.bar(plan, desc=f"traces {when}", unit="batch"):
         part = [spelt[keys[at]] for at in batch]
@@ -232,8 +234,8 @@ def _log_probs(section: Traces, network: Any, spelt: dict[str, Spelt], when: str
             network, [response.ids for response in part], [response.start for response in part], CHUNK
         )
         values = np.split(statistics.log_probs.cpu().numpy(), np.cumsum(counts)[:-1])
-        found |= {keys[at]: of_row for at, of_row in zip(batch, values, strict=True)}
-    return found
+        values_by_id |= {keys[at]: of_row for at, of_row in zip(batch, values, strict=True)}
+    return values_by_id
 
 
 def _metrics(rows: list[Row]) -> dict[str, Any]:

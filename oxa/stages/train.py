@@ -14,7 +14,6 @@ KL to the base, no entropy bonus, no early stopping, no best checkpoint: the las
 from __future__ import annotations
 
 import copy
-import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,10 +31,11 @@ from oxa import prompts
 from oxa.config.train import TrainArm, TrainShared
 from oxa.errors import ConfigError, DataError
 from oxa.model import loading
+from oxa.model.trainer import on_one_device
 from oxa.records import training_set
 from oxa.records.training_set import OBJECTIVES
 from oxa.runtime import journal, progress
-from oxa.training import batches, kto, resume
+from oxa.training import batches, kto, resume, steps
 from oxa.training.sft import OXATrainer
 
 TOKENIZED_AT_ONCE = 1000
@@ -75,11 +75,19 @@ def run(
     _check(data, shared, arm, rows)
     order = batches.step_order(rows.num["ce"], rows.num["ul"], shared.num_ce, arm.num_ul, shared.epochs, seed)
     num_micro_batches = size // micro_batch_size  # of a step, over all processes
-    kept = resume.folder(scratch)
+    checkpoints = resume.folder(scratch)
     accumulation = num_micro_batches // num_processes
-    common = _settings(shared, len(order), micro_batch_size, accumulation, kept, seed)
-    told: dict[str, Any] = {"log": log, "epochs_a_step": shared.num_ce / rows.num["ce"]}
+    settings = steps.settings(shared, len(order), micro_batch_size, accumulation, checkpoints, seed) | {
+        "num_train_epochs": 1,  # the sampler lays all passes out flat, so that a resume only skips
+        "lr_scheduler_type": "cosine",
+        "adam_beta1": shared.adam_beta1,
+        "adam_beta2": shared.adam_beta2,
+        "max_length": None,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    logging: dict[str, Any] = {"log": log, "epochs_a_step": shared.num_ce / rows.num["ce"]}
     trainer: OXATrainer | kto.UnpairedTrainer
+    config: SFTConfig | KTOConfig
     if arm.objective == "kto":
         if micro_batch_size == 1:
             raise ConfigError(
@@ -87,17 +95,18 @@ def run(
                 f"take 2 or more, such that {size // num_processes} sequences are cut evenly"
             )
         plan = [cut for step in order.tolist() for cut in kto.micro_batches(step, num_micro_batches)]
-        settings = _on_one_device(
-            KTOConfig(
-                **common,
-                beta=arm.kto_beta,
-                undesirable_weight=arm.ul_weight,
-                logging_nan_inf_filter=False,  # it would show the mean of earlier losses for one that is no number
-            )
-        )
+        config = KTOConfig(**settings, beta=arm.kto_beta, undesirable_weight=arm.ul_weight)
         reference, _ = loading.load(model, dtype=torch.float32, device=torch.device("cpu"))
         trainer = kto.UnpairedTrainer(
-            network, reference, tokenizer, rows.dataset, plan, shared, settings, longest=longest, **told
+            network,
+            reference,
+            tokenizer,
+            rows.dataset,
+            plan,
+            shared,
+            on_one_device(config),
+            longest=longest,
+            **logging,
         )
     else:
         plan = [
@@ -105,11 +114,12 @@ def run(
             for step in order
             for cut in batches.micro_batches(rows.lengths[step], num_micro_batches)
         ]
-        settings = _on_one_device(SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True}))
-        trainer = OXATrainer(network, tokenizer, rows.dataset, plan, shared, arm, settings, **told)
-    assert settings.world_size == num_processes
-    resume.refuse_parts(getattr(trainer.accelerator.state, "fsdp_plugin", None))
-    trainer.train(resume_from_checkpoint=resume.last_whole(kept, trainer.is_world_process_zero()))
+        config = SFTConfig(**settings, dataset_kwargs={"skip_prepare_dataset": True})
+        trainer = OXATrainer(
+            network, tokenizer, rows.dataset, plan, shared, arm, on_one_device(config), **logging
+        )
+    assert config.world_size == num_processes
+    resume.train(trainer, checkpoints)
     network.config, network.generation_config = configs
     _save(trainer, model, output)
     return {
@@ -171,62 +181,16 @@ def _tokenize(data: Path, suppresses: bool, tokenizer: Any, limit: int) -> Rows:
 
 def _check(data: Path, shared: TrainShared, arm: TrainArm, rows: Rows) -> None:
     for objective, per_step in (("ce", shared.num_ce), ("ul", arm.num_ul)):
-        kept, dropped = rows.num[objective], rows.dropped[objective]
-        if per_step and not kept and dropped:
+        num, dropped = rows.num[objective], rows.dropped[objective]
+        if per_step and not num and dropped:
             raise DataError(
                 f"{data}: all {dropped} {objective} rows are longer than train.shared.max_length or the model's "
                 "context allow; raise them or select shorter responses"
             )
-        if per_step and not kept:
+        if per_step and not num:
             raise DataError(
                 f"{data}: holds no row with objective {objective}, of which every step takes {per_step}; select some"
             )
-
-
-def _settings(
-    shared: TrainShared,
-    num_steps: int,
-    micro_batch_size: int,
-    accumulation: int,
-    checkpoints: Path,
-    seed: int,
-) -> dict[str, Any]:
-    """What the configs of TRL's trainers have in common."""
-    return {
-        "output_dir": str(checkpoints),
-        "per_device_train_batch_size": micro_batch_size,
-        "gradient_accumulation_steps": accumulation,
-        "num_train_epochs": 1,  # the sampler lays all passes out flat, so that a resume only skips
-        "learning_rate": shared.learning_rate,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": math.ceil(shared.warmup_ratio * num_steps),
-        "adam_beta1": shared.adam_beta1,
-        "adam_beta2": shared.adam_beta2,
-        "weight_decay": shared.weight_decay,
-        "max_grad_norm": shared.max_grad_norm,
-        "bf16": shared.dtype == "bfloat16",
-        "gradient_checkpointing": shared.gradient_checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
-        "seed": seed % 2**32,  # NumPy takes no more
-        "logging_steps": 1,
-        "save_strategy": "steps",
-        "save_steps": shared.checkpoint_every,
-        "save_total_limit": 2,  # the last may be half-written when the process dies
-        "max_length": None,
-        "remove_unused_columns": False,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "use_cpu": not torch.cuda.is_available(),  # without it several processes on CPUs would each train alone
-        "ddp_find_unused_parameters": False,  # every micro-batch uses all; looking for others walks the graph once more
-        "disable_tqdm": True,
-        "report_to": [],
-        "push_to_hub": False,
-    }
-
-
-def _on_one_device(settings: Any) -> Any:
-    # private, hence the pin of transformers: a process with several GPUs would give each a whole micro-batch
-    settings._n_gpu = 1
-    return settings
 
 
 def _num_tokens(rows: Rows, order: np.ndarray) -> dict[str, int]:

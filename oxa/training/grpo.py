@@ -32,19 +32,19 @@ from typing import Any, get_args
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from oxa.config.section import Verdict
 from oxa.model import log_probs
 from oxa.runtime import journal
-from oxa.training.rollouts import Rollouts, not_finite
-from oxa.training.steps import FINAL_SHARE, Bar
+from oxa.training.rollouts import Rollouts
+from oxa.training.steps import Quiet, last, means, not_finite
 
 VERDICTS: tuple[str, ...] = get_args(Verdict)
 
 
-class RLVRTrainer(GRPOTrainer):
+class RLVRTrainer(Quiet, GRPOTrainer):
     """GRPOTrainer whose rewards are verdicts, with the project's metrics and one log line a step."""
 
     def __init__(
@@ -69,13 +69,9 @@ class RLVRTrainer(GRPOTrainer):
                 args=settings,
                 train_dataset=dataset,
                 processing_class=tokenizer,
-                callbacks=[Bar(), Keeper(self)],
+                callbacks=[Keeper(self)],
                 rollout_func=None if settings.use_vllm else rollouts.draw,
             )
-        self.remove_callback(PrinterCallback)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL writes one into every checkpoint; ours are scratch."""
 
     def keep(self, step: int) -> None:
         """Keeps the weights of a step that is to be evaluated."""
@@ -124,7 +120,9 @@ class RLVRTrainer(GRPOTrainer):
         """Means and counts over all rollouts of the step, whatever the micro-batches and processes."""
         for name in ("loss", "grad_norm"):
             if not math.isfinite(logs[name]):
-                raise not_finite(self.args.learning_rate, name, logs[name], self.state.global_step)
+                raise not_finite(
+                    "rlvr.learning_rate", self.args.learning_rate, name, logs[name], self.state.global_step
+                )
         tokens = self.accelerator.reduce(torch.stack(self._micro_tokens), "sum").tolist()
         self._micro_tokens.clear()
         # private, hence the pin of trl: one mean over the tokens of each micro-batch
@@ -154,7 +152,7 @@ class RLVRTrainer(GRPOTrainer):
     def summary(self) -> dict[str, Any]:
         """Counts over all steps, and means over the last ones."""
         history = self._history()
-        last = [_shown(row) for row in history[-max(1, round(FINAL_SHARE * len(history))) :]]
+        shown = [_shown(row) for row in last(history)]
         total = {name: sum(row[name] for row in history) for name in history[0] if name.startswith("num_")}
         mixed = total["num_groups"] - total["num_all_right"] - total["num_all_wrong"]
         return {
@@ -167,7 +165,7 @@ class RLVRTrainer(GRPOTrainer):
                 "mixed": mixed,
             },
             "verdicts": {name: total[f"num_{name}"] for name in VERDICTS},
-            "final": {name: math.fsum(row[name] for row in last) / len(last) for name in last[0]},
+            "final": means(shown, {name: name for name in shown[0]}),
         }
 
 

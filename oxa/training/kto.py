@@ -18,30 +18,18 @@ import copy
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import DataLoader
-from transformers import PrinterCallback
 from trl import KTOConfig, KTOTrainer
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
 from oxa.config.train import TrainShared
 from oxa.model import log_probs
 from oxa.runtime import journal
-from oxa.training.steps import FINAL_SHARE, Bar, not_finite
-
-LOGGED = {
-    "loss": "loss",
-    "kl": "kl",
-    "entropy": "entropy",
-    "rewards/chosen": "ce_reward",
-    "rewards/rejected": "ul_reward",
-    "grad_norm": "grad_norm",
-}
-"""TRL's names, to ours."""
+from oxa.training.steps import Planned, not_finite, pad_id
 
 
 def micro_batches(step: list[int], num: int) -> list[list[int]]:
@@ -68,8 +56,17 @@ class Collator(DataCollatorForUnpairedPreference):
         return batch
 
 
-class UnpairedTrainer(KTOTrainer):
+class UnpairedTrainer(Planned, KTOTrainer):
     """KTOTrainer with fixed steps, our tokens, and one log line a step."""
+
+    METRICS: ClassVar = {
+        "loss": "loss",
+        "kl": "kl",
+        "entropy": "entropy",
+        "rewards/chosen": "ce_reward",
+        "rewards/rejected": "ul_reward",
+        "grad_norm": "grad_norm",
+    }
 
     def __init__(
         self,
@@ -85,39 +82,24 @@ class UnpairedTrainer(KTOTrainer):
         log: journal.Log,
         epochs_a_step: float,
     ) -> None:
-        self._plan, self._shared = plan, shared
-        self._user_log, self._epochs_a_step = log, epochs_a_step
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         super().__init__(
+            plan,
+            shared,
+            log,
+            epochs_a_step,
             model=model,
             ref_model=reference,
             args=settings,
             # a completion behind another row's prompt may be longer than any row
-            data_collator=Collator(pad_token_id=pad, max_length=longest),
+            data_collator=Collator(pad_token_id=pad_id(tokenizer), max_length=longest),
             train_dataset=dataset,
             processing_class=copy.deepcopy(tokenizer),  # TRL gives it a padding token
-            callbacks=[Bar()],
         )
         self.processing_class = tokenizer
-        self.remove_callback(PrinterCallback)
 
     # private, hence the pin of trl: it would tokenise texts by rules that are not those of the other arms
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Micro-batches as planned; the processes take turns."""
-        return self.accelerator.prepare(
-            DataLoader(
-                self.train_dataset,
-                batch_sampler=self._plan,
-                collate_fn=self.data_collator,
-                pin_memory=self.args.dataloader_pin_memory,
-            )
-        )
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL writes one into every checkpoint; ours are scratch."""
 
     def get_batch_samples(self, *args: Any) -> tuple[list[Any], Any]:
         self._step_begun = time.perf_counter()
@@ -133,35 +115,8 @@ class UnpairedTrainer(KTOTrainer):
             loss: Tensor = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         return loss
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Called after every optimizer step, and once at the end with a summary that is of no use here."""
-        is_step = "learning_rate" in logs
-        if is_step:
-            if not math.isfinite(logs["loss"]):
-                raise not_finite(self._shared.learning_rate, logs["loss"], self.state.global_step)
-            logs = {**logs, "seconds": time.perf_counter() - self._step_begun, "tokens": self._step_tokens}
-        super().log(logs, start_time)  # TRL adds its metrics; a checkpoint keeps them
-        step, every = self.state.global_step, self._shared.log_every
-        if is_step and self.is_world_process_zero() and (step % every == 0 or step == self.state.max_steps):
-            window = self._history()[-((step - 1) % every + 1) :]
-            self._user_log(
-                step,
-                **_means(window),
-                learning_rate=window[-1]["learning_rate"],
-                tokens_per_second=sum(row["tokens"] for row in window)
-                / sum(row["seconds"] for row in window),
-                epoch=step * self._epochs_a_step,
-            )
-
-    def _history(self) -> list[dict[str, float]]:
-        """Every step's metrics so far, those before a resume included."""
-        return [row for row in self.state.log_history if "rewards/chosen" in row]
-
-    def final(self) -> dict[str, float]:
-        """Means over the last steps."""
-        history = self._history()
-        return _means(history[-max(1, round(FINAL_SHARE * len(history))) :])
-
-
-def _means(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {ours: math.fsum(row[trl] for row in rows) / len(rows) for trl, ours in LOGGED.items()}
+    def step_metrics(self, logs: dict[str, float]) -> dict[str, float]:
+        loss, step = logs["loss"], self.state.global_step
+        if not math.isfinite(loss):
+            raise not_finite("train.shared.learning_rate", self._shared.learning_rate, "loss", loss, step)
+        return {"seconds": time.perf_counter() - self._step_begun, "tokens": self._step_tokens}

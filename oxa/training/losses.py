@@ -44,6 +44,7 @@ def dynamic(log_probs: Tensor) -> Tensor:
 
 
 CE_LOSSES = {"nll": cross_entropy, "dft": dynamic}
+"""What `train.arms.X.ce_loss` may name."""
 
 
 def surest(entropy: Tensor, scored: Tensor, count: int) -> Tensor:
@@ -80,9 +81,7 @@ class Mix(NamedTuple):
     """A part's share of the step; the shares of all parts add up to the step's values."""
 
     loss: Tensor  # [], L, with gradient
-    ce_loss: (
-        Tensor  # [], mean cross-entropy as in L's first term, whatever is minimised there, without gradient
-    )
+    ce_loss: Tensor  # [], mean cross-entropy as in L's first term, whatever is minimised, without gradient
     ul_loss: Tensor  # [], L's second term before λ, without gradient
 
 
@@ -94,14 +93,14 @@ def mix(
     *,
     ul_weight: float,
     normalization: Literal["sequence", "token"],
-    ce_loss: Literal["nll", "dft"] = "nll",
+    ce_loss: str = "nll",
     pushed: Tensor | None = None,
 ) -> Mix:
     """The share of L that these rows carry.
 
     log_probs [B, T], scored [B, T] marks the response tokens (finite values are needed elsewhere, too), suppressed [B]
-    marks the unlikelihood rows, pushed [B, T] their tokens that UL is taken of (None: all). `ul_weight` is λ. A row
-    without a scored token weighs nothing.
+    marks the unlikelihood rows, pushed [B, T] their tokens that UL is taken of (None: all). `ul_weight` is λ, `ce_loss`
+    an entry of CE_LOSSES. A row without a scored token weighs nothing.
     """
     ul = unlikelihood(log_probs) if pushed is None else unlikelihood(log_probs) * pushed  # [B, T]
     of_sequence = scored.sum(1).clamp(min=1) if normalization == "sequence" else 1

@@ -28,6 +28,12 @@ def folder(scratch: Path) -> Path:
     return scratch / "checkpoints"
 
 
+def train(trainer: Any, checkpoints: Path) -> None:
+    """Trains on from the last whole checkpoint, if there is one."""
+    refuse_parts(getattr(trainer.accelerator.state, "fsdp_plugin", None))
+    trainer.train(resume_from_checkpoint=last_whole(checkpoints, trainer.is_world_process_zero()))
+
+
 def refuse_parts(fsdp_plugin: Any) -> None:
     """Raises ConfigError where FSDP would leave each process's part of the weights and whole ones nowhere."""
     if fsdp_plugin is not None and "FULL" not in str(fsdp_plugin.state_dict_type):
@@ -39,8 +45,8 @@ def refuse_parts(fsdp_plugin: Any) -> None:
 
 def last_whole(folder: Path, may_remove: bool) -> str | None:
     """The newest checkpoint that was written to its end; half-written ones are removed."""
-    found = {int(path.name.removeprefix("checkpoint-")): path for path in folder.glob("checkpoint-*")}
-    for _, path in sorted(found.items(), reverse=True):
+    checkpoints = {int(path.name.removeprefix("checkpoint-")): path for path in folder.glob("checkpoint-*")}
+    for _, path in sorted(checkpoints.items(), reverse=True):
         if _is_whole(path):
             return str(path)
         if may_remove:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from oxa import hashes
-from oxa.config.generate import Sampling
 from oxa.config.rlvr import Rlvr
-from oxa.errors import ConfigError
+from oxa.config.section import Sampling
 from oxa.generation import sampler
 from oxa.generation.requests import Request
 from oxa.grading.grader import Grader
 from oxa.training import temperature
+from oxa.training.steps import not_finite
 
 
 class Problem(NamedTuple):
@@ -116,7 +116,7 @@ class Rollouts:
                 model, shard, limits, self._ends.to(model.device), sampling
             )
             if not torch.isfinite(entropy).all():
-                raise not_finite(section.learning_rate, "entropy", "nan", step + 1)
+                raise not_finite("rlvr.learning_rate", section.learning_rate, "entropy", "nan", step + 1)
             for i, row, n in zip(rows, tokens.tolist(), num_tokens.tolist(), strict=True):
                 completions[i] = row[:n]
         return completions
@@ -135,9 +135,3 @@ class Rollouts:
         ]
         graded = self._grader.grade(items, description="")
         return [Judged(grade.verdict, short) for grade, short in zip(graded, truncated, strict=True)]
-
-
-def not_finite(learning_rate: float, name: str, value: Any, step: int) -> ConfigError:
-    return ConfigError(
-        f"rlvr.learning_rate: the {name} is {value} at step {step}; take a lower one than {learning_rate}"
-    )

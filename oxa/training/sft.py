@@ -18,13 +18,11 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import DataLoader
-from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import add_fused_lm_head
@@ -33,7 +31,7 @@ from oxa.config.train import TrainArm, TrainShared
 from oxa.model import log_probs
 from oxa.runtime import journal
 from oxa.training import losses
-from oxa.training.steps import FINAL_SHARE, Bar, means, not_finite
+from oxa.training.steps import Planned, not_finite, pad_id
 
 
 @dataclass
@@ -54,8 +52,13 @@ class Collator(DataCollatorForLanguageModeling):
         return batch
 
 
-class OXATrainer(SFTTrainer):
+class OXATrainer(Planned, SFTTrainer):
     """SFTTrainer with fixed steps, the mixed objective, and metrics that are exact over a step's micro-batches."""
+
+    METRICS: ClassVar = {
+        name: name
+        for name in ("loss", "ce_loss", "ul_loss", "ce_entropy", "ul_entropy", "ul_probability", "grad_norm")
+    }
 
     def __init__(
         self,
@@ -70,36 +73,21 @@ class OXATrainer(SFTTrainer):
         log: journal.Log,
         epochs_a_step: float,
     ) -> None:
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self._plan = plan  # rows of every micro-batch; those of a step share nothing but its loss
-        self._shared, self._arm = shared, arm
-        self._user_log, self._epochs_a_step = log, epochs_a_step
+        self._arm = arm
         super().__init__(
+            plan,
+            shared,
+            log,
+            epochs_a_step,
             model=model,
             args=settings,
-            data_collator=Collator(pad_token_id=pad),
+            data_collator=Collator(pad_token_id=pad_id(tokenizer)),
             train_dataset=dataset,
             processing_class=tokenizer,
-            callbacks=[Bar()],
         )
         add_fused_lm_head(self.model, outputs=("log_probs", "entropy"))  # TRL's own also finds the argmax
-        self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = True  # our loss is a share of a sum: nothing is to be divided
         self._sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=self.args.device)
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Micro-batches as planned, of any number of rows; the processes take turns."""
-        return self.accelerator.prepare(
-            DataLoader(
-                self.train_dataset,
-                batch_sampler=self._plan,
-                collate_fn=self.data_collator,
-                pin_memory=self.args.dataloader_pin_memory,
-            )
-        )
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL writes one into every checkpoint; ours are scratch."""
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The step's micro-batches of this process, and losses.Totals over all processes as a tensor [4]."""
@@ -158,22 +146,18 @@ class OXATrainer(SFTTrainer):
             )
         return share.loss * self.accelerator.num_processes
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Called after every optimiser step, and once at the end with a summary that is of no use here."""
-        is_step = "learning_rate" in logs
-        if is_step:
-            logs = {**logs, **self._step_metrics()}
-        super().log(logs, start_time)  # into state.log_history, which a checkpoint keeps
-        step, every = self.state.global_step, self._shared.log_every
-        if is_step and self.is_world_process_zero() and (step % every == 0 or step == self.state.max_steps):
-            self._report(step, self._history()[-((step - 1) % every + 1) :])
-
-    def _step_metrics(self) -> dict[str, float]:
+    def step_metrics(self, logs: dict[str, float]) -> dict[str, float]:
         sums = Sums(*self.accelerator.reduce(self._sums, "sum").tolist())
         self._sums.zero_()
         num_ce, num_ul = int(self._totals.ce_tokens), int(self._totals.ul_tokens)
         if not math.isfinite(sums.loss):
-            raise not_finite(self._shared.learning_rate, sums.loss, self.state.global_step)
+            raise not_finite(
+                "train.shared.learning_rate",
+                self._shared.learning_rate,
+                "loss",
+                sums.loss,
+                self.state.global_step,
+            )
         metrics = {
             "loss": sums.loss,
             "ce_loss": sums.ce_loss,
@@ -188,24 +172,6 @@ class OXATrainer(SFTTrainer):
                 "ul_probability": sums.ul_probability / num_ul,
             }
         return metrics
-
-    def _history(self) -> list[dict[str, float]]:
-        """Every step's metrics so far, those before a resume included."""
-        return [row for row in self.state.log_history if "ce_loss" in row]
-
-    def _report(self, step: int, window: list[dict[str, float]]) -> None:
-        self._user_log(
-            step,
-            **means(window),
-            learning_rate=window[-1]["learning_rate"],
-            tokens_per_second=sum(row["tokens"] for row in window) / sum(row["seconds"] for row in window),
-            epoch=step * self._epochs_a_step,
-        )
-
-    def final(self) -> dict[str, float]:
-        """Means over the last steps."""
-        history = self._history()
-        return means(history[-max(1, round(FINAL_SHARE * len(history))) :])
 
 
 class Sums(NamedTuple):

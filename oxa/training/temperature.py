@@ -39,15 +39,15 @@ def matching(wanted: float, entropy_at: Callable[[float], float]) -> tuple[float
             f"rlvr.temperature: entropy({wanted:g}) is out of reach: this checkpoint's rollouts have {low:.3g} nats a "
             f"token at temperature {LOWEST:g} and {high:.3g} at {HIGHEST:g}; name an entropy between these"
         )
-    found = {LOWEST: low, HIGHEST: high}
+    entropies = {LOWEST: low, HIGHEST: high}
     left, right = math.log(LOWEST), math.log(HIGHEST)
     for _ in range(HALVINGS):
         middle = (left + right) / 2
         temperature = math.exp(middle)
-        found[temperature] = entropy_at(temperature)
-        left, right = (middle, right) if found[temperature] < wanted else (left, middle)
-    best = min(found, key=lambda temperature: abs(found[temperature] - wanted))
-    return best, found[best]
+        entropies[temperature] = entropy_at(temperature)
+        left, right = (middle, right) if entropies[temperature] < wanted else (left, middle)
+    best = min(entropies, key=lambda temperature: abs(entropies[temperature] - wanted))
+    return best, entropies[best]
 
 
 def entropy(

@@ -17,7 +17,7 @@ from oxa import hashes
 from oxa.config.base import Checkpoint, FromScratch
 from oxa.config.params import load_params
 from oxa.config.prompt import PAPER_SUFFIX
-from oxa.config.sources import Mapping, Source, World
+from oxa.config.sources import Mapping, Source, Sources, World
 from oxa.config.train import TrainArm
 from oxa.data import mappings, readers, sources
 from oxa.data.mappings import Record, Reject
@@ -31,7 +31,7 @@ GOOD = '{"q": "1", "a": "2", "r": "3"}\n'
 
 def read(folder: Path, purpose: mappings.Purpose = "teacher", **fields: Any) -> list[Record | Reject]:
     fields = {"source": "data.jsonl", "mapping": PLAIN} | fields
-    return list(sources.read(Source(**fields), folder=folder, world=WORLD, purpose=purpose))
+    return list(sources.read(Source(**fields), Sources(folder=str(folder), world=WORLD), purpose))
 
 
 def write(folder: Path, rows: list[Any], name: str = "data.jsonl") -> None:
@@ -237,6 +237,19 @@ def test_gsm8k_rationales_become_reasoning_without_calculator_notes(tmp_path: Pa
     assert reject.reason == "no_answer"
 
 
+def test_another_mapping_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = mappings.Layout(question=("task",), answer=("solution",), responses=("attempts",))
+    monkeypatch.setitem(mappings.MAPPINGS, "mine", layout)
+    write(tmp_path, [{"task": "1 + 1?", "solution": "2", "attempts": ["\\boxed{2}"]}])
+    [record] = read(tmp_path, mapping="mine")
+    assert isinstance(record, Record)
+    assert (record.question, record.answers, record.responses) == ("1 + 1?", ["2"], ["\\boxed{2}"])
+    with pytest.raises(
+        ConfigError, match=r"mapping: input should be 'acereason', .* or 'mine', found 'other'"
+    ):
+        sources.check(Source(source="data.jsonl", mapping="other"), "teacher")
+
+
 def test_acereason_rows_of_both_publishers_are_read(tmp_path: Path) -> None:
     rows = [
         {"query": "1+1?", "answer": "2", "DeepSeek-R1_Response_List": ["<think>a</think> \\boxed{2}", "b"]},
@@ -407,7 +420,7 @@ def test_the_small_world_is_read_like_any_other_source(tmp_path: Path) -> None:
 def test_documents_are_a_chat_a_response_and_endless_for_the_world(tmp_path: Path) -> None:
     source = Source(source="data.jsonl", mapping=PLAIN)
     write(tmp_path, [plain(1, r=["a", " ", "b"]), plain(2, q=""), plain(3, r=[])])
-    found = list(sources.documents(source, folder=tmp_path, world=WORLD))
+    found = list(sources.documents(source, Sources(folder=str(tmp_path), world=WORLD)))
     said = [(one.row, one.reason) if isinstance(one, Reject) else one for one in found]
     asked = "What is 1 + 1?"
     assert said == [
@@ -417,7 +430,7 @@ def test_documents_are_a_chat_a_response_and_endless_for_the_world(tmp_path: Pat
         (1, "empty_problem"),
         (2, "no_response"),
     ]
-    endless = sources.documents(Source(source="world"), folder=tmp_path, world=WORLD)
+    endless = sources.documents(Source(source="world"), Sources(folder=str(tmp_path), world=WORLD))
     assert len([next(endless) for _ in range(50)]) == 50
 
 
@@ -441,7 +454,7 @@ def test_the_gsm8k_preset_reads_local_copies_and_teaches_other_problems_than_it_
     assert isinstance(params.base, FromScratch)
 
     def questions(source: Source, purpose: mappings.Purpose) -> set[str]:
-        found = sources.read(source, folder=SHARED_DATA, world=WORLD, purpose=purpose)
+        found = sources.read(source, Sources(folder=str(SHARED_DATA), world=WORLD), purpose)
         return {hashes.problem_id(item.question) for item in found if isinstance(item, Record)}
 
     [corpus], [teacher] = params.base.corpus, params.ingest.teacher
@@ -471,7 +484,7 @@ def test_the_paper_presets_hold_the_papers_settings(preset: str) -> None:
     shared, train = params.selection.shared, params.train.shared
     assert (shared.num_ce, shared.mean, shared.std) == (50_000, 3.0 if large else 2.5, 0.25)
     assert (shared.ppl_min, shared.ppl_max, shared.bin_width) == (1.0, 5.0, 0.05)
-    unlikely = params.selection.arms["oxa_full"].ul
+    unlikely = params.selection.ul["oxa_full"]
     assert unlikely is not None
     assert (unlikely.num, unlikely.min_ppl) == (50_000, 1.2)
     assert (train.learning_rate, train.epochs, train.warmup_ratio) == (5e-5 if large else 2.5e-4, 6, 0.03)

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Qwen2Config
 from trl.trainer.utils import add_fused_lm_head
 
-from oxa.config.generate import Sampling
+from oxa.config.section import Sampling
 from oxa.forecast import cost
 from oxa.generation import sampler
 from oxa.generation.requests import Request

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from oxa.config.generate import Generate, Sampling
+from oxa.config.generate import Generate
+from oxa.config.section import Sampling
 from oxa.errors import DataError
 from oxa.generation import generate
 from oxa.generation.requests import Generation, Request

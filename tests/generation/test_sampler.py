@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oxa import hashes
-from oxa.config.generate import Sampling
+from oxa.config.section import Sampling
 from oxa.generation import attention, sampler
 from oxa.generation.requests import Request
 from oxa.generation.sampler import draw

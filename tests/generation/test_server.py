@@ -14,7 +14,8 @@ import psutil
 import pytest
 from processes import wait_until_gone
 
-from oxa.config.generate import Generate, Sampling, Vllm
+from oxa.config.generate import Generate, Vllm
+from oxa.config.section import Sampling
 from oxa.errors import ConfigError, DataError, is_out_of_reach
 from oxa.generation import generate
 from oxa.generation.requests import Request

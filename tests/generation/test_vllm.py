@@ -20,7 +20,8 @@ from completions_server import END, CompletionsServer, tokens_for
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oxa.config.generate import Generate, Sampling, Vllm
+from oxa.config.generate import Generate, Vllm
+from oxa.config.section import Sampling
 from oxa.errors import ConfigError, DataError, is_out_of_reach
 from oxa.generation import client, generate, vllm
 from oxa.generation.replica import Replica, is_asked_for

@@ -166,6 +166,15 @@ def test_imports_inside_functions_and_of_imports_count():
     assert not any(name.endswith("__init__.py") for name in names)
 
 
+def test_imports_for_type_checkers_alone_do_not_count():
+    assert (
+        "if TYPE_CHECKING:\n    from oxa.config.generate"
+        in (guard.PACKAGE / "generation/sampler.py").read_text()
+    )
+    assert "oxa/config/generate.py" not in guard.imported_modules("oxa.generation.sampler")
+    assert "oxa/config/generate.py" in guard.imported_modules("oxa.generation.vllm")
+
+
 def test_a_stage_dies_with_the_dvc_that_started_it(folder: Path):
     code = (
         "import time; from pathlib import Path; from oxa.runtime import guard\n"

@@ -85,8 +85,7 @@ def make(folder: Path, log: Any, section: Any = None, **changes: Any) -> dict[st
     return base.run(
         section or tiny(**changes),
         changes.pop("prompt", NO_SUFFIX),
-        WORLD,
-        Sources(folder=str(folder)),
+        Sources(folder=str(folder), world=WORLD),
         output=folder / "base",
         scratch=scratch,
         log=log,
@@ -232,7 +231,9 @@ def test_several_sources_take_turns(tmp_path: Path) -> None:
         "".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in GSM8K), encoding="utf-8"
     )
     section = tiny(corpus=[Source(source="world"), Source(source="a.jsonl", mapping="gsm8k")])
-    documents = list(islice(pretrain.stream(section, WORLD, tmp_path, Counter()), 12))
+    documents = list(
+        islice(pretrain.stream(section, Sources(folder=str(tmp_path), world=WORLD), Counter()), 12)
+    )
     assert documents[::2] == list(islice(world.corpus(WORLD), 6))
     asked = [document.user for document in documents[1::2]]
     questions = {question for question, _ in GSM8K}
@@ -450,6 +451,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     params = yaml.safe_load((Path(__file__).resolve().parents[2] / "params.yaml").read_text())
     params["base"] = {"kind": "checkpoint", "model": "student"}
     params["prompt"], params["tracking"] = {"suffix": ""}, {"enabled": False}
+    del params["gates"]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     (tmp_path / "sources").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -502,32 +504,6 @@ def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
         take(tmp_path / "none", tmp_path / "base")
 
 
-@pytest.mark.parametrize(
-    ("template", "said"),
-    [
-        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
-        ("{{ cycler.__init__.__globals__.os.system('touch owned') }}", "unsafe"),
-        ("{{ lipsum.__globals__['os'].popen('touch owned').read() }}", "unsafe"),
-        ("{% include '/etc/passwd' %}", "no loader"),
-        ("{% import 'os' as os %}", "no loader"),
-        ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
-        ("{% for %}", "Expected an expression"),
-        ("{{ 1 / 0 }}", "division by zero"),
-        ("{{ 1 + 'a' }}", "unsupported operand"),
-        ("{{ messages[7].content.strip() }}", "no element 7"),
-        ("{{ 'a' * 10**15 }}", "asks for too much"),
-        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "asks for too much"),
-    ],
-)
-def test_a_template_neither_leaves_its_sandbox_nor_crashes_the_stage(
-    student: tuple[Any, Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, said: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (found,) = faults(student, chat_template=template)
-    assert said in found
-    assert not (tmp_path / "owned").exists()
-
-
 def test_the_default_system_prompt_goes_and_an_explicit_one_stays(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "source", template=QWEN_TEMPLATE)
     output = take(source, tmp_path / "base", drop_system_prompt=True)
@@ -553,105 +529,6 @@ def test_a_default_system_prompt_that_cannot_be_cut_out_is_refused(tmp_path: Pat
     source = make_checkpoint(tmp_path / "source", template=template)
     with pytest.raises(DataError, match="cannot be taken out"):
         take(source, tmp_path / "base", drop_system_prompt=True)
-
-
-@pytest.fixture(scope="module")
-def student(checkpoint: Path) -> tuple[Any, Any, Any]:
-    """A sound student's tokenizer, model configuration and generation configuration."""
-    return (
-        AutoTokenizer.from_pretrained(checkpoint),
-        AutoConfig.from_pretrained(checkpoint),
-        GenerationConfig.from_pretrained(checkpoint),
-    )
-
-
-def faults(student: tuple[Any, Any, Any], prompt: Prompt = NO_SUFFIX, **changes: Any) -> list[str]:
-    """What the preflight says when the student's tokenizer has these attributes changed."""
-    import copy
-
-    tokenizer, model_config, generation_config = copy.deepcopy(student)
-    for name, value in changes.items():
-        holder = generation_config if name == "generation_eos" else tokenizer
-        setattr(holder, "eos_token_id" if name == "generation_eos" else name, value)
-    return preflight.check_student(tokenizer, model_config, generation_config, prompt)
-
-
-def test_a_sound_student_passes_with_and_without_the_papers_suffix(student: tuple[Any, Any, Any]) -> None:
-    assert faults(student) == []
-    assert faults(student, Prompt()) == []  # the suffix itself speaks of <think>
-
-
-@pytest.mark.parametrize(
-    ("content", "why"),
-    [
-        ("message['content'].split('</think>')[-1]", "drops or rewrites"),
-        ("'<think>\\n' + message['content'].split('<think>')[-1].strip()", "drops or rewrites"),
-    ],
-)
-def test_a_template_that_touches_think_is_refused(
-    student: tuple[Any, Any, Any], content: str, why: str
-) -> None:
-    template = CHAT_TEMPLATE.replace("message['content']", content)
-    found = faults(student, chat_template=template)
-    assert len(found) == 1
-    assert why in found[0]
-
-
-def test_a_template_that_opens_think_itself_is_refused(student: tuple[Any, Any, Any]) -> None:
-    template = CHAT_TEMPLATE.replace(
-        "{{ '<|assistant|>' }}{% endif %}", "{{ '<|assistant|><think>\\n' }}{% endif %}"
-    )
-    for prompt in (NO_SUFFIX, Prompt()):
-        (found,) = faults(student, prompt, chat_template=template)
-        assert "doubled" in found
-
-
-def test_a_template_that_rewrites_the_question_or_cannot_be_rendered_is_refused(
-    student: tuple[Any, Any, Any],
-) -> None:
-    template = CHAT_TEMPLATE.replace("message['content']", "(message['content'] | replace('+', 'plus'))")
-    assert any("rewrites the user's message" in fault for fault in faults(student, chat_template=template))
-    (found,) = faults(student, chat_template="{{ raise_exception('only in French') }}")
-    assert "only in French" in found
-    (found,) = faults(student, chat_template=None)
-    assert "no chat template" in found
-
-
-def test_an_end_that_is_missing_or_does_not_end_generation_is_refused(student: tuple[Any, Any, Any]) -> None:
-    (found,) = faults(student, generation_eos=0)
-    assert "generation ends at 0" in found
-    assert faults(student, generation_eos=[0, student[0].eos_token_id]) == []
-    assert faults(student, generation_eos=None) == []  # then the model's own configuration tells
-    assert any("no end-of-sequence token" in fault for fault in faults(student, eos_token=None))
-
-
-def test_a_prompt_that_leaves_no_room_for_a_response_is_refused(student: tuple[Any, Any, Any]) -> None:
-    (found,) = faults(student, Prompt(suffix=" and" * 300))
-    assert "of 1024 positions" in found
-
-
-def test_a_tokenizer_that_does_not_give_the_tags_back_is_refused(student: tuple[Any, Any, Any]) -> None:
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    raw = Tokenizer(models.BPE(vocab={"<|end|>": 0, "W": 1}, merges=[]))  # what it does not know, it drops
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, eos_token="<|end|>", chat_template=CHAT_TEMPLATE.replace("<|end|>", "")
-    )
-    generation = GenerationConfig(eos_token_id=0)
-    found = preflight.check_student(tokenizer, student[1], generation, NO_SUFFIX)
-    assert sum("does not give" in fault for fault in found) == 3
-    assert any("nothing would carry loss" in fault for fault in found)
-
-
-def test_a_tokenizer_that_hides_think_as_a_special_token_is_refused(student: tuple[Any, Any, Any]) -> None:
-    import copy
-
-    tokenizer = copy.deepcopy(student[0])
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>"]})
-    found = preflight.check_student(tokenizer, student[1], student[2], NO_SUFFIX)
-    assert len(found) == 1
-    assert "does not give <think> back" in found[0]
 
 
 def test_run_refuses_an_unusable_student_in_one_sentence(tmp_path: Path, log: Any) -> None:

@@ -10,11 +10,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from oxa.config.base import Checkpoint, FromScratch
 from oxa.config.gates import Gates
 from oxa.config.generate import Generate
 from oxa.config.prompt import Prompt
-from oxa.config.sources import Source, World
+from oxa.config.sources import World
 from oxa.config.verify import Verify
 from oxa.data import world
 from oxa.errors import ConfigError
@@ -26,7 +25,6 @@ from oxa.stages.gates import Trial
 WORLD = World(num_train=6, num_rlvr=3, num_benchmark=3)
 EXAMPLES = list(world.benchmark_examples(WORLD.model_copy(update={"num_benchmark": 300})))
 SECTION = Gates(num_problems=6, num_samples=2, max_tokens=8)
-OF_THE_WORLD = FromScratch(kind="from_scratch", corpus=[Source(source="world")])
 RARE = [name for name in world.STRATEGIES if name != world.HABIT]
 
 
@@ -143,7 +141,7 @@ def test_an_overlap_is_found_in_either_order_and_any_words() -> None:
 
 
 def test_too_many_problems_and_none_that_were_measured_are_told() -> None:
-    with pytest.raises(ConfigError, match=r"gates.num_problems: world: 10000000 problems"):
+    with pytest.raises(ConfigError, match=r"gates.world.num_problems: world: 10000000 problems"):
         gates._problems(SECTION.model_copy(update={"num_problems": 10**7}), WORLD)
     found = gates.judge([], EXAMPLES, 0)
     assert not any(found[gate]["passed"] for gate in ("G1", "G2", "G3"))
@@ -151,10 +149,9 @@ def test_too_many_problems_and_none_that_were_measured_are_told() -> None:
     assert {row[2] for row in rows if row[0].startswith("G1")} == {"nothing to measure"}
 
 
-def measure(base: Any, model: Path, folder: Path, log: Any) -> dict[str, Any]:
+def measure(model: Path, folder: Path, log: Any) -> dict[str, Any]:
     return gates.run(
         SECTION,
-        base,
         WORLD,
         Generate(batch_size=4),
         Prompt(suffix=""),
@@ -169,7 +166,7 @@ def measure(base: Any, model: Path, folder: Path, log: Any) -> dict[str, Any]:
 def test_the_base_is_left_alone_and_forced_on_problems_that_nothing_else_holds(
     checkpoint: Path, tmp_path: Path, log: Any
 ) -> None:
-    found = measure(OF_THE_WORLD, checkpoint, tmp_path, log)
+    found = measure(checkpoint, tmp_path, log)
     rows = tables.read(tmp_path / "gates.parquet", schemas.GENERATIONS).to_pylist()
     trials = {name: [row for row in rows if row["benchmark"] == name] for name in ("free", *world.STRATEGIES)}
     assert {name: len(part) for name, part in trials.items()} == {"free": 12} | dict.fromkeys(
@@ -181,15 +178,8 @@ def test_the_base_is_left_alone_and_forced_on_problems_that_nothing_else_holds(
     assert found["applies"]
     assert found["gates"]["G4"]["rows"]["problems of the corpus or the training data"]["value"] == 0
     assert findings.gates(found).startswith("Beware: the base fails G1 (competence)")
-    again = measure(OF_THE_WORLD, checkpoint, tmp_path / "again", log)
+    again = measure(checkpoint, tmp_path / "again", log)
     assert again == found
     assert pq.read_table(tmp_path / "again" / "gates.parquet").equals(
         pq.read_table(tmp_path / "gates.parquet")
     )
-
-
-def test_another_student_is_not_measured(tmp_path: Path, log: Any) -> None:
-    other = Checkpoint(kind="checkpoint", model="owner/name")
-    assert measure(other, tmp_path / "no-model", tmp_path, log) == {"applies": False}
-    assert tables.read(tmp_path / "gates.parquet", schemas.GENERATIONS).num_rows == 0
-    assert findings.gates({"applies": False}) == ""

@@ -82,7 +82,6 @@ class Ingested:
         self.metrics = ingest.run(
             self.section,
             Sources(folder=str(self.data)),
-            World(),
             VERIFY,
             log=log,
             scratch=self.scratch,
@@ -238,7 +237,7 @@ def test_guess_rate_counts_the_best_constant_answer_of_each_tier(tmp_path: Path,
 
 def test_guessing_the_small_worlds_most_frequent_answer_is_all_but_useless(tmp_path: Path) -> None:
     world = World(num_benchmark=600)
-    found = list(read(Source(source="world"), folder=tmp_path, world=world, purpose="benchmark"))
+    found = list(read(Source(source="world"), Sources(folder=str(tmp_path), world=world), "benchmark"))
     problems = [one for one in found if isinstance(one, Record)]
     assert len(problems) == 600
     assert len({one.answers[0] for one in problems}) >= 100
@@ -638,7 +637,7 @@ def test_real_benchmarks_and_a_limited_gsm8k_pass_through(tmp_path: Path, log: A
     )
     paths = {name: tmp_path / name for name in ("problems", "responses", "rejects", "contamination")}
     metrics = ingest.run(
-        section, Sources(folder=str(SHARED_DATA)), World(), VERIFY, log=log, scratch=tmp_path, **paths
+        section, Sources(folder=str(SHARED_DATA)), VERIFY, log=log, scratch=tmp_path, **paths
     )
     assert {name: counts["problems"] for name, counts in metrics["benchmarks"].items()} | {"minerva": 0} == {
         "gsm8k": 50,

@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 
 from conftest import Kept
 from oxa import hashes, prompts
-from oxa.config.generate import Generate, Sampling
+from oxa.config.generate import Generate
 from oxa.config.prompt import Prompt
 from oxa.config.rlvr import Rlvr
+from oxa.config.section import Sampling
 from oxa.config.verify import Verify
 from oxa.errors import ConfigError, DataError
 from oxa.generation import generate

@@ -1,13 +1,9 @@
-"""Selection against a plain Python reference, on tables small enough to follow."""
+"""Selection's two stages over files small enough to follow."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,365 +11,37 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scored import Row, reference_lowest, small, spread, write_tables
 
-from oxa import hashes
 from oxa.config.prompt import Prompt
-from oxa.config.selection import SelectionArm, SelectionShared, UnlikelihoodSet
+from oxa.config.selection import SelectionShared, UnlikelihoodSet
 from oxa.errors import DataError
 from oxa.records import schemas
 from oxa.records import tables as records
-from oxa.selection import rules
-from oxa.selection.candidates import Candidates
-from oxa.stages import selection
-
-MASK = 2**64 - 1
+from oxa.stages import selection_ce, selection_ul
 
 
-class Row(NamedTuple):
-    """A response with all that the tables say about it; verdict or ppl None: not judged, not scored."""
-
-    id: str
-    problem: str
-    ppl: float | None = 2.0
-    num_tokens: int = 10
-    verdict: str | None = "correct"
-    finish: str = "stop"
-    truncated: bool = False
-    predicted: str | None = "1"
-
-
-def mix(x: int) -> int:
-    x = (x + 0x9E3779B97F4A7C15) & MASK
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
-    return x ^ (x >> 31)
-
-
-def hashed(seed: int, text: str) -> int:
-    raw = text.encode()
-    state = mix(len(raw))
-    for start in range(0, len(raw), 8):
-        state = mix(state ^ int.from_bytes(raw[start : start + 8], "little"))
-    return mix(state ^ mix(seed))
-
-
-def reference_lowest(rows: Sequence[Row], num: int, cap: int, seed: int) -> list[str]:
-    given_: Counter[str] = Counter()
-    chosen = []
-    for row in sorted(rows, key=lambda r: (r.ppl, hashed(seed, r.id))):
-        if given_[row.problem] < cap and len(chosen) < num:
-            given_[row.problem] += 1
-            chosen.append(row.id)
-    return chosen
-
-
-def reference_round_robin(
-    rows: Sequence[Row], num: int, cap: int, given_: Counter[str], key: Any
-) -> list[str]:
-    """Round after round, each problem's best that is left, until `num` are found."""
-    left = sorted(rows, key=key)
-    chosen: list[str] = []
-    for turn in range(cap):
-        for row in list(left):
-            if given_[row.problem] == turn and len(chosen) < num:
-                given_[row.problem] += 1
-                chosen.append(row.id)
-                left.remove(row)
-    return chosen
-
-
-def reference_gaussian(rows: Sequence[Row], shared: SelectionShared) -> list[list[str]]:
-    edges, targets = rules.gaussian_targets(shared)
-    last = len(targets) - 1
-    bins: list[list[Row]] = [[] for _ in targets]
-    for row in rows:
-        for b in range(len(targets)):
-            if edges[b] <= row.ppl < edges[b + 1] or (b == last and row.ppl == edges[-1]):
-                bins[b].append(row)
-
-    def could_give(b: int) -> int:
-        return sum(min(n, shared.per_problem) for n in Counter(row.problem for row in bins[b]).values())
-
-    def key(row: Row) -> Any:
-        longest = -row.num_tokens if shared.within_bin == "longest" else 0
-        return longest, hashed(shared.seed, row.id)
-
-    given_: Counter[str] = Counter()
-    chosen: list[list[str]] = [[] for _ in targets]
-    for b in sorted(range(len(targets)), key=lambda b: (could_give(b) / max(targets[b], 1), b)):
-        chosen[b] = reference_round_robin(bins[b], int(targets[b]), shared.per_problem, given_, key)
-    return chosen
-
-
-def as_candidates(rows: Sequence[Row], seed: int) -> Candidates:
-    names = sorted({row.problem for row in rows})
-    return Candidates(
-        row=np.arange(len(rows)),
-        score_row=np.arange(len(rows)),
-        verdict_row=np.arange(len(rows)),
-        problem=np.array([names.index(row.problem) for row in rows], np.int64),
-        ppl=np.array([row.ppl for row in rows], np.float64),
-        num_tokens=np.array([row.num_tokens for row in rows], np.int64),
-        order=np.array([hashed(seed, row.id) for row in rows], np.uint64),
-    )
-
-
-@st.composite
-def tables(draw: st.DrawFn) -> list[Row]:
-    """Up to 40 responses of up to 8 problems, with many ties, some on bin edges and some outside all bins."""
-    ppl = st.sampled_from([1.0, 1.2, 1.4, 1.5, 1.6, 1.9, 2.0, 2.1, 2.5, 3.0, 3.4])
-    entries = draw(st.lists(st.tuples(st.integers(0, 7), ppl, st.integers(5, 8)), max_size=40))
-    return [Row(f"r{i}-{'x' * (i % 11)}", f"p{p}", x, n) for i, (p, x, n) in enumerate(entries)]
-
-
-def small(**changes: Any) -> SelectionShared:
-    """Bins of half a ppl from 1 to 3: asks for little, so that a table of 40 can give it."""
-    values = {"num_ce": 6, "mean": 2.0, "std": 0.5, "ppl_min": 1.0, "ppl_max": 3.0, "bin_width": 0.5}
-    return SelectionShared(**{**values, **changes})
-
-
-@given(tables(), st.integers(1, 12), st.integers(1, 3), st.integers(0, 3))
-def test_lowest_equals_the_plain_reference(rows: list[Row], num: int, cap: int, seed: int) -> None:
-    chosen = rules.lowest(as_candidates(rows, seed), num, cap)
-    assert [rows[i].id for i in chosen] == reference_lowest(rows, num, cap, seed)
-
-
-@given(tables(), st.integers(1, 12), st.integers(1, 3), st.integers(0, 3))
-def test_random_equals_the_plain_reference(rows: list[Row], num: int, cap: int, seed: int) -> None:
-    chosen = rules.random(as_candidates(rows, seed), num, cap)
-    expected = reference_round_robin(rows, num, cap, Counter(), lambda row: hashed(seed, row.id))
-    assert [rows[i].id for i in chosen] == expected
-
-
-@given(
-    tables(), st.integers(1, 12), st.integers(1, 3), st.sampled_from(["longest", "random"]), st.integers(0, 3)
-)
-def test_gaussian_equals_the_plain_reference(
-    rows: list[Row], num: int, cap: int, within: Any, seed: int
-) -> None:
-    shared = small(num_ce=num, per_problem=cap, within_bin=within, seed=seed)
-    chosen, bins = rules.gaussian(as_candidates(rows, seed), shared)
-    expected = reference_gaussian(rows, shared)
-    assert sorted(rows[i].id for i in chosen) == sorted(name for names in expected for name in names)
-    assert [b["chosen"] for b in bins] == [len(names) for names in expected]
-
-
-@given(tables(), st.integers(0, 3))
-def test_no_problem_gives_more_than_its_cap_over_all_bins(rows: list[Row], seed: int) -> None:
-    chosen, bins = rules.gaussian(as_candidates(rows, seed), small(num_ce=30, per_problem=2, seed=seed))
-    assert max(Counter(rows[i].problem for i in chosen).values(), default=0) <= 2
-    for row in bins:
-        assert row["chosen"] <= min(row["target"], row["available"])
-
-
-@given(
-    st.integers(1, 100_000),
-    st.floats(0.5, 8),
-    st.floats(0.01, 5),
-    st.sampled_from([0.05, 0.1, 0.3, 0.7]),
-    st.floats(1.2, 9),
-)
-def test_targets_sum_to_n_and_round_by_largest_remainder(
-    num: int, mean: float, std: float, width: float, high: float
-) -> None:
-    shared = SelectionShared(num_ce=num, mean=mean, std=std, bin_width=width, ppl_max=high)
-    edges, targets = rules.gaussian_targets(shared)
-    assert targets.sum() == num
-    assert edges[0] == 1.0
-    assert edges[-1] == high
-    centers = [(a + b) / 2 for a, b in pairwise(edges)]
-    offsets = [-0.5 * ((c - mean) / std) ** 2 for c in centers]
-    weights = [
-        (b - a) * math.exp(o - max(offsets)) for a, b, o in zip(edges[:-1], edges[1:], offsets, strict=True)
-    ]
-    quotas = [num * w / math.fsum(weights) for w in weights]
-    rest = {"up": [], "down": []}
-    for target, quota in zip(targets.tolist(), quotas, strict=True):
-        assert abs(target - quota) < 1 + 1e-6
-        rest["up" if target > quota else "down"].append(quota - math.floor(quota))
-    if rest["up"] and rest["down"] and min(rest["up"]) > 1e-6:
-        assert min(rest["up"]) >= max(r for r in rest["down"]) - 1e-6 or max(rest["down"]) > 1 - 1e-6
-
-
-def test_the_papers_gaussian_has_80_bins_that_sum_to_50000_and_peak_at_the_mean() -> None:
-    edges, targets = rules.gaussian_targets(SelectionShared(num_ce=50_000))
-    assert len(targets) == 80
-    assert targets.sum() == 50_000
-    np.testing.assert_allclose(np.diff(edges), 0.05, atol=1e-9)
-    assert sorted(np.argsort(targets)[-2:].tolist()) == [29, 30]  # [2.45, 2.5) and [2.5, 2.55)
-    # density at the center next to the mean, times the width, times N
-    expected = 50_000 * 0.05 * math.exp(-0.5 * (0.025 / 0.25) ** 2) / (0.25 * math.sqrt(2 * math.pi))
-    assert abs(targets[30] - expected) < 2
-    assert targets[29] in (targets[30], targets[30] + 1)
-
-
-def test_a_mean_far_outside_the_bins_asks_for_the_nearest_ones() -> None:
-    _, targets = rules.gaussian_targets(SelectionShared(num_ce=10, mean=500.0, std=0.25))
-    assert targets[-1] == 10
-
-
-def test_longest_first_prefers_long_and_random_does_not() -> None:
-    rows = [Row(f"r{i}", f"p{i}", 2.1, num_tokens=i) for i in range(300)]
-    found = as_candidates(rows, 0)
-    one_bin = {"num_ce": 50, "ppl_min": 2.0, "ppl_max": 2.5, "bin_width": 0.5}
-    chosen, _ = rules.gaussian(found, small(**one_bin))
-    assert sorted(rows[i].num_tokens for i in chosen) == list(range(250, 300))
-    chosen, _ = rules.gaussian(found, small(**one_bin, within_bin="random"))
-    assert 100 < np.mean([rows[i].num_tokens for i in chosen]) < 200
-
-
-def test_the_scarcest_bin_takes_first_so_that_a_full_one_cannot_starve_it() -> None:
-    # every problem has a response in the full bin [2, 2.5); the first two alone have one in [1.5, 2)
-    rows = [Row(f"full{i}", f"p{i}", 2.2, num_tokens=100 - i) for i in range(6)]
-    rows += [Row(f"scarce{i}", f"p{i}", 1.7) for i in range(2)]
-    shared = small(num_ce=4, ppl_min=1.5, ppl_max=2.5, mean=2.0, std=5.0)
-    chosen, bins = rules.gaussian(as_candidates(rows, 0), shared)
-    assert [b["target"] for b in bins] == [2, 2]
-    assert {rows[i].id for i in chosen} == {"scarce0", "scarce1", "full2", "full3"}
-
-
-BUDGETS = st.integers(1, 120)
-
-
-def nearest(totals: Sequence[int], budget: int, numbers: Sequence[int]) -> int:
-    """The one of the numbers, 0 left out, whose total is nearest to the budget; the larger of two."""
-    return min((num for num in numbers if num), key=lambda num: (abs(totals[num] - budget), -num))
-
-
-@given(tables(), st.sampled_from(["random", "lowest"]), st.integers(1, 3), BUDGETS)
-def test_a_budget_of_tokens_takes_the_start_of_the_order_whose_total_is_nearest(
-    rows: list[Row], rule: str, cap: int, budget: int
-) -> None:
-    found = as_candidates(rows, 0)
-    order = rules.RULES[rule](found, len(rows), cap)
-    totals = [0, *np.cumsum([rows[i].num_tokens for i in order]).tolist()]
-    num = rules.number(small(num_ce=f"tokens({budget})", per_problem=cap), rule, found)
-    assert num == (None if totals[-1] < budget else nearest(totals, budget, range(len(totals))))
-
-
-def gaussian_totals(rows: Sequence[Row], **changes: Any) -> list[int]:
-    """Tokens of a Gaussian of 0, 1, 2, ... as many as there are rows."""
-    chosen = [
-        rules.gaussian(as_candidates(rows, 0), small(num_ce=num_ce, **changes))[0]
-        for num_ce in range(1, len(rows) + 1)
-    ]
-    return [0, *(sum(rows[i].num_tokens for i in each) for each in chosen)]
-
-
-@given(tables(), st.sampled_from(["longest", "random"]), st.integers(1, 3), BUDGETS)
-def test_a_budget_of_tokens_takes_a_gaussian_where_its_tokens_come_up_to_it(
-    rows: list[Row], within: Any, cap: int, budget: int
-) -> None:
-    totals = gaussian_totals(rows, per_problem=cap, within_bin=within)
-    shared = small(num_ce=f"tokens({budget})", per_problem=cap, within_bin=within)
-    num = rules.number(shared, "gaussian", as_candidates(rows, 0))
-    if num is None:
-        assert totals[-1] < budget
-    else:
-        come_up = [i for i in range(1, len(totals)) if totals[i - 1] < budget <= totals[i]]
-        assert num in [nearest(totals, budget, (i - 1, i)) for i in come_up]
-
-
-def test_a_budget_of_tokens_is_met_by_one_of_several_gaussians_that_come_up_to_it() -> None:
-    rows = [Row(f"r{i}", f"p{i}", 1.1 + 0.5 * (i % 4), num_tokens=5 + i % 3) for i in range(24)]
-    totals = gaussian_totals(rows)
-    budget = next(before for before, after in pairwise(totals) if after < before)
-    assert sum(before < budget <= after for before, after in pairwise(totals)) == 2
-    num = rules.number(small(num_ce=f"tokens({budget})"), "gaussian", as_candidates(rows, 0))
-    assert num is not None
-    assert totals[num] == budget
-
-
-# Whole runs, over files.
-
-
-def write_tables(
-    folder: Path, teacher: Sequence[Row], own: Sequence[Row], splits: dict[str, str] | None = None
-) -> dict:
-    """Writes the seven tables and returns the path keywords of `run`."""
-    names = sorted({row.problem for row in (*teacher, *own)})
-    records.write(
-        folder / "problems.parquet",
-        [
-            {
-                "problem_id": name,
-                "source": "test",
-                "question": f"what is {name}?",
-                "answers": ["1"],
-                "tier": "",
-                "split": (splits or {}).get(name, "train"),
-            }
-            for name in names
-        ],
-        schemas.PROBLEMS,
-    )
-    paths = {"problems": folder / "problems.parquet"}
-    for prefix, responses_name, rows in (("teacher", "teacher", teacher), ("self", "self_responses", own)):
-        paths[responses_name] = folder / f"{responses_name}.parquet"
-        paths[f"{prefix}_verdicts"] = folder / f"{prefix}_verdicts.parquet"
-        paths[f"{prefix}_scores"] = folder / f"{prefix}_scores.parquet"
-        records.write(
-            paths[responses_name],
-            [
-                {
-                    "response_id": row.id,
-                    "problem_id": row.problem,
-                    "origin": prefix,
-                    "model": "m",
-                    "sample_index": 0,
-                    "seed": -1,
-                    "text": f"<think>text of\n{row.id} ü</think> \\boxed{{1}}",
-                    "num_tokens": -1,
-                    "finish_reason": row.finish,
-                    "mean_entropy": float("nan"),
-                }
-                for row in rows
-            ],
-            schemas.RESPONSES,
-        )
-        records.write(
-            paths[f"{prefix}_verdicts"],
-            [
-                {"response_id": r.id, "verdict": r.verdict, "predicted": r.predicted}
-                for r in reversed(rows)
-                if r.verdict
-            ],
-            schemas.VERDICTS,
-        )
-        records.write(
-            paths[f"{prefix}_scores"],
-            [
-                {
-                    "response_id": row.id,
-                    "scorer": "base",
-                    "mean_nll": math.log(row.ppl),
-                    "ppl": row.ppl,
-                    "num_tokens": row.num_tokens,
-                    "truncated": row.truncated,
-                    "mean_entropy": 0.1,
-                }
-                for row in sorted(rows, key=lambda row: row.num_tokens)
-                if row.ppl is not None
-            ],
-            schemas.SCORES,
-        )
-    return paths
-
-
-def spread(num: int, verdict: str = "correct", prefix: str = "t") -> list[Row]:
-    """Two responses a problem, ppl spread over [1, 3)."""
+def run(
+    folder: Path,
+    paths: dict[str, dict[str, Path]],
+    shared: SelectionShared,
+    log: Any,
+    *,
+    ce: Any,
+    ul: UnlikelihoodSet | None = None,
+) -> tuple[list[dict], dict]:
+    """An arm's rows, CE before UL, and what is said of them."""
+    parts = ["ce"]
+    given = {"log": log, "scratch": folder}
+    prompt = Prompt(suffix=" Think.")
+    metrics = selection_ce.run(shared, ce, prompt, **paths["teacher"], output=folder / "ce.parquet", **given)
+    if ul is not None:
+        parts.append("ul")
+        output = folder / "ul.parquet"
+        metrics |= selection_ul.run(shared, ul, prompt, **paths["self"], output=output, **given)
     return [
-        Row(f"{prefix}{i:04d}", f"p{i // 2:03d}", 1 + 2 * ((i * 7919) % num) / num, 5 + i % 9, verdict)
-        for i in range(num)
-    ]
-
-
-def run(folder: Path, paths: dict, shared: SelectionShared, log: Any, **arm: Any) -> tuple[list[dict], dict]:
-    output = folder / "out.parquet"
-    metrics = selection.run(
-        shared, SelectionArm(**arm), Prompt(suffix=" Think."), **paths, output=output, log=log, scratch=folder
-    )
-    return records.read(output, schemas.TRAIN).to_pylist(), metrics
+        row for part in parts for row in records.read(folder / f"{part}.parquet", schemas.TRAIN).to_pylist()
+    ], metrics
 
 
 def test_rows_carry_the_prompt_the_verbatim_text_and_the_scores(tmp_path: Path, log: Any) -> None:
@@ -426,15 +94,17 @@ def test_only_verified_scored_whole_training_responses_are_eligible(tmp_path: Pa
 
 def test_a_question_that_stands_in_two_benchmarks_is_no_hindrance(tmp_path: Path, log: Any) -> None:
     paths = write_tables(tmp_path, [*spread(8), Row("other", "exam", 9.0)], [], splits={"exam": "aime24"})
-    table = pq.read_table(paths["problems"])
+    table = pq.read_table(paths["teacher"]["problems"])
     twice = table.slice(0, 1).set_column(5, table.schema.field("split"), pa.array(["aime25"]))
     assert twice["problem_id"].to_pylist() == ["exam"]
-    pq.write_table(pa.concat_tables([twice, table]), paths["problems"])  # in front: every row has moved
+    pq.write_table(
+        pa.concat_tables([twice, table]), paths["teacher"]["problems"]
+    )  # in front: every row has moved
     rows, metrics = run(tmp_path, paths, small(num_ce=8, per_problem=2), log, ce="random")
     assert metrics["ce"]["funnel"]["train"] == 8
     for row in rows:
         assert row["prompt"] == f"what is {row['problem_id']}? Think."
-    pq.write_table(pa.concat_tables([table, table.slice(1, 1)]), paths["problems"])
+    pq.write_table(pa.concat_tables([table, table.slice(1, 1)]), paths["teacher"]["problems"])
     with pytest.raises(DataError, match=r"problems.parquet: an id stands in two rows"):
         run(tmp_path, paths, small(num_ce=8), log, ce="random")
 
@@ -505,7 +175,7 @@ def test_the_order_of_rows_changes_nothing(tmp_path_factory: pytest.TempPathFact
     arms = [{"ce": "random"}, {"ce": "lowest"}, {"ce": "gaussian", "ul": UnlikelihoodSet(num=5, min_ppl=1.0)}]
     shared = small(num_ce=20, per_problem=2, max_shortage=1.0)
     before = [run(folder, paths, shared, lambda step, **values: None, **arm) for arm in arms]
-    for path in paths.values():
+    for path in dict.fromkeys(path for tables in paths.values() for path in tables.values()):
         table = pq.read_table(path)
         pq.write_table(table.take(random.sample(range(len(table)), len(table))), path, row_group_size=7)
     assert [run(folder, paths, shared, lambda step, **values: None, **arm) for arm in arms] == before
@@ -519,15 +189,6 @@ def test_another_seed_draws_other_responses(tmp_path: Path, log: Any) -> None:
     ]
     assert drawn[0] == drawn[1]
     assert len(drawn[0] & drawn[2]) < 15  # 30 of 200 twice: 4.5 in common by chance
-
-
-def test_random_draws_every_response_equally_often() -> None:
-    rows = [Row(f"r{i}", f"p{i}") for i in range(50)]
-    counts: Counter[int] = Counter()
-    for seed in range(400):
-        counts.update(rules.random(as_candidates(rows, seed), 10, 1).tolist())
-    # binomial(400, 0.2): mean 80, standard deviation 8
-    assert 45 < min(counts.values()) <= max(counts.values()) < 115
 
 
 def test_shortage_is_reported_by_bin_and_filled_by_nothing(tmp_path: Path, log: Any, caplog: Any) -> None:
@@ -555,7 +216,7 @@ def test_a_shortage_above_the_limit_says_what_was_found_and_what_to_change(tmp_p
     assert "50% 1.1" in str(caught.value)
     assert "move selection.shared.mean" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "out.parquet").exists()
+    assert not (tmp_path / "ce.parquet").exists()
 
 
 def test_a_mean_given_as_a_quantile_follows_the_students_scale(tmp_path: Path, log: Any) -> None:
@@ -610,7 +271,7 @@ def test_a_budget_above_the_tokens_that_exist_is_refused_in_a_sentence(
     assert "20 eligible responses of 10 problems, with 173 tokens and ppl quantiles" in str(caught.value)
     assert ("move selection.shared.mean" in str(caught.value)) == (rule == "gaussian")
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "out.parquet").exists()
+    assert not (tmp_path / "ce.parquet").exists()
     _, metrics = run(tmp_path, paths, shared.model_copy(update={"num_ce": "tokens(173)"}), log, ce=rule)
     assert metrics["ce"]["tokens"] == 173
 
@@ -618,18 +279,18 @@ def test_a_budget_above_the_tokens_that_exist_is_refused_in_a_sentence(
 def test_tables_that_do_not_belong_together_are_refused(tmp_path: Path, log: Any) -> None:
     paths = write_tables(tmp_path, spread(20), [])
     other = write_tables(tmp_path / "other", spread(24), [])
-    mixed = {**paths, "teacher_scores": other["teacher_scores"]}
+    mixed = {"teacher": {**paths["teacher"], "scores": other["teacher"]["scores"]}}
     with pytest.raises(DataError, match=r"teacher_scores.parquet: 4 rows name responses that are not in"):
         run(tmp_path, mixed, small(num_ce=2), log, ce="random")
-    mixed = {**other, "problems": paths["problems"]}
+    mixed = {"teacher": {**other["teacher"], "problems": paths["teacher"]["problems"]}}
     with pytest.raises(DataError, match="4 rows name problems that are not in"):
         run(tmp_path, mixed, small(num_ce=2), log, ce="random")
-    twice = pq.read_table(paths["teacher_scores"])
-    pq.write_table(pa.concat_tables([twice, twice.slice(0, 1)]), paths["teacher_scores"])
+    twice = pq.read_table(paths["teacher"]["scores"])
+    pq.write_table(pa.concat_tables([twice, twice.slice(0, 1)]), paths["teacher"]["scores"])
     with pytest.raises(DataError, match=r"teacher_scores.parquet: an id stands in two rows"):
         run(tmp_path, paths, small(num_ce=2), log, ce="random")
-    twice = pq.read_table(other["teacher"])
-    pq.write_table(pa.concat_tables([twice, twice.slice(3, 1)]), other["teacher"])
+    twice = pq.read_table(other["teacher"]["responses"])
+    pq.write_table(pa.concat_tables([twice, twice.slice(3, 1)]), other["teacher"]["responses"])
     with pytest.raises(DataError, match=r"teacher.parquet: an id stands in two rows"):
         run(tmp_path, other, small(num_ce=2), log, ce="random")
 
@@ -639,15 +300,15 @@ def test_an_unusable_table_is_named(tmp_path: Path, log: Any) -> None:
     with pytest.raises(DataError, match=r"nowhere.parquet: no such file; `dvc repro` makes it"):
         run(
             tmp_path,
-            {**paths, "teacher_scores": tmp_path / "nowhere.parquet"},
+            {"teacher": {**paths["teacher"], "scores": tmp_path / "nowhere.parquet"}},
             small(num_ce=2),
             log,
             ce="random",
         )
     with pytest.raises(DataError, match=r"teacher_verdicts.parquet: no column 'ppl'; found"):
-        swapped = {**paths, "teacher_scores": paths["teacher_verdicts"]}
+        swapped = {"teacher": {**paths["teacher"], "scores": paths["teacher"]["verdicts"]}}
         run(tmp_path, swapped, small(num_ce=2), log, ce="random")
-    paths["teacher"].write_bytes(b"half a file")
+    paths["teacher"]["responses"].write_bytes(b"half a file")
     with pytest.raises(DataError, match=r"teacher.parquet: not a readable Parquet file"):
         run(tmp_path, paths, small(num_ce=2), log, ce="random")
 
@@ -658,10 +319,3 @@ def test_nothing_at_all_is_refused_in_a_sentence(tmp_path: Path, log: Any) -> No
         for num_ce in (2, "tokens(2)"):
             with pytest.raises(DataError, match="0 eligible responses of 0 problems"):
                 run(tmp_path, paths, small(num_ce=num_ce), log, ce=rule)
-
-
-@given(st.lists(st.text(max_size=20), max_size=30), st.integers(0, 5))
-def test_the_vectorised_hash_equals_the_plain_one(texts: list[str], skip: int) -> None:
-    part = pa.array(texts, pa.string())[skip:]  # a slice, with an offset into its buffer
-    mixed = hashes.mix(hashes.hash_texts(part) ^ hashes.mix(np.array([3], np.uint64)))
-    assert mixed.tolist() == [hashed(3, text) for text in texts[skip:]]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import training_sets
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ from oxa.config.score import Score
 from oxa.config.traces import Traces
 from oxa.errors import DataError
 from oxa.model import loading
-from oxa.records import schemas
+from oxa.records import schemas, training_set
 from oxa.records import tables as records
 from oxa.stages import score, traces
 
@@ -122,8 +123,7 @@ def train_set(inputs: dict[str, Path], path: Path, *, ul: bool = True, backwards
             for response in records.read(inputs[stem], schemas.RESPONSES).to_pylist()
             if response["sample_index"] == index
         ]
-    records.write(path, rows[::-1] if backwards else rows, schemas.TRAIN)
-    return path
+    return training_sets.write(path, rows[::-1] if backwards else rows)
 
 
 def run(
@@ -133,6 +133,7 @@ def run(
     metrics = traces.run(
         Traces(**{"num_examples": 4, "batch_tokens": 500} | settings),
         Prompt(suffix=SUFFIX),
+        [data.name] if records.read(data / "ul.parquet", schemas.TRAIN).num_rows else [],
         base=base,
         model=arm,
         data=data,
@@ -162,7 +163,7 @@ def texts(inputs: dict[str, Path]) -> dict[str, str]:
 def test_each_token_has_its_log_probability_under_the_base_and_under_the_arm(
     tmp_path: Path, inputs: dict[str, Path], checkpoint: Path, arm: Path
 ):
-    data = train_set(inputs, tmp_path / "train.parquet")
+    data = train_set(inputs, tmp_path / "train")
     rows, _ = run(tmp_path, inputs, checkpoint, arm, data)
     known = texts(inputs)
     for row in (rows[0], rows[1], rows[-1]):
@@ -174,7 +175,7 @@ def test_each_token_has_its_log_probability_under_the_base_and_under_the_arm(
 def test_the_mean_before_training_is_the_ln_ppl_of_the_score_table(
     tmp_path: Path, inputs: dict[str, Path], checkpoint: Path, arm: Path
 ):
-    data = train_set(inputs, tmp_path / "train.parquet")
+    data = train_set(inputs, tmp_path / "train")
     rows, _ = run(tmp_path, inputs, checkpoint, arm, data, num_examples=NUM_PROBLEMS)
     scored = [row for row in rows if not math.isnan(row["ppl"])]
     assert {row["origin"] for row in scored} == {"teacher", "self"}
@@ -187,7 +188,7 @@ def test_the_mean_before_training_is_the_ln_ppl_of_the_score_table(
 def test_pieces_joined_are_the_text_and_a_cut_response_its_beginning(
     tmp_path: Path, inputs: dict[str, Path], checkpoint: Path, arm: Path
 ):
-    data = train_set(inputs, tmp_path / "train.parquet")
+    data = train_set(inputs, tmp_path / "train")
     whole, metrics = run(tmp_path, inputs, checkpoint, arm, data)
     known = texts(inputs)
     assert any("😀" in known[row["response_id"]] for row in whole)
@@ -208,12 +209,12 @@ def test_pieces_joined_are_the_text_and_a_cut_response_its_beginning(
 def test_examples_come_one_from_each_slice_of_the_ppl_range_ce_before_ul(
     tmp_path: Path, inputs: dict[str, Path], checkpoint: Path, arm: Path
 ):
-    data = train_set(inputs, tmp_path / "train.parquet")
+    data = train_set(inputs, tmp_path / "train")
     rows, metrics = run(tmp_path, inputs, checkpoint, arm, data)
     examples = [row for row in rows if row["role"] == "example"]
     assert [row["objective"] for row in examples] == ["ce"] * 4 + ["ul"] * 4
     assert metrics["examples"] == {"ce": 4, "ul": 4}
-    trained = records.read(data, schemas.TRAIN).to_pylist()
+    trained = training_set.read(data, schemas.TRAIN.names, suppresses=True).to_pylist()
     for objective in ("ce", "ul"):
         ranked = sorted(row["ppl"] for row in trained if row["objective"] == objective)
         ranks = [ranked.index(row["ppl"]) for row in examples if row["objective"] == objective]
@@ -227,8 +228,8 @@ def test_examples_come_one_from_each_slice_of_the_ppl_range_ce_before_ul(
 def test_arms_with_one_ce_set_show_the_same_examples_whatever_the_order_of_rows(
     tmp_path: Path, inputs: dict[str, Path], checkpoint: Path, arm: Path
 ):
-    both, _ = run(tmp_path, inputs, checkpoint, arm, train_set(inputs, tmp_path / "a.parquet"))
-    data = train_set(inputs, tmp_path / "b.parquet", ul=False, backwards=True)
+    both, _ = run(tmp_path, inputs, checkpoint, arm, train_set(inputs, tmp_path / "a"))
+    data = train_set(inputs, tmp_path / "b", ul=False, backwards=True)
     alone, metrics = run(tmp_path, inputs, checkpoint, arm, data)
     assert [row["response_id"] for row in alone] == [row["response_id"] for row in both[: len(alone)]]
     assert metrics["examples"] == {"ce": 4, "ul": 0}
@@ -239,7 +240,7 @@ def test_arms_with_one_ce_set_show_the_same_examples_whatever_the_order_of_rows(
 def test_beside_a_ce_example_wrong_answers_come_first_and_beside_a_ul_example_right_ones(
     tmp_path: Path, inputs: dict[str, Path], checkpoint: Path, arm: Path, num_beside: int
 ):
-    data = train_set(inputs, tmp_path / "train.parquet")
+    data = train_set(inputs, tmp_path / "train")
     rows, metrics = run(tmp_path, inputs, checkpoint, arm, data, num_beside=num_beside)
     assert metrics["beside"] == 8 * 2 * num_beside
     examples = {row["response_id"]: row for row in rows if row["role"] == "example"}
@@ -260,7 +261,7 @@ def test_beside_a_ce_example_wrong_answers_come_first_and_beside_a_ul_example_ri
 def test_a_row_brings_its_problem_with_the_answers_of_the_training_split(
     tmp_path: Path, inputs: dict[str, Path], checkpoint: Path, arm: Path
 ):
-    data = train_set(inputs, tmp_path / "train.parquet")
+    data = train_set(inputs, tmp_path / "train")
     rows, _ = run(tmp_path, inputs, checkpoint, arm, data, num_examples=NUM_PROBLEMS)
     for row in rows:
         number = row["question"].split()[2]
@@ -271,7 +272,7 @@ def test_a_row_brings_its_problem_with_the_answers_of_the_training_split(
 def test_metrics_are_the_means_over_the_examples_alone(
     tmp_path: Path, inputs: dict[str, Path], checkpoint: Path, arm: Path
 ):
-    data = train_set(inputs, tmp_path / "train.parquet")
+    data = train_set(inputs, tmp_path / "train")
     rows, metrics = run(tmp_path, inputs, checkpoint, arm, data)
     for objective in ("ce", "ul"):
         examples = [row for row in rows if row["objective"] == objective]
@@ -294,7 +295,7 @@ def test_a_problem_that_fills_the_models_context_is_left_out_and_counted(
     rows[4]["question"] += "?" * 960
     problems = tmp_path / "problems.parquet"
     records.write(problems, rows, schemas.PROBLEMS)
-    data = train_set(inputs, tmp_path / "train.parquet", ul=False)
+    data = train_set(inputs, tmp_path / "train", ul=False)
     shown, metrics = run(
         tmp_path, inputs | {"problems": problems}, checkpoint, arm, data, num_examples=NUM_PROBLEMS
     )
@@ -309,7 +310,7 @@ def test_a_problem_that_fills_the_models_context_is_left_out_and_counted(
 def test_tables_that_do_not_belong_together_are_refused(
     tmp_path: Path, inputs: dict[str, Path], checkpoint: Path, arm: Path
 ):
-    data = train_set(inputs, tmp_path / "train.parquet")
+    data = train_set(inputs, tmp_path / "train")
     swapped = inputs | {"self_responses": inputs["teacher"], "self_verdicts": inputs["teacher_verdicts"]}
     with pytest.raises(DataError, match=r"response s\d+\.1 is neither in"):
         run(tmp_path, swapped, checkpoint, arm, data)

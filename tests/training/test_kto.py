@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import training_sets
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
@@ -22,7 +23,6 @@ from oxa import prompts
 from oxa.config.train import TrainArm, TrainShared
 from oxa.errors import ConfigError
 from oxa.model import loading
-from oxa.records import schemas, tables
 from oxa.stages import train
 from oxa.training import batches, kto
 
@@ -57,9 +57,7 @@ ROWS = [row(i, "ce", f"<think>{'go ' * (i % 7)}</think>{2 * i}") for i in range(
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("table") / "kto.parquet"
-    tables.write(path, ROWS, schemas.TRAIN)
-    return path
+    return training_sets.write(tmp_path_factory.mktemp("table") / "kto", ROWS)
 
 
 class Result:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import training_sets
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
 from pipelines import REPRO, ROOT, assert_same, copied, forget, reference, run, stages_run
@@ -25,7 +26,6 @@ from conftest import Kept
 from oxa.config.train import TrainArm, TrainShared
 from oxa.errors import ConfigError
 from oxa.model import loading
-from oxa.records import schemas, tables
 from oxa.stages import train
 from oxa.training import resume
 
@@ -91,8 +91,7 @@ train.run(TrainShared(**shared), TrainArm(**arm), model=Path(model), data=Path(d
 
 @pytest.mark.whole
 def test_fsdp_killed_and_started_again_trains_like_one_process(checkpoint: Path, tmp_path: Path) -> None:
-    data = tmp_path / "t.parquet"
-    tables.write(data, ROWS, schemas.TRAIN)
+    data = training_sets.write(tmp_path / "t", ROWS)
     (tmp_path / "child.py").write_text(CHILD)
     (tmp_path / "one").mkdir()
     alone = Kept()

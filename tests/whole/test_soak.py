@@ -15,11 +15,11 @@ import pytest
 
 from oxa.config.ingest import Ingest
 from oxa.config.prompt import Prompt
-from oxa.config.selection import SelectionArm, SelectionShared, UnlikelihoodSet
-from oxa.config.sources import Sources, World
+from oxa.config.selection import SelectionShared, UnlikelihoodSet
+from oxa.config.sources import Sources
 from oxa.config.verify import Verify
 from oxa.records import schemas, tables
-from oxa.stages import ingest, selection, verify
+from oxa.stages import ingest, selection_ce, selection_ul, verify
 
 CHARS = 3000  # of a response
 NUM_ROWS = 9000  # more than any stage takes together, of either source
@@ -71,7 +71,6 @@ def soak(folder: Path) -> dict[str, Any]:
     counts = ingest.run(
         section,
         Sources(folder=str(folder / "sources")),
-        World(),
         judged,
         problems=problems,
         responses=teacher,
@@ -86,18 +85,12 @@ def soak(folder: Path) -> dict[str, Any]:
     scores = {"response_id": table["response_id"], "scorer": ["drawn"] * len(table), "mean_nll": np.log(ppl)}
     scores |= {"ppl": ppl, "num_tokens": np.full(len(table), 700), "truncated": np.zeros(len(table), bool)}
     tables.write(folder / "scores.parquet", scores | {"mean_entropy": ppl}, schemas.SCORES)
-    own = {f"{side}_verdicts": verdicts for side in ("teacher", "self")}
-    own |= {f"{side}_scores": folder / "scores.parquet" for side in ("teacher", "self")}
-    chosen = selection.run(
-        SelectionShared(num_ce=500, mean=2.1),
-        SelectionArm(ce="gaussian", ul=UnlikelihoodSet(num=500)),
-        Prompt(suffix=""),
-        problems=problems,
-        teacher=teacher,
-        self_responses=teacher,
-        output=folder / "train.parquet",
-        **own,
-        **given,
+    shared, prompt = SelectionShared(num_ce=500, mean=2.1), Prompt(suffix="")
+    given |= {"problems": problems, "responses": teacher, "verdicts": verdicts}
+    given |= {"scores": folder / "scores.parquet"}
+    chosen = selection_ce.run(shared, "gaussian", prompt, output=folder / "ce.parquet", **given)
+    chosen |= selection_ul.run(
+        shared, UnlikelihoodSet(num=500), prompt, output=folder / "ul.parquet", **given
     )
     return found | {"chosen": chosen["ce"]["chosen"] + chosen["ul"]["chosen"], "selection": highest()}
 

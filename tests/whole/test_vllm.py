@@ -26,9 +26,10 @@ import torch
 
 from conftest import make_checkpoint
 from oxa import hashes, prompts
-from oxa.config.generate import Generate, Sampling, Vllm
+from oxa.config.generate import Generate, Vllm
 from oxa.config.prompt import Prompt
 from oxa.config.sample import Sample
+from oxa.config.section import Sampling
 from oxa.generation import generate
 from oxa.generation.requests import Generation, Request
 from oxa.generation.server import VllmServer

@@ -1,0 +1,140 @@
+"""The preflight: what makes a checkpoint unusable as a student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+from conftest import CHAT_TEMPLATE
+from oxa.config.prompt import Prompt
+from oxa.model import preflight
+
+NO_SUFFIX = Prompt(suffix="")
+
+
+@pytest.fixture(scope="module")
+def student(checkpoint: Path) -> tuple[Any, Any, Any]:
+    """A sound student's tokenizer, model configuration and generation configuration."""
+    return (
+        AutoTokenizer.from_pretrained(checkpoint),
+        AutoConfig.from_pretrained(checkpoint),
+        GenerationConfig.from_pretrained(checkpoint),
+    )
+
+
+def faults(student: tuple[Any, Any, Any], prompt: Prompt = NO_SUFFIX, **changes: Any) -> list[str]:
+    """What the preflight says when the student's tokenizer has these attributes changed."""
+    import copy
+
+    tokenizer, model_config, generation_config = copy.deepcopy(student)
+    for name, value in changes.items():
+        holder = generation_config if name == "generation_eos" else tokenizer
+        setattr(holder, "eos_token_id" if name == "generation_eos" else name, value)
+    return preflight.check_student(tokenizer, model_config, generation_config, prompt)
+
+
+def test_a_sound_student_passes_with_and_without_the_papers_suffix(student: tuple[Any, Any, Any]) -> None:
+    assert faults(student) == []
+    assert faults(student, Prompt()) == []  # the suffix itself speaks of <think>
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("message['content'].split('</think>')[-1]", "drops or rewrites"),
+        ("'<think>\\n' + message['content'].split('<think>')[-1].strip()", "drops or rewrites"),
+    ],
+)
+def test_a_template_that_touches_think_is_refused(
+    student: tuple[Any, Any, Any], content: str, why: str
+) -> None:
+    template = CHAT_TEMPLATE.replace("message['content']", content)
+    found = faults(student, chat_template=template)
+    assert len(found) == 1
+    assert why in found[0]
+
+
+def test_a_template_that_opens_think_itself_is_refused(student: tuple[Any, Any, Any]) -> None:
+    template = CHAT_TEMPLATE.replace(
+        "{{ '<|assistant|>' }}{% endif %}", "{{ '<|assistant|><think>\\n' }}{% endif %}"
+    )
+    for prompt in (NO_SUFFIX, Prompt()):
+        (found,) = faults(student, prompt, chat_template=template)
+        assert "doubled" in found
+
+
+def test_a_template_that_rewrites_the_question_or_cannot_be_rendered_is_refused(
+    student: tuple[Any, Any, Any],
+) -> None:
+    template = CHAT_TEMPLATE.replace("message['content']", "(message['content'] | replace('+', 'plus'))")
+    assert any("rewrites the user's message" in fault for fault in faults(student, chat_template=template))
+    (found,) = faults(student, chat_template="{{ raise_exception('only in French') }}")
+    assert "only in French" in found
+    (found,) = faults(student, chat_template=None)
+    assert "no chat template" in found
+
+
+def test_an_end_that_is_missing_or_does_not_end_generation_is_refused(student: tuple[Any, Any, Any]) -> None:
+    (found,) = faults(student, generation_eos=0)
+    assert "generation ends at 0" in found
+    assert faults(student, generation_eos=[0, student[0].eos_token_id]) == []
+    assert faults(student, generation_eos=None) == []  # then the model's own configuration tells
+    assert any("no end-of-sequence token" in fault for fault in faults(student, eos_token=None))
+
+
+def test_a_prompt_that_leaves_no_room_for_a_response_is_refused(student: tuple[Any, Any, Any]) -> None:
+    (found,) = faults(student, Prompt(suffix=" and" * 300))
+    assert "of 1024 positions" in found
+
+
+def test_a_tokenizer_that_does_not_give_the_tags_back_is_refused(student: tuple[Any, Any, Any]) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE(vocab={"<|end|>": 0, "W": 1}, merges=[]))  # what it does not know, it drops
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token="<|end|>", chat_template=CHAT_TEMPLATE.replace("<|end|>", "")
+    )
+    generation = GenerationConfig(eos_token_id=0)
+    found = preflight.check_student(tokenizer, student[1], generation, NO_SUFFIX)
+    assert sum("does not give" in fault for fault in found) == 3
+    assert any("nothing would carry loss" in fault for fault in found)
+
+
+def test_a_tokenizer_that_hides_think_as_a_special_token_is_refused(student: tuple[Any, Any, Any]) -> None:
+    import copy
+
+    tokenizer = copy.deepcopy(student[0])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>"]})
+    found = preflight.check_student(tokenizer, student[1], student[2], NO_SUFFIX)
+    assert len(found) == 1
+    assert "does not give <think> back" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+        ("{{ cycler.__init__.__globals__.os.system('touch owned') }}", "unsafe"),
+        ("{{ lipsum.__globals__['os'].popen('touch owned').read() }}", "unsafe"),
+        ("{% include '/etc/passwd' %}", "no loader"),
+        ("{% import 'os' as os %}", "no loader"),
+        ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
+        ("{% for %}", "Expected an expression"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ 1 + 'a' }}", "unsupported operand"),
+        ("{{ messages[7].content.strip() }}", "no element 7"),
+        ("{{ 'a' * 10**15 }}", "asks for too much"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "asks for too much"),
+    ],
+)
+def test_a_template_neither_leaves_its_sandbox_nor_crashes_the_stage(
+    student: tuple[Any, Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (found,) = faults(student, chat_template=template)
+    assert said in found
+    assert not (tmp_path / "owned").exists()

@@ -9,10 +9,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 import pytest
@@ -257,46 +258,47 @@ class Command(subprocess.Popen[str]):
         return self._log.read_text()
 
 
-class Attempt(NamedTuple):
-    """A stage's process, seen when a part of the work was done and not all."""
+def stopped_at_work(command: Command, stage: str) -> tuple[psutil.Process, psutil.Process]:
+    """Waits until the stage's process has done a part of its work and halts it there, so that work is left to do.
 
-    dvc: psutil.Process
-    stage: psutil.Process
-    done: Files  # every file seen so far, those that newer ones have replaced since included
+    Returns its DVC and itself. It must be started in the usual way, importing for seconds: a warm one might have done
+    all of its work before it is found.
+    """
+
+    def processes() -> list[psutil.Process] | None:
+        try:
+            candidates = [psutil.Process(command.pid), *below(command.pid)]
+            dvc = [p for p in candidates if _runs(p, "dvc", stage)]
+            pair = dvc + [
+                p for one in dvc for p in below(one.pid) if _runs(p, "oxa", stage.partition("@")[0])
+            ]
+            return pair if len(pair) == 2 else None
+        except psutil.NoSuchProcess:
+            return None
+
+    dvc, running = until(processes, _state(command, stage), command, pause=0.1)
+    progress(command, stage)
+    running.suspend()
+    return dvc, running
 
 
-def at_work(command: Command, stage: str, before: Files | None = None, *, stop: bool = False) -> Attempt:
-    """Waits until a process of the stage has done a part of the work that was not done `before`.
+def progress(command: Command, stage: str, before: Iterable[Path] = ()) -> Files:
+    """Waits until scratch holds work of the stage that it did not hold `before`.
 
-    `stop` halts it there, so that a kill that follows finds work left to do.
+    Returns all of it that was seen on the way, what newer work has replaced since included.
     """
     seen: Files = {}
 
     def news() -> bool:
         seen.update(now := finished(command.folder, stage))
-        return not now.keys() <= (before or {}).keys()
+        return not now.keys() <= set(before)
 
-    def processes() -> list[psutil.Process]:
-        try:
-            candidates = [psutil.Process(command.pid), *below(command.pid)]
-            dvc = [p for p in candidates if _runs(p, "dvc", stage)]
-            called = [p for one in dvc for p in below(one.pid) if _runs(p, "oxa", stage.partition("@")[0])]
-            return dvc + [worker for one in called for worker in _workers(one, command.folder)]
-        except psutil.NoSuchProcess:
-            return []
+    until(news, _state(command, stage), command, pause=0.01)
+    return seen
 
-    def state() -> str:
-        return f"stage {stage} at work; printed: {command.printed()}"
 
-    def pair() -> list[psutil.Process] | None:
-        return both if len(both := processes()) == 2 else None
-
-    news()
-    dvc, running = until(pair, state, command, pause=0.1)
-    until(news, state, command, pause=0.01)
-    if stop:
-        running.suspend()
-    return Attempt(dvc, running, seen)
+def _state(command: Command, stage: str) -> Callable[[], str]:
+    return lambda: f"stage {stage} at work; printed: {command.printed()}"
 
 
 def finished(folder: Path, stage: str) -> Files:
@@ -315,14 +317,6 @@ def finished(folder: Path, stage: str) -> Files:
         except (FileNotFoundError, ValueError):  # removed, or still being written
             continue
     return found
-
-
-def _workers(called: psutil.Process, folder: Path) -> list[psutil.Process]:
-    """The process of a stage that was called as `oxa`: that one, or the fork that it waits for (flows/warm.py)."""
-    if warm.possible() and called.cmdline()[2].startswith(_warm_path().partition(os.pathsep)[0]):
-        forks = [p for p in below(os.getpid()) if "flows.warm" in p.cmdline()]
-        return [p for p in forks if Path(p.cwd()) == folder]
-    return [called]
 
 
 def _runs(process: psutil.Process, program: str, argument: str) -> bool:

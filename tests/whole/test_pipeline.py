@@ -23,17 +23,18 @@ from pipelines import (
     REPRO,
     Command,
     assert_same,
-    at_work,
     change,
     contents,
     copied,
     finished,
     forget,
     locked,
+    progress,
     reference,
     run,
     stages_run,
     stale,
+    stopped_at_work,
     warmed,
 )
 from processes import PATIENCE, below, until, wait_until_gone, wait_until_left
@@ -141,7 +142,7 @@ def test_a_stage_that_fails_says_why_and_stays_stale(copy: Path):
 def test_killed_while_it_trains_it_goes_on_and_ends_with_the_same_outputs(stage: str, done: Path, copy: Path):
     forget(copy, stage)
     killed = Command(copy, *REPRO, stage)
-    at_work(killed, stage, stop=True)
+    stopped_at_work(killed, stage)
     done_before = finished(copy, stage)
     processes = below(killed.pid)
     killed.kill()
@@ -149,10 +150,10 @@ def test_killed_while_it_trains_it_goes_on_and_ends_with_the_same_outputs(stage:
     wait_until_gone(processes)
     wait_until_left(copy)
     again = Command(copy, *warmed(*REPRO, stage))
-    second = at_work(again, stage, before=done_before)
-    kept = second.done.keys() & done_before.keys()
+    seen = progress(again, stage, before=done_before)
+    kept = seen.keys() & done_before.keys()
     assert kept
-    assert all(second.done[path] == done_before[path] for path in kept)
+    assert all(seen[path] == done_before[path] for path in kept)
     assert again.wait(PATIENCE) == 0, again.printed()
     assert_same(copy, done, stage)
     wait_until_left(copy)

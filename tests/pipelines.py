@@ -41,10 +41,12 @@ Files = dict[Path, tuple[int, int]]
 
 
 def environment(**more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW"))}
+    variables = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW"))
+    }
     # DVC takes the shell from SHELL; of the usual ones, sh is the one that stays between DVC and a plain command
-    kept |= {"DVC_NO_ANALYTICS": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "SHELL": "/bin/sh"}
-    return kept | more
+    variables |= {"DVC_NO_ANALYTICS": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "SHELL": "/bin/sh"}
+    return variables | more
 
 
 def tiny_params() -> dict[str, Any]:
@@ -192,8 +194,8 @@ def change(folder: Path, key: str, value: Any) -> None:
 
 def contents(folder: Path, *paths: str) -> dict[str, bytes]:
     """Every file that the pipeline made, or those under the paths, by relative name."""
-    found = [path for name in paths or OUTPUTS for path in [folder / name, *(folder / name).rglob("*")]]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found if path.is_file()}
+    candidates = [path for name in paths or OUTPUTS for path in [folder / name, *(folder / name).rglob("*")]]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in candidates if path.is_file()}
 
 
 def locked(folder: Path) -> dict[str, Any]:
@@ -232,10 +234,10 @@ def _overlap(one: str, other: str) -> bool:
 
 def assert_same(folder: Path, reference: Path, *names: str) -> None:
     """The stages, and all before them, ended as in the reference: every byte, and dvc.lock."""
-    found, expected = locked(folder), locked(reference)
-    assert set(names) <= set(found)
-    assert found == {name: expected[name] for name in found}
-    paths = [path for stage in found.values() for path in outputs(stage)]
+    stages, expected = locked(folder), locked(reference)
+    assert set(names) <= set(stages)
+    assert stages == {name: expected[name] for name in stages}
+    paths = [path for stage in stages.values() for path in outputs(stage)]
     made, wanted = contents(folder), contents(reference, *paths)
     assert made.keys() == wanted.keys()
     assert [name for name in made if made[name] != wanted[name]] == []
@@ -303,20 +305,20 @@ def _state(command: Command, stage: str) -> Callable[[], str]:
 
 def finished(folder: Path, stage: str) -> Files:
     """What scratch holds of the stage's work."""
-    found = {}
+    files = {}
     for path in (folder / ".work").glob(f"{stage}/*/scratch/{SIGNS[stage]}"):
         try:
             if path.suffix == ".jsonl":  # a response a line: as if each were a file, written with that line
                 for number, line in enumerate(path.read_text().splitlines()):
                     if "response_id" in (row := json.loads(line)):
-                        found[path / row["response_id"]] = (number, 0)
+                        files[path / row["response_id"]] = (number, 0)
                 continue
             if path.suffix == ".json":  # the last file of a checkpoint
                 json.loads(path.read_text())
-            found[path] = (path.stat().st_ino, path.stat().st_mtime_ns)
+            files[path] = (path.stat().st_ino, path.stat().st_mtime_ns)
         except (FileNotFoundError, ValueError):  # removed, or still being written
             continue
-    return found
+    return files
 
 
 def _runs(process: psutil.Process, program: str, argument: str) -> bool:

@@ -175,7 +175,7 @@ def select(folder: Path, arms: dict[str, SelectionArm], draws: np.random.Generat
         tables.write(paths[f"{origin}_scores"], columns, schemas.SCORES)
     shared = SelectionShared(num_ce=150, mean=1.9, std=0.15, max_shortage=0.5)
     for arm, rule in arms.items():
-        found = selection.run(
+        metrics = selection.run(
             shared,
             rule,
             Prompt(suffix=""),
@@ -184,7 +184,7 @@ def select(folder: Path, arms: dict[str, SelectionArm], draws: np.random.Generat
             log=lambda step, **values: None,
             scratch=folder,
         )
-        records.write_json(folder / "metrics" / "selection" / f"{arm}.json", found)
+        records.write_json(folder / "metrics" / "selection" / f"{arm}.json", metrics)
 
 
 def generations(

@@ -21,9 +21,9 @@ PATIENCE = 300  # seconds that a server may take to start on a busy machine
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -70,8 +70,8 @@ def prefect_server(folder: Path) -> Iterator[str]:
 def postgresql() -> Iterator[str]:
     """A PostgreSQL server with an empty database; gives its URI. Skips the test where it is not installed."""
     psycopg2 = pytest.importorskip("psycopg2", reason="psycopg2-binary is not installed")
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    initdb = shutil.which("initdb") or (str(found[-1]) if found else "")
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    initdb = shutil.which("initdb") or (str(installed[-1]) if installed else "")
     if not initdb:
         pytest.skip("PostgreSQL is not installed")
     port = free_port()

@@ -19,6 +19,7 @@ import pytest
 from completions_server import END, CompletionsServer, tokens_for
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import PATIENCE
 
 from oxa.config.generate import Generate, Sampling, Vllm
 from oxa.errors import ConfigError, DataError, is_out_of_reach
@@ -339,7 +340,7 @@ def test_a_run_killed_with_signal_9_asks_only_for_what_was_in_flight_or_not_begu
         )
         client = subprocess.Popen([sys.executable, "-c", script])
         for _ in range(19):  # the last four are asked for when the first fifteen have been answered
-            assert server.arrived.acquire(timeout=60)
+            assert server.arrived.acquire(timeout=PATIENCE)
         os.kill(client.pid, signal.SIGKILL)
         client.wait()
         (store,) = tmp_path.glob("*.jsonl")

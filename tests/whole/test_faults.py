@@ -70,9 +70,9 @@ def test_a_kill_leaves_nothing_running_and_the_stage_goes_on_where_it_was(
         (dvc if killed == "dvc" else first).kill()
         wait_until_gone(processes)
     seen = progress(flow, stage, before=done)
-    kept = seen.keys() & done.keys()
-    assert kept, "the second process found what the first had done"
-    assert all(seen[path] == done[path] for path in kept), "and did not do it again"
+    resumed = seen.keys() & done.keys()
+    assert resumed, "the second process found what the first had done"
+    assert all(seen[path] == done[path] for path in resumed), "and did not do it again"
     assert flow.wait(PATIENCE) == 0, flow.printed()
     wait_until_left(copy)
     assert_same(copy, flowed, stage)
@@ -106,9 +106,9 @@ def test_a_disk_that_is_full_when_outputs_are_placed_costs_that_stage_alone(
     before, lock = contents(copy), (copy / "dvc.lock").read_bytes()
     with small_disk(copy / "data", kib=400):
         filled = fill(copy / "data", leave=8192)
-        said = run(copy, *warmed(*FLOW, "sample"), code=1, PREFECT_API_URL=prefect_api)
-        assert "No space left on device; nothing was kept\n" in said
-        assert "Traceback" not in said
+        printed = run(copy, *warmed(*FLOW, "sample"), code=1, PREFECT_API_URL=prefect_api)
+        assert "No space left on device; nothing was kept\n" in printed
+        assert "Traceback" not in printed
         filled.unlink()
         assert contents(copy) == before, "neither an output nor a part of one"
         assert (copy / "dvc.lock").read_bytes() == lock
@@ -133,12 +133,14 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_written_costs_the_work_since_t
         filled = fill(
             copy / ".work", leave=int(4.8 * weights)
         )  # a checkpoint is 3.6 of them, by its optimizer
-        said = run(copy, *warmed(*FLOW, stage), code=1, PREFECT_API_URL=prefect_api)
-        (line,) = [line for line in said.splitlines() if line.startswith("    ")]
+        printed = run(copy, *warmed(*FLOW, stage), code=1, PREFECT_API_URL=prefect_api)
+        (line,) = [line for line in printed.splitlines() if line.startswith("    ")]
         assert line.startswith("    oxa: ")
         assert line.endswith("No space left on device; nothing was kept")
-        found = [path.parent.name for path in (copy / ".work").glob(f"{stage}/*/scratch/{SIGNS[stage]}")]
-        assert found == ["checkpoint-8"]
+        checkpoints = [
+            path.parent.name for path in (copy / ".work").glob(f"{stage}/*/scratch/{SIGNS[stage]}")
+        ]
+        assert checkpoints == ["checkpoint-8"]
         assert not (copy / "models" / "oxa_full-0").exists()
         assert stage in stale(copy)
         filled.unlink()

@@ -424,22 +424,22 @@ def test_an_equivalent_answer_is_correct_either_way_round(grader: Grader, gold: 
 def spellings(value: Fraction) -> list[str]:
     """Ways to write a number that every reader takes for the same."""
     up, down, sign = abs(value.numerator), value.denominator, "-" if value < 0 else ""
-    found = [
+    forms = [
         rf"{sign}\frac{{{up}}}{{{down}}}",
         rf"{sign}\dfrac{{{3 * up}}}{{{3 * down}}}",
         f"{sign}{up}/{down}",
     ]
     if down == 1:
-        found += [f"{sign}{up}", f"{sign}{up}.0", f"{sign}{up}.", f"x = {sign}{up}"]
+        forms += [f"{sign}{up}", f"{sign}{up}.0", f"{sign}{up}.", f"x = {sign}{up}"]
         if up >= 1000:
-            found += [
+            forms += [
                 f"{sign}{up:,}",
                 f"{sign}{up:,}".replace(",", "{,}"),
                 f"{sign}{up:,}".replace(",", r"\,"),
             ]
     if 10**4 % down == 0:
-        found += [f"{float(value):.4f}", rf"{sign}{float(100 * abs(value)):.2f}\%"]
-    return found
+        forms += [f"{float(value):.4f}", rf"{sign}{float(100 * abs(value)):.2f}\%"]
+    return forms
 
 
 values = st.one_of(
@@ -539,11 +539,11 @@ def test_a_verdict_depends_on_its_answer_alone(grader: Grader, workers: int, see
     mixed = [*pairs, *hostile]
     rng.shuffle(mixed)
     with Grader(Verify(timeout=2.0, workers=workers)) as other:
-        found: list[str] = []
-        while len(found) < len(mixed):  # calls of one answer and calls of many
-            part = mixed[len(found) : len(found) + rng.choice([1, 2, 90])]
-            found += [one.verdict for one in other.grade([item([gold], answer) for gold, answer in part])]
-    assert found == [expected.get(pair, "timeout") for pair in mixed]
+        verdicts: list[str] = []
+        while len(verdicts) < len(mixed):  # calls of one answer and calls of many
+            part = mixed[len(verdicts) : len(verdicts) + rng.choice([1, 2, 90])]
+            verdicts += [one.verdict for one in other.grade([item([gold], answer) for gold, answer in part])]
+    assert verdicts == [expected.get(pair, "timeout") for pair in mixed]
 
 
 # ---- names that become paths ----

@@ -91,10 +91,10 @@ def test_dvc_shows_the_plots_and_the_difference_to_the_last_commit(copy: Path):
     run(copy, "git", "add", "-f", "dvc.lock", "dvc.yaml", "params.yaml")
     run(copy, "git", "-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "before")
     summary = copy / "metrics" / "summary.json"
-    found = json.loads(summary.read_text())
-    found["arms"]["sft"]["world"]["pass_at_1"] += 0.125
+    numbers = json.loads(summary.read_text())
+    numbers["arms"]["sft"]["world"]["pass_at_1"] += 0.125
     summary.unlink()
-    summary.write_text(json.dumps(found))
+    summary.write_text(json.dumps(numbers))
     changed = json.loads(run(copy, "dvc", "metrics", "diff", "--json"))["metrics/summary.json"]
     assert changed["arms.sft.world.pass_at_1"]["diff"] == pytest.approx(0.125)
 
@@ -151,9 +151,9 @@ def test_killed_while_it_trains_it_goes_on_and_ends_with_the_same_outputs(stage:
     wait_until_left(copy)
     again = Command(copy, *warmed(*REPRO, stage))
     seen = progress(again, stage, before=done_before)
-    kept = seen.keys() & done_before.keys()
-    assert kept
-    assert all(seen[path] == done_before[path] for path in kept)
+    resumed = seen.keys() & done_before.keys()
+    assert resumed
+    assert all(seen[path] == done_before[path] for path in resumed)
     assert again.wait(PATIENCE) == 0, again.printed()
     assert_same(copy, done, stage)
     wait_until_left(copy)
@@ -271,8 +271,8 @@ def test_a_champion_holds_while_the_flow_has_nothing_to_do(flowed: Path, tmp_pat
     run(folder, "oxa", "promote", str(held.version))
     before = stage_runs(folder)
     num_stages = len(locked(folder))
-    said = run(folder, *warmed(*FLOW))
-    assert f"{num_stages} stages: 0 run, {num_stages} cached" in said
+    printed = run(folder, *warmed(*FLOW))
+    assert f"{num_stages} stages: 0 run, {num_stages} cached" in printed
     assert stage_runs(folder) == before
     assert last_flow_run(folder) != last_flow_run(flowed)
     assert aliases(folder) == aliases(flowed) | {"champion": int(held.version)}
@@ -315,8 +315,8 @@ def stage_runs(folder: Path) -> list[tuple[str, str, str]]:
 
 def aliases(folder: Path) -> dict[str, int]:
     """Alias -> number of the version that it stands for."""
-    found = mlflow(folder).get_registered_model("oxa").aliases
-    return {alias: int(number) for alias, number in found.items()}
+    numbers = mlflow(folder).get_registered_model("oxa").aliases
+    return {alias: int(number) for alias, number in numbers.items()}
 
 
 def lines_by_stage(folder: Path) -> list[str]:

@@ -324,7 +324,7 @@ def test_the_settings_are_kept_with_the_responses(checkpoint: Path, tmp_path: Pa
 CLIENT = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, str(Path({tests!r}).parent)]
 from test_vllm import ask
 ask(Path({model!r}), Path({scratch!r}), {url!r})
 """

@@ -230,7 +230,7 @@ def test_a_resumed_run_asks_for_what_is_missing(adder: Path, server: Server, tmp
 STAGE = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, str(Path({tests!r}).parent)]
 from test_vllm import run_stage
 run_stage(Path({model!r}), Path({folder!r}), [])
 """

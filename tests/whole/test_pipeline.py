@@ -173,9 +173,11 @@ def test_two_processes_train_what_one_does(done: Path, copy: Path):
 
 
 @pytest.mark.whole
-def test_a_locked_tracking_database_delays_no_stage_and_loses_nothing(copy: Path):
+def test_a_locked_tracking_database_delays_no_stage_and_loses_nothing(copy: Path, database: Path):
     stage = "train@oxa_full-0"
     forget(copy, stage)
+    change(copy, "tracking.enabled", True)
+    shutil.copy(database, copy / "mlflow.db")
     with closing(sqlite3.connect(copy / "mlflow.db", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         begun = time.monotonic()

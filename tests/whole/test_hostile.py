@@ -243,6 +243,7 @@ def outcome() -> Outcome:
     )
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_answer_is_never_correct_and_gets_the_verdict_that_is_due(
     outcome: Outcome, name: str
@@ -250,6 +251,7 @@ def test_a_hostile_answer_is_never_correct_and_gets_the_verdict_that_is_due(
     assert outcome.verdicts[name] in ALLOWED[name]
 
 
+@pytest.mark.whole
 def test_hostile_answers_cost_the_pool_their_own_limit_and_nothing_more(outcome: Outcome) -> None:
     assert Counter(outcome.easy) == {"correct": 500, "incorrect": 500}
     num_given_up = list(outcome.verdicts.values()).count("timeout")
@@ -261,13 +263,21 @@ def test_hostile_answers_cost_the_pool_their_own_limit_and_nothing_more(outcome:
     assert outcome.seconds < 5 * (num_given_up * (LIMIT + 1) + 40)
 
 
+@pytest.mark.whole
 def test_text_that_looks_like_code_does_nothing(outcome: Outcome) -> None:
     assert len(outcome.verdicts) == len(HOSTILE)
     assert not Path(ORIGINAL_DIR, "owned").exists()  # where the workers are
 
 
 @pytest.mark.parametrize(
-    "name", ["tower of powers", "factorial", "brackets", "integral", "equals signs", "union of intervals"]
+    "name",
+    [
+        *("tower of powers", "brackets"),
+        *(
+            pytest.param(name, marks=pytest.mark.whole)
+            for name in ("factorial", "integral", "equals signs", "union of intervals")
+        ),
+    ],
 )
 def test_a_worker_ends_at_the_limit_whatever_it_computes(name: str, tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
@@ -526,7 +536,10 @@ def test_pairs_intervals_and_sets_go_by_their_members_and_their_ends(
 # ---- nothing beside an answer changes its verdict ----
 
 
-@pytest.mark.parametrize(("workers", "seed"), [(1, 1), (2, 2), (2, 3)])
+@pytest.mark.parametrize(
+    ("workers", "seed"),
+    [(2, 2), *(pytest.param(*case, marks=pytest.mark.whole) for case in ((1, 1), (2, 3)))],
+)
 def test_a_verdict_depends_on_its_answer_alone(grader: Grader, workers: int, seed: int) -> None:
     rng = random.Random(seed)
     hostile = [(GOLD, HANGS[name]) for name in ("tower of powers", "factorial", "brackets")]

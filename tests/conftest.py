@@ -172,16 +172,22 @@ class Repository:
         (self.folder / "params.yaml").write_text(yaml.safe_dump(params))
 
 
-@pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
-    folder = tmp_path / "project"
-    folder.mkdir()
+@pytest.fixture(scope="session")
+def new_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DVC repository without stages, to be copied: to make one takes a second."""
+    folder = tmp_path_factory.mktemp("repository")
     project = Path(__file__).resolve().parents[1]
     for name in ("params.yaml", ".gitignore"):
         shutil.copy(project / name, folder)
     (folder / "sources").mkdir()
     for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
         subprocess.run(command, cwd=folder, check=True, env=os.environ | {"DVC_NO_ANALYTICS": "1"})
+    return folder
+
+
+@pytest.fixture
+def repository(new_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
+    folder = Path(shutil.copytree(new_repository, tmp_path / "project"))
     monkeypatch.chdir(folder)
     return Repository(folder)
 

@@ -9,10 +9,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 import pytest
@@ -40,10 +41,12 @@ Files = dict[Path, tuple[int, int]]
 
 
 def environment(**more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW"))}
+    variables = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW"))
+    }
     # DVC takes the shell from SHELL; of the usual ones, sh is the one that stays between DVC and a plain command
-    kept |= {"DVC_NO_ANALYTICS": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "SHELL": "/bin/sh"}
-    return kept | more
+    variables |= {"DVC_NO_ANALYTICS": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "SHELL": "/bin/sh"}
+    return variables | more
 
 
 def tiny_params() -> dict[str, Any]:
@@ -121,6 +124,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory, command: tuple[str, ...]
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "reports").exists():
             make_repository(folder)
+            # what goes to MLflow costs as much as the stages at this size, and their outputs do not depend on it
+            change(folder, "tracking.enabled", command == FLOW)
             output = run(folder, *warmed(*command))
             assert (folder / "reports").exists(), output
             wait_until_left(folder)  # MLflow's database is at rest when it is copied
@@ -189,8 +194,8 @@ def change(folder: Path, key: str, value: Any) -> None:
 
 def contents(folder: Path, *paths: str) -> dict[str, bytes]:
     """Every file that the pipeline made, or those under the paths, by relative name."""
-    found = [path for name in paths or OUTPUTS for path in [folder / name, *(folder / name).rglob("*")]]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found if path.is_file()}
+    candidates = [path for name in paths or OUTPUTS for path in [folder / name, *(folder / name).rglob("*")]]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in candidates if path.is_file()}
 
 
 def locked(folder: Path) -> dict[str, Any]:
@@ -229,10 +234,10 @@ def _overlap(one: str, other: str) -> bool:
 
 def assert_same(folder: Path, reference: Path, *names: str) -> None:
     """The stages, and all before them, ended as in the reference: every byte, and dvc.lock."""
-    found, expected = locked(folder), locked(reference)
-    assert set(names) <= set(found)
-    assert found == {name: expected[name] for name in found}
-    paths = [path for stage in found.values() for path in outputs(stage)]
+    stages, expected = locked(folder), locked(reference)
+    assert set(names) <= set(stages)
+    assert stages == {name: expected[name] for name in stages}
+    paths = [path for stage in stages.values() for path in outputs(stage)]
     made, wanted = contents(folder), contents(reference, *paths)
     assert made.keys() == wanted.keys()
     assert [name for name in made if made[name] != wanted[name]] == []
@@ -255,72 +260,65 @@ class Command(subprocess.Popen[str]):
         return self._log.read_text()
 
 
-class Attempt(NamedTuple):
-    """A stage's process, seen when a part of the work was done and not all."""
+def stopped_at_work(command: Command, stage: str) -> tuple[psutil.Process, psutil.Process]:
+    """Waits until the stage's process has done a part of its work and halts it there, so that work is left to do.
 
-    dvc: psutil.Process
-    stage: psutil.Process
-    done: Files  # every file seen so far, those that newer ones have replaced since included
+    Returns its DVC and itself. It must be started in the usual way, importing for seconds: a warm one might have done
+    all of its work before it is found.
+    """
+
+    def processes() -> list[psutil.Process] | None:
+        try:
+            candidates = [psutil.Process(command.pid), *below(command.pid)]
+            dvc = [p for p in candidates if _runs(p, "dvc", stage)]
+            pair = dvc + [
+                p for one in dvc for p in below(one.pid) if _runs(p, "oxa", stage.partition("@")[0])
+            ]
+            return pair if len(pair) == 2 else None
+        except psutil.NoSuchProcess:
+            return None
+
+    dvc, running = until(processes, _state(command, stage), command, pause=0.1)
+    progress(command, stage)
+    running.suspend()
+    return dvc, running
 
 
-def at_work(command: Command, stage: str, before: Files | None = None, *, stop: bool = False) -> Attempt:
-    """Waits until a process of the stage has done a part of the work that was not done `before`.
+def progress(command: Command, stage: str, before: Iterable[Path] = ()) -> Files:
+    """Waits until scratch holds work of the stage that it did not hold `before`.
 
-    `stop` halts it there, so that a kill that follows finds work left to do.
+    Returns all of it that was seen on the way, what newer work has replaced since included.
     """
     seen: Files = {}
 
     def news() -> bool:
         seen.update(now := finished(command.folder, stage))
-        return not now.keys() <= (before or {}).keys()
+        return not now.keys() <= set(before)
 
-    def processes() -> list[psutil.Process]:
-        try:
-            candidates = [psutil.Process(command.pid), *below(command.pid)]
-            dvc = [p for p in candidates if _runs(p, "dvc", stage)]
-            called = [p for one in dvc for p in below(one.pid) if _runs(p, "oxa", stage.partition("@")[0])]
-            return dvc + [worker for one in called for worker in _workers(one, command.folder)]
-        except psutil.NoSuchProcess:
-            return []
+    until(news, _state(command, stage), command, pause=0.01)
+    return seen
 
-    def state() -> str:
-        return f"stage {stage} at work; printed: {command.printed()}"
 
-    def pair() -> list[psutil.Process] | None:
-        return both if len(both := processes()) == 2 else None
-
-    news()
-    dvc, running = until(pair, state, command, pause=0.1)
-    until(news, state, command, pause=0.01)
-    if stop:
-        running.suspend()
-    return Attempt(dvc, running, seen)
+def _state(command: Command, stage: str) -> Callable[[], str]:
+    return lambda: f"stage {stage} at work; printed: {command.printed()}"
 
 
 def finished(folder: Path, stage: str) -> Files:
     """What scratch holds of the stage's work."""
-    found = {}
+    files = {}
     for path in (folder / ".work").glob(f"{stage}/*/scratch/{SIGNS[stage]}"):
         try:
             if path.suffix == ".jsonl":  # a response a line: as if each were a file, written with that line
                 for number, line in enumerate(path.read_text().splitlines()):
                     if "response_id" in (row := json.loads(line)):
-                        found[path / row["response_id"]] = (number, 0)
+                        files[path / row["response_id"]] = (number, 0)
                 continue
             if path.suffix == ".json":  # the last file of a checkpoint
                 json.loads(path.read_text())
-            found[path] = (path.stat().st_ino, path.stat().st_mtime_ns)
+            files[path] = (path.stat().st_ino, path.stat().st_mtime_ns)
         except (FileNotFoundError, ValueError):  # removed, or still being written
             continue
-    return found
-
-
-def _workers(called: psutil.Process, folder: Path) -> list[psutil.Process]:
-    """The process of a stage that was called as `oxa`: that one, or the fork that it waits for (flows/warm.py)."""
-    if warm.possible() and called.cmdline()[2].startswith(_warm_path().partition(os.pathsep)[0]):
-        forks = [p for p in below(os.getpid()) if "flows.warm" in p.cmdline()]
-        return [p for p in forks if Path(p.cwd()) == folder]
-    return [called]
+    return files
 
 
 def _runs(process: psutil.Process, program: str, argument: str) -> bool:

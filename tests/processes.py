@@ -48,11 +48,11 @@ def wait_until_left(folder: Path) -> None:
 
 def left_running(folder: Path) -> list[str]:
     """Command lines of processes that work in this folder."""
-    found = []
+    commands = []
     for process in psutil.process_iter():
         try:
             if Path(process.cwd()) == folder and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.cmdline()))
+                commands.append(" ".join(process.cmdline()))
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    return found
+    return commands

@@ -19,6 +19,7 @@ import pytest
 from completions_server import END, CompletionsServer, tokens_for
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import PATIENCE
 
 from oxa.config.generate import Generate, Vllm
 from oxa.config.section import Sampling
@@ -339,7 +340,7 @@ def test_a_run_killed_with_signal_9_asks_only_for_what_was_in_flight_or_not_begu
         script = CLIENT.format(folders=FOLDERS, model=str(checkpoint), scratch=str(tmp_path), url=server.url)
         stage = subprocess.Popen([sys.executable, "-c", script])
         for _ in range(19):  # the last four are asked for when the first fifteen have been answered
-            assert server.arrived.acquire(timeout=60)
+            assert server.arrived.acquire(timeout=PATIENCE)
         os.kill(stage.pid, signal.SIGKILL)
         stage.wait()
         (store,) = tmp_path.glob("*.jsonl")

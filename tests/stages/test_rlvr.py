@@ -417,6 +417,7 @@ def test_kill_9_and_run_again_ends_with_the_same_bits(
     assert_same_bits(unbroken, again)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("temperature", [0.9, "entropy(2.25)"])
 def test_two_processes_train_like_one(
     speller: Path, problems: Path, tmp_path: Path, unbroken: Result, matched: Result, temperature: Any

@@ -407,6 +407,7 @@ def test_kill_9_and_run_again_ends_with_the_same_bits(  # METHOD §6.5
     assert_same_bits(unbroken, resumed)
 
 
+@pytest.mark.whole
 def test_two_processes_killed_and_started_again_train_like_one(
     checkpoint: Path, tables: dict[str, Path], tmp_path: Path
 ) -> None:

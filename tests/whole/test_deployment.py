@@ -46,8 +46,8 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "DVC_NO_ANALYTICS": "1",
         "DO_NOT_TRACK": "1",
     }
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "MLFLOW"))}
-    return kept | changed
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT", "MLFLOW"))}
+    return inherited | changed
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_the_deployment_is_applied_paused_and_a_schedule_that_is_on_completes_a_
 
 
 def runs(api: str, state: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = ask(
+    matching: list[dict[str, Any]] = ask(
         f"{api}/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": [state]}}}}
     )
-    return found
+    return matching

@@ -13,7 +13,6 @@ from pipelines import (
     SIGNS,
     Command,
     assert_same,
-    at_work,
     change,
     contents,
     copied,
@@ -21,9 +20,11 @@ from pipelines import (
     forget,
     locked,
     outputs,
+    progress,
     reference,
     run,
     stale,
+    stopped_at_work,
     warmed,
 )
 from processes import PATIENCE, below, wait_until_gone, wait_until_left
@@ -53,28 +54,25 @@ def test_a_kill_leaves_nothing_running_and_the_stage_goes_on_where_it_was(
     change(copy, "tracking.enabled", stage == "train@oxa_full-0")  # whose sender takes some seconds to end
     forget(copy, stage)
     variables = {} if embedded else {"PREFECT_API_URL": prefect_api}
-    # score is started in the usual way, the others as forks, which save seconds of imports a start
-    start = FLOW if stage == "score@self" else warmed(*FLOW)
-    flow = Command(copy, *start, stage, **variables)
-    first = at_work(flow, stage, stop=True)
+    flow = Command(copy, *FLOW, stage, **variables)
+    dvc, first = stopped_at_work(flow, stage)
     done = finished(copy, stage)
     if killed == "flow":
-        processes = [*below(flow.pid), first.stage]
+        processes = below(flow.pid)
         assert any("server" in p.cmdline() for p in processes) == embedded
         flow.kill()
         flow.wait()
         wait_until_gone(processes)
         wait_until_left(copy)
-        flow = Command(copy, *start, stage, **variables)
+        flow = Command(copy, *warmed(*FLOW, stage), **variables)
     else:
-        processes = [first.dvc, *below(first.dvc.pid), first.stage]
-        (first.dvc if killed == "dvc" else first.stage).kill()
+        processes = [dvc, *below(dvc.pid)]
+        (dvc if killed == "dvc" else first).kill()
         wait_until_gone(processes)
-    second = at_work(flow, stage, before=done)
-    assert second.stage.pid != first.stage.pid
-    kept = second.done.keys() & done.keys()
-    assert kept, "the second process found what the first had done"
-    assert all(second.done[path] == done[path] for path in kept), "and did not do it again"
+    seen = progress(flow, stage, before=done)
+    resumed = seen.keys() & done.keys()
+    assert resumed, "the second process found what the first had done"
+    assert all(seen[path] == done[path] for path in resumed), "and did not do it again"
     assert flow.wait(PATIENCE) == 0, flow.printed()
     wait_until_left(copy)
     assert_same(copy, flowed, stage)
@@ -85,7 +83,7 @@ def test_an_input_edited_meanwhile_fails_the_stage_and_not_its_siblings(
 ):
     forget(copy, "train@oxa_full-0", "train@sft-0")
     flow = Command(copy, *warmed(*FLOW, "train"), PREFECT_API_URL=prefect_api)
-    at_work(flow, "train@oxa_full-0")
+    progress(flow, "train@oxa_full-0")
     data = copy / "data" / "train" / "oxa_full.parquet"
     data.write_bytes(data.read_bytes() + b"edited")
     assert flow.wait(PATIENCE) == 1
@@ -108,9 +106,9 @@ def test_a_disk_that_is_full_when_outputs_are_placed_costs_that_stage_alone(
     before, lock = contents(copy), (copy / "dvc.lock").read_bytes()
     with small_disk(copy / "data", kib=400):
         filled = fill(copy / "data", leave=8192)
-        said = run(copy, *warmed(*FLOW, "sample"), code=1, PREFECT_API_URL=prefect_api)
-        assert "No space left on device; nothing was kept\n" in said
-        assert "Traceback" not in said
+        printed = run(copy, *warmed(*FLOW, "sample"), code=1, PREFECT_API_URL=prefect_api)
+        assert "No space left on device; nothing was kept\n" in printed
+        assert "Traceback" not in printed
         filled.unlink()
         assert contents(copy) == before, "neither an output nor a part of one"
         assert (copy / "dvc.lock").read_bytes() == lock
@@ -135,12 +133,14 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_written_costs_the_work_since_t
         filled = fill(
             copy / ".work", leave=int(4.8 * weights)
         )  # a checkpoint is 3.6 of them, by its optimizer
-        said = run(copy, *warmed(*FLOW, stage), code=1, PREFECT_API_URL=prefect_api)
-        (line,) = [line for line in said.splitlines() if line.startswith("    ")]
+        printed = run(copy, *warmed(*FLOW, stage), code=1, PREFECT_API_URL=prefect_api)
+        (line,) = [line for line in printed.splitlines() if line.startswith("    ")]
         assert line.startswith("    oxa: ")
         assert line.endswith("No space left on device; nothing was kept")
-        found = [path.parent.name for path in (copy / ".work").glob(f"{stage}/*/scratch/{SIGNS[stage]}")]
-        assert found == ["checkpoint-8"]
+        checkpoints = [
+            path.parent.name for path in (copy / ".work").glob(f"{stage}/*/scratch/{SIGNS[stage]}")
+        ]
+        assert checkpoints == ["checkpoint-8"]
         assert not (copy / "models" / "oxa_full-0").exists()
         assert stage in stale(copy)
         filled.unlink()

@@ -243,6 +243,7 @@ def outcome() -> Outcome:
     )
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_answer_is_never_correct_and_gets_the_verdict_that_is_due(
     outcome: Outcome, name: str
@@ -250,6 +251,7 @@ def test_a_hostile_answer_is_never_correct_and_gets_the_verdict_that_is_due(
     assert outcome.verdicts[name] in ALLOWED[name]
 
 
+@pytest.mark.whole
 def test_hostile_answers_cost_the_pool_their_own_limit_and_nothing_more(outcome: Outcome) -> None:
     assert Counter(outcome.easy) == {"correct": 500, "incorrect": 500}
     num_given_up = list(outcome.verdicts.values()).count("timeout")
@@ -261,13 +263,21 @@ def test_hostile_answers_cost_the_pool_their_own_limit_and_nothing_more(outcome:
     assert outcome.seconds < 5 * (num_given_up * (LIMIT + 1) + 40)
 
 
+@pytest.mark.whole
 def test_text_that_looks_like_code_does_nothing(outcome: Outcome) -> None:
     assert len(outcome.verdicts) == len(HOSTILE)
     assert not Path(ORIGINAL_DIR, "owned").exists()  # where the workers are
 
 
 @pytest.mark.parametrize(
-    "name", ["tower of powers", "factorial", "brackets", "integral", "equals signs", "union of intervals"]
+    "name",
+    [
+        *("tower of powers", "brackets"),
+        *(
+            pytest.param(name, marks=pytest.mark.whole)
+            for name in ("factorial", "integral", "equals signs", "union of intervals")
+        ),
+    ],
 )
 def test_a_worker_ends_at_the_limit_whatever_it_computes(name: str, tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
@@ -424,22 +434,22 @@ def test_an_equivalent_answer_is_correct_either_way_round(grader: Grader, gold: 
 def spellings(value: Fraction) -> list[str]:
     """Ways to write a number that every reader takes for the same."""
     up, down, sign = abs(value.numerator), value.denominator, "-" if value < 0 else ""
-    found = [
+    forms = [
         rf"{sign}\frac{{{up}}}{{{down}}}",
         rf"{sign}\dfrac{{{3 * up}}}{{{3 * down}}}",
         f"{sign}{up}/{down}",
     ]
     if down == 1:
-        found += [f"{sign}{up}", f"{sign}{up}.0", f"{sign}{up}.", f"x = {sign}{up}"]
+        forms += [f"{sign}{up}", f"{sign}{up}.0", f"{sign}{up}.", f"x = {sign}{up}"]
         if up >= 1000:
-            found += [
+            forms += [
                 f"{sign}{up:,}",
                 f"{sign}{up:,}".replace(",", "{,}"),
                 f"{sign}{up:,}".replace(",", r"\,"),
             ]
     if 10**4 % down == 0:
-        found += [f"{float(value):.4f}", rf"{sign}{float(100 * abs(value)):.2f}\%"]
-    return found
+        forms += [f"{float(value):.4f}", rf"{sign}{float(100 * abs(value)):.2f}\%"]
+    return forms
 
 
 values = st.one_of(
@@ -526,7 +536,10 @@ def test_pairs_intervals_and_sets_go_by_their_members_and_their_ends(
 # ---- nothing beside an answer changes its verdict ----
 
 
-@pytest.mark.parametrize(("workers", "seed"), [(1, 1), (2, 2), (2, 3)])
+@pytest.mark.parametrize(
+    ("workers", "seed"),
+    [(2, 2), *(pytest.param(*case, marks=pytest.mark.whole) for case in ((1, 1), (2, 3)))],
+)
 def test_a_verdict_depends_on_its_answer_alone(grader: Grader, workers: int, seed: int) -> None:
     rng = random.Random(seed)
     hostile = [(GOLD, HANGS[name]) for name in ("tower of powers", "factorial", "brackets")]
@@ -539,11 +552,11 @@ def test_a_verdict_depends_on_its_answer_alone(grader: Grader, workers: int, see
     mixed = [*pairs, *hostile]
     rng.shuffle(mixed)
     with Grader(Verify(timeout=2.0, workers=workers)) as other:
-        found: list[str] = []
-        while len(found) < len(mixed):  # calls of one answer and calls of many
-            part = mixed[len(found) : len(found) + rng.choice([1, 2, 90])]
-            found += [one.verdict for one in other.grade([item([gold], answer) for gold, answer in part])]
-    assert found == [expected.get(pair, "timeout") for pair in mixed]
+        verdicts: list[str] = []
+        while len(verdicts) < len(mixed):  # calls of one answer and calls of many
+            part = mixed[len(verdicts) : len(verdicts) + rng.choice([1, 2, 90])]
+            verdicts += [one.verdict for one in other.grade([item([gold], answer) for gold, answer in part])]
+    assert verdicts == [expected.get(pair, "timeout") for pair in mixed]
 
 
 # ---- names that become paths ----

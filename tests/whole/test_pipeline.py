@@ -23,17 +23,18 @@ from pipelines import (
     REPRO,
     Command,
     assert_same,
-    at_work,
     change,
     contents,
     copied,
     finished,
     forget,
     locked,
+    progress,
     reference,
     run,
     stages_run,
     stale,
+    stopped_at_work,
     warmed,
 )
 from processes import PATIENCE, below, until, wait_until_gone, wait_until_left
@@ -90,10 +91,10 @@ def test_dvc_shows_the_plots_and_the_difference_to_the_last_commit(copy: Path):
     run(copy, "git", "add", "-f", "dvc.lock", "dvc.yaml", "params.yaml")
     run(copy, "git", "-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "before")
     summary = copy / "metrics" / "summary.json"
-    found = json.loads(summary.read_text())
-    found["arms"]["sft"]["world"]["pass_at_1"] += 0.125
+    numbers = json.loads(summary.read_text())
+    numbers["arms"]["sft"]["world"]["pass_at_1"] += 0.125
     summary.unlink()
-    summary.write_text(json.dumps(found))
+    summary.write_text(json.dumps(numbers))
     changed = json.loads(run(copy, "dvc", "metrics", "diff", "--json"))["metrics/summary.json"]
     assert changed["arms.sft.world.pass_at_1"]["diff"] == pytest.approx(0.125)
 
@@ -141,7 +142,7 @@ def test_a_stage_that_fails_says_why_and_stays_stale(copy: Path):
 def test_killed_while_it_trains_it_goes_on_and_ends_with_the_same_outputs(stage: str, done: Path, copy: Path):
     forget(copy, stage)
     killed = Command(copy, *REPRO, stage)
-    at_work(killed, stage, stop=True)
+    stopped_at_work(killed, stage)
     done_before = finished(copy, stage)
     processes = below(killed.pid)
     killed.kill()
@@ -149,10 +150,10 @@ def test_killed_while_it_trains_it_goes_on_and_ends_with_the_same_outputs(stage:
     wait_until_gone(processes)
     wait_until_left(copy)
     again = Command(copy, *warmed(*REPRO, stage))
-    second = at_work(again, stage, before=done_before)
-    kept = second.done.keys() & done_before.keys()
-    assert kept
-    assert all(second.done[path] == done_before[path] for path in kept)
+    seen = progress(again, stage, before=done_before)
+    resumed = seen.keys() & done_before.keys()
+    assert resumed
+    assert all(seen[path] == done_before[path] for path in resumed)
     assert again.wait(PATIENCE) == 0, again.printed()
     assert_same(copy, done, stage)
     wait_until_left(copy)
@@ -172,9 +173,11 @@ def test_two_processes_train_what_one_does(done: Path, copy: Path):
 
 
 @pytest.mark.whole
-def test_a_locked_tracking_database_delays_no_stage_and_loses_nothing(copy: Path):
+def test_a_locked_tracking_database_delays_no_stage_and_loses_nothing(copy: Path, database: Path):
     stage = "train@oxa_full-0"
     forget(copy, stage)
+    change(copy, "tracking.enabled", True)
+    shutil.copy(database, copy / "mlflow.db")
     with closing(sqlite3.connect(copy / "mlflow.db", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         begun = time.monotonic()
@@ -270,8 +273,8 @@ def test_a_champion_holds_while_the_flow_has_nothing_to_do(flowed: Path, tmp_pat
     run(folder, "oxa", "promote", str(held.version))
     before = stage_runs(folder)
     num_stages = len(locked(folder))
-    said = run(folder, *warmed(*FLOW))
-    assert f"{num_stages} stages: 0 run, {num_stages} cached" in said
+    printed = run(folder, *warmed(*FLOW))
+    assert f"{num_stages} stages: 0 run, {num_stages} cached" in printed
     assert stage_runs(folder) == before
     assert last_flow_run(folder) != last_flow_run(flowed)
     assert aliases(folder) == aliases(flowed) | {"champion": int(held.version)}
@@ -314,8 +317,8 @@ def stage_runs(folder: Path) -> list[tuple[str, str, str]]:
 
 def aliases(folder: Path) -> dict[str, int]:
     """Alias -> number of the version that it stands for."""
-    found = mlflow(folder).get_registered_model("oxa").aliases
-    return {alias: int(number) for alias, number in found.items()}
+    numbers = mlflow(folder).get_registered_model("oxa").aliases
+    return {alias: int(number) for alias, number in numbers.items()}
 
 
 def lines_by_stage(folder: Path) -> list[str]:

@@ -40,15 +40,15 @@ ACCELERATE = [
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_accelerate_reads_every_file_that_is_there_for_it(path: Path) -> None:
-    found: Any = load_config_from_file(str(path))
-    assert found.mixed_precision == "no", "the section's own dtype says it"
-    assert found.num_processes % found.num_machines == 0
-    assert (found.num_machines > 1) == ("multi-node" in path.stem)
-    if found.fsdp_config:
-        assert found.fsdp_config["fsdp_version"] == 2
-        assert found.fsdp_config["fsdp_state_dict_type"] == "FULL_STATE_DICT"
-    if found.deepspeed_config:
-        assert found.deepspeed_config["zero3_save_16bit_model"] is True
+    config: Any = load_config_from_file(str(path))
+    assert config.mixed_precision == "no", "the section's own dtype says it"
+    assert config.num_processes % config.num_machines == 0
+    assert (config.num_machines > 1) == ("multi-node" in path.stem)
+    if config.fsdp_config:
+        assert config.fsdp_config["fsdp_version"] == 2
+        assert config.fsdp_config["fsdp_state_dict_type"] == "FULL_STATE_DICT"
+    if config.deepspeed_config:
+        assert config.deepspeed_config["zero3_save_16bit_model"] is True
 
 
 CHILD = """
@@ -124,7 +124,7 @@ def test_fsdp_killed_and_started_again_trains_like_one_process(checkpoint: Path,
     rows = [json.loads(line) for line in (tmp_path / "two/log.txt").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 3, 4, 5, 6]
     assert not (tmp_path / "two/scratch/checkpoints").exists()
-    kept = tmp_path / "two/scratch/checkpoints-fsdp/checkpoint-6/pytorch_model_fsdp.bin"
+    weights_file = tmp_path / "two/scratch/checkpoints-fsdp/checkpoint-6/pytorch_model_fsdp.bin"
     losses = {row["step"]: row["loss"] for row in rows}
     assert [losses[row["step"]] for row in alone.rows] == pytest.approx(
         [row["loss"] for row in alone.rows], rel=1e-4
@@ -135,9 +135,9 @@ def test_fsdp_killed_and_started_again_trains_like_one_process(checkpoint: Path,
         assert weights[name].dtype == value.dtype
         torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-5)
     loading.load(tmp_path / "two" / "model")
-    assert kept.is_file()
-    kept.write_bytes(kept.read_bytes()[:-100])
-    folder = kept.parents[1]
+    assert weights_file.is_file()
+    weights_file.write_bytes(weights_file.read_bytes()[:-100])
+    folder = weights_file.parents[1]
     assert resume.last_whole(folder, may_remove=False) == str(folder / "checkpoint-4"), (
         "the cut one is left out"
     )
@@ -157,12 +157,12 @@ def test_fsdp_that_would_save_no_whole_weights_is_refused() -> None:
 def test_launchers_that_keep_checkpoints_of_different_kinds_keep_them_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = [resume.folder(tmp_path).name]
+    folders = [resume.folder(tmp_path).name]
     for kind in ("FSDP", "DEEPSPEED"):
         with monkeypatch.context() as patch:
             patch.setenv(f"ACCELERATE_USE_{kind}", "true")
-            found.append(resume.folder(tmp_path).name)
-    assert found == ["checkpoints", "checkpoints-fsdp", "checkpoints-deepspeed"]
+            folders.append(resume.folder(tmp_path).name)
+    assert folders == ["checkpoints", "checkpoints-fsdp", "checkpoints-deepspeed"]
 
 
 @pytest.mark.whole

@@ -77,9 +77,9 @@ def soak(folder: Path) -> dict[str, Any]:
         **rest,
         **given,
     )
-    found = {"ingested": counts["totals"]["responses"], "ingest": highest()}
+    counted = {"ingested": counts["totals"]["responses"], "ingest": highest()}
     metrics = verify.run(judged, problems=problems, responses=teacher, output=verdicts, **given)
-    found |= {"correct": metrics["verdicts"]["correct"], "verify": highest()}
+    counted |= {"correct": metrics["verdicts"]["correct"], "verify": highest()}
     table = tables.read(verdicts, schemas.VERDICTS, ["response_id"])
     ppl = np.random.default_rng(0).uniform(1.0, 3.2, len(table))
     scores = {"response_id": table["response_id"], "scorer": ["drawn"] * len(table), "mean_nll": np.log(ppl)}
@@ -92,25 +92,25 @@ def soak(folder: Path) -> dict[str, Any]:
     chosen |= selection_ul.run(
         shared, UnlikelihoodSet(num=500), prompt, output=folder / "ul.parquet", **given
     )
-    return found | {"chosen": chosen["ce"]["chosen"] + chosen["ul"]["chosen"], "selection": highest()}
+    return counted | {"chosen": chosen["ce"]["chosen"] + chosen["ul"]["chosen"], "selection": highest()}
 
 
 @pytest.mark.whole
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's high-water mark is read from /proc")
 def test_memory_of_the_stages_does_not_grow_with_the_texts(tmp_path: Path) -> None:
-    found = {}
+    counted = {}
     for times in (1, 4):
         folder = tmp_path / f"times{times}"
         folder.mkdir()
         write_sources(folder / "sources", times * NUM_ROWS)
         command = [sys.executable, __file__, str(folder)]
         run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        found[times] = json.loads(run.stdout)
-        assert found[times]["ingested"] == times * NUM_ROWS
-        assert found[times]["correct"] == times * NUM_ROWS // 2
-        assert found[times]["chosen"] == 1000
+        counted[times] = json.loads(run.stdout)
+        assert counted[times]["ingested"] == times * NUM_ROWS
+        assert counted[times]["correct"] == times * NUM_ROWS // 2
+        assert counted[times]["chosen"] == 1000
     for stage in ("ingest", "verify", "selection"):
-        extra = found[4][stage] - found[1][stage]
+        extra = counted[4][stage] - counted[1][stage]
         assert extra < BYTES * 3 * NUM_ROWS, (stage, extra / (3 * NUM_ROWS))
 
 

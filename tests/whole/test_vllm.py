@@ -13,7 +13,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from processes import until, wait_until_gone
 
 from conftest import make_checkpoint
 from oxa import hashes, prompts
@@ -141,11 +141,11 @@ def rounds(num: int, length: int, seed: int = 1) -> list[Request]:
     return [Request(f"b{i}", (cycle * length)[:length]) for i, cycle in enumerate(cycles)]
 
 
-def share_of_equal_tokens(model: Path, found: list[Generation], expected: list[Generation]) -> float:
+def share_of_equal_tokens(model: Path, generated: list[Generation], expected: list[Generation]) -> float:
     """Position by position; what stands behind the first difference counts as different, mostly."""
     tokenizer = loading.load_tokenizer(model)
     equal = total = 0
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(generated, expected, strict=True):
         assert one.response_id == other.response_id
         a, b = (tokenizer(g.text, add_special_tokens=False)["input_ids"] for g in (one, other))
         equal += sum(x == y for x, y in zip(a, b, strict=False))
@@ -160,13 +160,13 @@ def test_greedy_responses_are_those_of_the_torch_engine(
 ) -> None:
     requests = [*questions(adder, 100)[0], *rounds(40, 30), Request("full", [40] * 1024)]
     sampling = Sampling(max_tokens=60, temperature=0)
-    found = by_vllm(server, adder, tmp_path, requests, sampling)
+    generated = by_vllm(server, adder, tmp_path, requests, sampling)
     expected = by_torch(adder, tmp_path, requests, sampling)
     assert sum(g.num_tokens for g in expected) > 1000
     assert {g.finish_reason for g in expected} == {"stop", "length"}
-    assert share_of_equal_tokens(adder, found, expected) >= 0.99
-    assert np.mean([a[2:4] == b[2:4] for a, b in zip(found, expected, strict=True)]) >= 0.97
-    assert found[-1][:4] == ("full", "", 0, "length")
+    assert share_of_equal_tokens(adder, generated, expected) >= 0.99
+    assert np.mean([a[2:4] == b[2:4] for a, b in zip(generated, expected, strict=True)]) >= 0.97
+    assert generated[-1][:4] == ("full", "", 0, "length")
 
 
 def test_sampled_answers_are_as_often_right_and_as_long(
@@ -207,8 +207,8 @@ def test_many_long_prompts_at_once_leave_the_server_alive(
     adder: Path, server: VllmServer, tmp_path: Path
 ) -> None:
     requests = rounds(96, 250)  # 24,000 tokens: several times what a step of the server takes
-    found = by_vllm(server, adder, tmp_path, requests, Sampling(max_tokens=4, seed=3), concurrency=96)
-    assert all(1 <= generation.num_tokens <= 4 for generation in found)
+    generated = by_vllm(server, adder, tmp_path, requests, Sampling(max_tokens=4, seed=3), concurrency=96)
+    assert all(1 <= generation.num_tokens <= 4 for generation in generated)
 
 
 def test_entropies_are_the_torch_engines_or_below(adder: Path, server: VllmServer, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_resumed_run_asks_for_what_is_missing(adder: Path, server: VllmServer,
 STAGE = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, str(Path({tests!r}).parent)]
 from test_vllm import run_stage
 run_stage(Path({model!r}), Path({folder!r}), [])
 """
@@ -276,19 +276,16 @@ def test_a_killed_stage_takes_its_server_with_it_and_is_gone_on_with(
     tables.write(tmp_path / "problems.parquet", rows, schemas.PROBLEMS)
     script = STAGE.format(tests=str(Path(__file__).parent), model=str(adder), folder=str(tmp_path))
     stage = subprocess.Popen([sys.executable, "-c", script])
-    deadline = time.monotonic() + 300
-    kept: list[str] = []
-    while len(kept) < 10:
-        assert stage.poll() is None, "the stage ended"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-        kept = [line for file in tmp_path.glob("scratch/*.jsonl") for line in file.read_text().splitlines()]
+
+    def lines() -> list[str]:
+        return [line for file in tmp_path.glob("scratch/*.jsonl") for line in file.read_text().splitlines()]
+
+    until(lambda: len(lines()) >= 10, "ten lines are written", stage, pause=0.01)
     tree = psutil.Process(stage.pid).children(recursive=True)
     assert any("vllm.entrypoints.openai.api_server" in process.cmdline() for process in tree)
     os.kill(stage.pid, signal.SIGKILL)
     stage.wait()
-    _, alive = psutil.wait_procs(tree, timeout=30)
-    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    wait_until_gone(tree)
 
     (store,) = tmp_path.glob("scratch/*.jsonl")
     num_kept = sum("response_id" in line for line in store.read_text().splitlines())

@@ -13,8 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from flows import servers, workspace
+from oxa import cli
 from oxa.config.base import Checkpoint
-from oxa.config.params import Params, check_params, load_params
+from oxa.config.params import Params, check_params
 from oxa.errors import ConfigError, DataError, tell
 from oxa.runtime import files, guard
 from oxa.tracking import connection
@@ -31,7 +32,7 @@ def use(preset: Path, assignments: Sequence[str], params_path: Path) -> None:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
-    load_params(preset)
+    cli.load(preset)
     yaml = YAML()  # keeps the preset's comments
     yaml.width = 120
     raw = yaml.load(preset.read_text(encoding="utf-8"))
@@ -61,7 +62,7 @@ def use(preset: Path, assignments: Sequence[str], params_path: Path) -> None:
     with files.atomic(params_path) as temporary:
         with temporary.open("w", encoding="utf-8") as file:
             yaml.dump(raw, file)
-        load_params(temporary)
+        cli.load(temporary)
 
 
 def check(params_path: Path, model: str | None = None) -> None:
@@ -69,7 +70,7 @@ def check(params_path: Path, model: str | None = None) -> None:
 
     `model`: folder or hub id of the student; by default models/base, or else what `base` names.
     """
-    params = load_params(params_path)
+    params = cli.load(params_path)
     print(f"params    {params_path}: fine; arms {', '.join(params.arms)}; seeds {params.seeds}")
     exams = ", ".join(f"gates.{name}" for name in params.gates)
     print(f"gates     {exams or 'none: params has no section gates, so there is no such stage'}")
@@ -108,7 +109,7 @@ def check_world(params_path: Path, model: Path) -> bool:
     from oxa.report import markdown
     from oxa.stages import gates
 
-    params = load_params(params_path)
+    params = cli.load(params_path)
     if "world" not in params.gates:
         raise ConfigError(f"{params_path}: no section gates.world, which says how the student is examined")
     if not model.is_dir():
@@ -150,7 +151,7 @@ def run(
     for name, value in (("--max-workers", max_workers), ("--accelerators", accelerators)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} {value}: expected 1 or more")
-    load_params(Path("params.yaml"))
+    cli.load(Path("params.yaml"))
     if not Path("dvc.yaml").exists():
         raise ConfigError("dvc.yaml: no such file; run in the project's folder")
     # the person at the terminal gets a line a stage; Prefect's log lines go to its interface

@@ -23,9 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from oxa.config.base import FromScratch
 from oxa.config.operations import Tracking
 from oxa.config.params import Params, load_params
 from oxa.config.section import Section
+from oxa.config.sources import Source
 from oxa.errors import ConfigError, UserError, is_out_of_reach, tell
 from oxa.runtime import child, files, guard
 from oxa.runtime.journal import Journal
@@ -262,6 +264,36 @@ def _add_path(command: argparse.ArgumentParser, option: str, verb: str) -> None:
     )
 
 
+def load(path: Path) -> Params:
+    """Reads and checks a params file, the mappings of its sources included: before hours of work, not after them.
+
+    Raises ConfigError.
+    """
+    from oxa.data.mappings import Purpose, layout_of
+
+    params = load_params(path)
+    corpus = params.base.corpus if isinstance(params.base, FromScratch) else []
+    sources: list[tuple[str, Source, Purpose]] = [
+        *((f"base.corpus.{place}", source, "teacher") for place, source in enumerate(corpus)),
+        *(
+            (f"ingest.teacher.{place}", source, "teacher")
+            for place, source in enumerate(params.ingest.teacher)
+        ),
+        *((f"ingest.rlvr.{place}", source, "rlvr") for place, source in enumerate(params.ingest.rlvr)),
+        *(
+            (f"ingest.benchmarks.{name}", source, "benchmark")
+            for name, source in params.ingest.benchmarks.items()
+        ),
+    ]
+    for key, source, purpose in sources:
+        if source.source != "world":
+            try:
+                layout_of(source, purpose)
+            except ConfigError as error:
+                raise ConfigError(f"{path}: {key}: {error}") from None
+    return params
+
+
 def _launch(words: Sequence[str]) -> None:
     """Becomes the launcher that OXA_LAUNCH names, which starts this command in as many processes as it says."""
     line = os.environ["OXA_LAUNCH"]
@@ -282,7 +314,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
     stage = STAGES[arguments.stage]
     if stage.launched and os.environ.get("OXA_LAUNCH"):
         _launch(arguments.words)
-    params = load_params(arguments.params)
+    params = load(arguments.params)
     sections = [_section(params, key.format(**vars(arguments))) for key in stage.sections]
     names = [list(_section(params, key)) for key in stage.names]
     inputs = {option: getattr(arguments, option) for option in stage.inputs}

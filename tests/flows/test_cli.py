@@ -242,6 +242,18 @@ def test_the_worlds_gates_are_measured_on_a_student_of_the_world_alone(project, 
     assert "no section gates.world" in fails_with_one_sentence(capsys, "world", "check")
 
 
+@pytest.mark.parametrize("command", [["doctor"], INGEST], ids=["doctor", "a stage"])
+def test_a_mapping_that_is_not_known_is_told_with_its_key_before_any_work(project, capsys, command):
+    raw = yaml.safe_load(Path("params.yaml").read_text())
+    raw["ingest"]["benchmarks"]["exam"] = {"source": "exam.jsonl", "mapping": "mathh"}
+    Path("params.yaml").write_text(yaml.safe_dump(raw))
+    sentence = fails_with_one_sentence(capsys, *command)
+    assert sentence.startswith(
+        "oxa: params.yaml: ingest.benchmarks.exam: source 'exam.jsonl': mapping: input should be"
+    )
+    assert "found 'mathh'" in sentence
+
+
 def test_what_was_out_of_reach_has_an_exit_code_of_its_own_and_offline_mode_has_not(
     project, capsys, monkeypatch
 ):

@@ -99,7 +99,7 @@ def _serve(address: str, modules: Sequence[str]) -> int:
             os.chdir(folder)
             os.environ.clear()
             os.environ.update(environment)
-            from oxa import cli  # here, so that no more is imported before than was asked for
+            from flows import cli  # here, so that no more is imported before than was asked for
 
             sys.argv = [shutil.which("oxa") or "oxa", *argv]
             return cli.main(argv)

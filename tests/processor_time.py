@@ -3,7 +3,8 @@
 --durations shows wall time, which on a busy machine tells little. Counted is user and system time of the test's
 process, of its children and of theirs, those that have left their parents included (Linux alone counts these).
 Setting up a fixture counts for the first test that asks for it, and a process that several tests share for the
-tests during which it works.
+tests during which it works. What has left its parent becomes a child of pytest's process, and a zombie once it has
+ended, which the few tests that look at all children of theirs may take amiss.
 """
 
 from __future__ import annotations

@@ -261,7 +261,8 @@ def summary(arguments: Namespace) -> None:
     add_params,
 )
 def compare(arguments: Namespace) -> None:
-    from oxa.report import pair
+    from oxa.comparison import pair
+    from oxa.report import markdown
 
     comparison = pair.run(
         load_params(arguments.params).report,
@@ -271,7 +272,7 @@ def compare(arguments: Namespace) -> None:
         benchmark=arguments.benchmark,
         k=arguments.k,
     )
-    print(json.dumps(comparison, indent=2) if arguments.json else pair.text(comparison))
+    print(json.dumps(comparison, indent=2) if arguments.json else markdown.pair(comparison))
 
 
 @command(

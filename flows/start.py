@@ -105,8 +105,7 @@ def check_world(params_path: Path, model: Path) -> bool:
 
     Raises ConfigError where the parameters know no small world, DataError where the student is not usable.
     """
-    from oxa.report import gates as verdict
-    from oxa.report import markdown
+    from oxa.report import markdown, wording
     from oxa.stages import gates
 
     params = cli.load(params_path)
@@ -129,12 +128,12 @@ def check_world(params_path: Path, model: Path) -> bool:
             scratch=Path(scratch),
             log=lambda step, **values: None,
         )
-    print("\n".join(markdown.aligned(verdict.GATE_TITLES, verdict.gate_rows(measured))))
+    print("\n".join(markdown.aligned(wording.GATE_TITLES, wording.gate_rows(measured))))
     print(
         f"{measured['num_problems']:,} held-out problems, temperature {measured['temperature']:g}; "
         f"the responses: {folder}"
     )
-    warning = verdict.gates(measured)
+    warning = wording.gates(measured)
     print(warning or "All gates passed.")
     return not warning
 

@@ -28,7 +28,7 @@ ARROWS = {
     "cli": "data tracking runtime config",  # stages it imports by name, when they run
     "stages": "report comparison training selection generation model data grading records runtime config",
     "study": "report comparison data records runtime config",
-    "report": "comparison records runtime config",
+    "report": "comparison records runtime",
     "forecast": "training generation model data records config",
     "comparison": "records config",
     "training": "generation model grading runtime config",
@@ -120,10 +120,11 @@ def test_folders_have_few_files_and_files_few_lines():
     for path in MODULES:
         assert len(path.read_text().splitlines()) <= 400, path
         assert path.name != "__init__.py" or len(path.read_text().splitlines()) < 20, "no re-exports"
-    one_a_section = {"config", "stages"}
-    for folder in {path.parent for path in MODULES if path.parent.parent.name == "oxa"} | {ROOT / "flows"}:
+    for folder in {path.parent for path in MODULES if path.parent.parent.name == "oxa"}:
         files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
-        assert len(files) <= 12 or folder.name in one_a_section, folder
+        assert len(files) <= 10 or folder.name in ("config", "stages"), (
+            f"{folder}: these two have one a section"
+        )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

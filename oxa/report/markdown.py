@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from textwrap import fill
 
-from oxa.comparison.measures import Metric, Row, Summary, beside, pass_at, question
+from oxa.comparison.measures import Metric, Row, Summary, beside, metrics, pass_at, question
 from oxa.comparison.outcomes import BASE, RL
-from oxa.report.gates import GATE_TITLES, gate_rows, gates
-from oxa.report.wording import change
+from oxa.report.wording import GATE_TITLES, change, gate_rows, gates
 
 SMALL = 50  # problems of a benchmark below which the Bayesian interval is given, too
 Columns = dict[str, Callable[[Row], str]]
@@ -129,6 +128,43 @@ def difference(row: Row | None, metric: Metric) -> str:
     if row is None:
         return "–"
     return f"{change(row, metric)}, p {row['p_holm']:.3f}{'' if row['shown'] else ' n.s.'}"
+
+
+def pair(result: Row) -> str:
+    """Two checkpoints side by side (comparison/pair.py), readable in a terminal too."""
+    a, b, level = result["a"], result["b"], f"{result['confidence']:.0%}"
+    lines = [f"# {a} against {b}", ""]
+    for group, part in result["groups"].items():
+        seeds = f"seeds {part['num_seeds']} and {part['num_seeds_baseline']}"
+        lines += [
+            f"## {group}: {part['num_problems']} problems, {part['num_samples']} samples a problem, {seeds}"
+        ]
+        header = ["metric", a, b, f"difference [{level} interval]", "p", "Holm's p", ""]
+        n = part["num_samples"]
+        by_name = {metric.name: metric for metric in (*metrics(n), *map(pass_at, range(1, n + 1)))}
+        rows = [_pair_row(by_name[name], row) for name, row in part["metrics"].items()]
+        lines += ["", *aligned(header, rows), ""]
+    paired = "by problem and seed" if result["same_seeds"] else "by problem"
+    lines += [
+        f"Differences are {a} minus {b}, paired {paired}; Holm's p is corrected over all rows above. A difference is "
+        f"shown where its interval excludes 0 and Holm's p is at most {1 - result['confidence']:.2g}."
+    ]
+    if any(1 in (part["num_seeds"], part["num_seeds_baseline"]) for part in result["groups"].values()):
+        lines += [ONE_SEED]
+    return "\n".join(lines) + "\n"
+
+
+def _pair_row(metric: Metric, row: Row) -> list[str]:
+    values = [metric.text(row[side]) for side in ("a", "b")]
+    verdict = "shown" if row["shown"] else "no difference shown"
+    return [
+        metric.heading,
+        *values,
+        change(row, metric),
+        f"{row['p_value']:.4f}",
+        f"{row['p_holm']:.4f}",
+        verdict,
+    ]
 
 
 def aligned(header: list[str], rows: list[list[str]]) -> list[str]:

@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from oxa.comparison.measures import POOLED, question
 from oxa.comparison.outcomes import BASE, RL
-from oxa.report import curves, gates, page_tables, plots, training_sets
+from oxa.report import curves, page_tables, plots, training_sets, wording
 from oxa.report.curves import Curves
 from oxa.report.figures import Draw, curve_panels, svg
 from oxa.report.funnel import Loss, Step
@@ -116,7 +116,7 @@ def render(
         arms=arms,
         sizes=_sizes(summary, arms),
         listed=listed,
-        warning=gates.gates(summary["gates"]),
+        warning=wording.gates(summary["gates"]),
         gates=_gates(summary["gates"]),
         legend=legend,
         phases=_phases(summary["answer"]["claims"]),
@@ -171,10 +171,10 @@ def _gates(measured: Mapping[str, Any]) -> page_tables.Table | None:
         return None
     lines = [
         page_tables.Line(f"{gate}: {what}", [Markup("{}").format(text) for text in rest])
-        for gate, what, *rest in gates.gate_rows(measured)
+        for gate, what, *rest in wording.gate_rows(measured)
     ]
     size = f"{measured['num_problems']:,} held-out problems, {measured['num_samples']} samples each"
-    header = ["gate", *gates.GATE_TITLES[2:]]
+    header = ["gate", *wording.GATE_TITLES[2:]]
     return page_tables.Table(f"Gates of the small world: {size}", header, lines)
 
 

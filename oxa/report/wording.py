@@ -1,4 +1,4 @@
-"""The short answer that the report begins with, and its claims, as sentences from the numbers of the summary.
+"""What the report says in words: the short answer, its claims and the gates' verdict, from the numbers of the summary.
 
 A claim is of one arm, phase and metric of the question, against the baseline, on all benchmarks pooled where there are
 several. The answer is about all these metrics and names every arm, better, worse or neither. Where a difference is not
@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 from oxa.comparison.measures import Metric, Row, Summary, question
 from oxa.comparison.outcomes import BASE, RL
+
+GATES = {"G1": "competence", "G2": "habit", "G3": "headroom", "G4": "no guessing"}
+GATE_TITLES = ["gate", "what", "measured", "wanted", "verdict"]
 
 
 class Contrast(NamedTuple):
@@ -131,3 +134,44 @@ def change(row: Row | None, metric: Metric, *, in_words: bool = False) -> str:
     if not in_words:
         return f"{size} [{low}, {high}]"
     return f"{size} {metric.unit.difference} [{low}, {high}]".replace("-", "−")
+
+
+def gates(measured: Mapping[str, Any]) -> str:
+    """A warning of what the metrics of the gates (oxa/stages/gates.py) tell; "" where none failed, or none applies."""
+    failed = [
+        f"{name} ({GATES[name]})" for name, gate in measured.get("gates", {}).items() if not gate["passed"]
+    ]
+    if not failed:
+        return ""
+    return (
+        f"Beware: the base fails {listed(failed)} of the small world's gates, so the arms' comparison measures "
+        "something else than which data to train on."
+    )
+
+
+def gate_rows(measured: Mapping[str, Any]) -> list[list[str]]:
+    """Gate, what, measured, wanted and verdict of every value."""
+    return [
+        [f"{name} {GATES[name]}", what, _measured(row), _bounds(row), "passed" if row["passed"] else "FAILED"]
+        for name, gate in measured["gates"].items()
+        for what, row in gate["rows"].items()
+    ]
+
+
+def _measured(row: Row) -> str:
+    if row["value"] is None:
+        return "nothing to measure"
+    if row["margin"] is None:
+        return f"{row['value']:,}"
+    return f"{100 * row['value']:.1f}% ± {100 * row['margin']:.1f}"
+
+
+def _bounds(row: Row) -> str:
+    low, high = row["low"], row["high"]
+    if high is None:
+        return f"{low:,} or more"
+    if low == high:
+        return f"{low}"
+    if low == 0:
+        return f"at most {100 * high:.0f}%"
+    return f"at least {100 * low:.0f}%" if high == 1 else f"{100 * low:.0f} to {100 * high:.0f}%"

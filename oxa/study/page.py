@@ -28,7 +28,7 @@ from oxa.comparison.outcomes import BASE, RL, Outcomes, unlike
 from oxa.config.report import Report
 from oxa.data import world
 from oxa.errors import DataError
-from oxa.report import gates, markdown
+from oxa.report import markdown, wording
 from oxa.report.wording import change
 from oxa.study.experiments import Comparison, Run, Study
 from oxa.study.results import Read, Results, of_world
@@ -74,7 +74,7 @@ def parts(study: Study, section: Report, done: Mapping[str, Run], read: Read) ->
 
 def _gates(results: Results) -> str:
     """What was measured of every world's base, side by side."""
-    columns = {seed: gates.gate_rows(measured) for seed, measured in results.gates().items()}
+    columns = {seed: wording.gate_rows(measured) for seed, measured in results.gates().items()}
     if not columns:
         return "Not run yet."
     rows = []

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from report_inputs import ALL, SECTION, make_inputs, run
 
-from oxa.comparison import measures
+from oxa.comparison import measures, pair
 from oxa.comparison.measures import SHARE, Metric, Unit
 from oxa.records import schemas, tables
-from oxa.report import pair
+from oxa.report import markdown
 from oxa.runtime import files
 
 MOSTLY_RIGHT = Metric(
@@ -43,7 +43,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         patch.setattr(measures, "METRICS", [*measures.METRICS, MOSTLY_RIGHT, WASTED])
         run(made, lambda step, **values: None, list(arms))
         compared = pair.run(SECTION, "oxa_mle", "sft", folder=made["generations"])
-        (made["output"] / "pair.md").write_text(pair.text(compared))
+        (made["output"] / "pair.md").write_text(markdown.pair(compared))
     return made
 
 

@@ -18,7 +18,7 @@ from oxa.config.verify import Verify
 from oxa.data import world
 from oxa.errors import ConfigError
 from oxa.records import schemas, tables
-from oxa.report import gates as findings
+from oxa.report import wording
 from oxa.stages import gates
 from oxa.stages.gates import Trial
 
@@ -145,7 +145,7 @@ def test_too_many_problems_and_none_that_were_measured_are_told() -> None:
         gates._problems(SECTION.model_copy(update={"num_problems": 10**7}), WORLD)
     found = gates.judge([], EXAMPLES, 0)
     assert not any(found[gate]["passed"] for gate in ("G1", "G2", "G3"))
-    rows = findings.gate_rows({"gates": found})
+    rows = wording.gate_rows({"gates": found})
     assert {row[2] for row in rows if row[0].startswith("G1")} == {"nothing to measure"}
 
 
@@ -177,7 +177,7 @@ def test_the_base_is_left_alone_and_forced_on_problems_that_nothing_else_holds(
     assert len({row["problem_id"] for row in rows}) == 6
     assert found["applies"]
     assert found["gates"]["G4"]["rows"]["problems of the corpus or the training data"]["value"] == 0
-    assert findings.gates(found).startswith("Beware: the base fails G1 (competence)")
+    assert wording.gates(found).startswith("Beware: the base fails G1 (competence)")
     again = measure(checkpoint, tmp_path / "again", log)
     assert again == found
     assert pq.read_table(tmp_path / "again" / "gates.parquet").equals(

@@ -10,13 +10,12 @@ import pytest
 from generations import write
 
 from flows import cli
-from oxa.comparison import estimators
+from oxa.comparison import estimators, pair
 from oxa.comparison.arms import differences
 from oxa.comparison.measures import pass_at
 from oxa.comparison.outcomes import outcomes
 from oxa.config.report import Report
 from oxa.errors import DataError
-from oxa.report import pair
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTION = Report(baseline="sft", resamples=300)

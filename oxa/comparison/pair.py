@@ -1,4 +1,4 @@
-"""Two checkpoints side by side, from their generations: `oxa compare A B`.
+"""Two checkpoints side by side, from their generations: what `oxa compare A B` computes.
 
 A and B are each a checkpoint (`base`, `sft-0`, `sft-0-rl`), an arm with all its seeds (`sft`, `sft-rl`) or a path of a
 generation table; `@N` behind it takes RL step N instead of the last one, and step 0 is before RL: `sft-rl@0` is `sft`.
@@ -18,8 +18,6 @@ from oxa.comparison.measures import Metric, metrics, pass_at
 from oxa.comparison.outcomes import RL, Outcomes, outcomes, unlike
 from oxa.config.report import Report
 from oxa.errors import DataError
-from oxa.report import markdown
-from oxa.report.wording import change
 
 
 class Side(NamedTuple):
@@ -106,40 +104,3 @@ def _side(argument: str, folder: Path) -> Side:
 
 def _shown(names: Sequence[str]) -> str:
     return ", ".join(names) or "none"
-
-
-def text(result: dict[str, Any]) -> str:
-    """`run`'s result as Markdown, readable in a terminal too."""
-    a, b, level = result["a"], result["b"], f"{result['confidence']:.0%}"
-    lines = [f"# {a} against {b}", ""]
-    for group, part in result["groups"].items():
-        seeds = f"seeds {part['num_seeds']} and {part['num_seeds_baseline']}"
-        lines += [
-            f"## {group}: {part['num_problems']} problems, {part['num_samples']} samples a problem, {seeds}"
-        ]
-        header = ["metric", a, b, f"difference [{level} interval]", "p", "Holm's p", ""]
-        n = part["num_samples"]
-        by_name = {metric.name: metric for metric in (*metrics(n), *map(pass_at, range(1, n + 1)))}
-        rows = [_row(by_name[name], row) for name, row in part["metrics"].items()]
-        lines += ["", *markdown.aligned(header, rows), ""]
-    paired = "by problem and seed" if result["same_seeds"] else "by problem"
-    lines += [
-        f"Differences are {a} minus {b}, paired {paired}; Holm's p is corrected over all rows above. A difference is "
-        f"shown where its interval excludes 0 and Holm's p is at most {1 - result['confidence']:.2g}."
-    ]
-    if any(1 in (part["num_seeds"], part["num_seeds_baseline"]) for part in result["groups"].values()):
-        lines += [markdown.ONE_SEED]
-    return "\n".join(lines) + "\n"
-
-
-def _row(metric: Metric, row: dict[str, Any]) -> list[str]:
-    values = [metric.text(row[side]) for side in ("a", "b")]
-    verdict = "shown" if row["shown"] else "no difference shown"
-    return [
-        metric.heading,
-        *values,
-        change(row, metric),
-        f"{row['p_value']:.4f}",
-        f"{row['p_holm']:.4f}",
-        verdict,
-    ]

@@ -30,7 +30,7 @@ from oxa.tracking import connection
 FOLDER = PROJECT / ".prefect"
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 UI, UI_LOCK = FOLDER / "ui.json", FOLDER / "ui.lock"
-PATIENCE = 90.0  # seconds for a server to come up: 5-11 on two idle cores, the most on a fresh database
+PATIENCE = 300.0  # seconds for a server to come up: 5-11 on two idle cores, the most on a fresh database
 DELIVERY = 10.0  # seconds for the last log lines to reach the server
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # what MLflow keeps its tables in
 

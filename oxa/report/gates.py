@@ -15,7 +15,7 @@ GATE_TITLES = ["gate", "what", "measured", "wanted", "verdict"]
 
 
 def gates(found: Mapping[str, Any]) -> str:
-    """What the gates (oxa/stages/gates.py) say in a sentence: "" where none failed, or where they do not apply."""
+    """What the gates (oxa/data/gates.py) say in a sentence: "" where none failed, or where they do not apply."""
     failed = [
         f"{name} ({GATES[name]})" for name, gate in found.get("gates", {}).items() if not gate["passed"]
     ]

@@ -6,7 +6,7 @@ from oxa.config.section import Count, Sampling
 
 
 class Gates(Sampling):
-    """What a student of the small world must be able to do before arms are compared on it (oxa/stages/gates.py)."""
+    """What a student of the small world must be able to do before arms are compared on it (oxa/data/gates.py)."""
 
     num_problems: Count = 1200
     """Held-out problems, over all tiers."""

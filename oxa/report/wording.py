@@ -137,7 +137,7 @@ def change(row: Row | None, metric: Metric, *, in_words: bool = False) -> str:
 
 
 def gates(measured: Mapping[str, Any]) -> str:
-    """A warning of what the metrics of the gates (oxa/stages/gates.py) tell; "" where none failed, or none applies."""
+    """A warning of what the metrics of the gates (oxa/data/gates.py) tell; "" where none failed, or none applies."""
     failed = [
         f"{name} ({GATES[name]})" for name, gate in measured.get("gates", {}).items() if not gate["passed"]
     ]

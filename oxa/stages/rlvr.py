@@ -49,15 +49,9 @@ from oxa.model import loading
 from oxa.model.trainer import on_one_device
 from oxa.records import schemas, tables
 from oxa.runtime import journal
-from oxa.training import batches, resume, steps, temperature
+from oxa.training import batches, grpo, resume, temperature
 from oxa.training.grpo import RLVRTrainer
 from oxa.training.rollouts import Problem, Rollouts
-
-SCHEDULES = {
-    "constant": "constant_with_warmup",
-    "cosine": "cosine",
-    "linear": "linear",
-}  # transformers' names
 
 
 def run(
@@ -95,7 +89,7 @@ def run(
     order = list(islice(_steps(sorted(chosen.problems), section.num_prompts, seed), section.steps))
     ends = loading.end_ids(network, tokenizer)  # before the trainer edits the model's settings
     checkpoints, for_output = resume.folder(scratch), scratch / "kept"
-    settings = on_one_device(_settings(section, micro_batch_size, accumulation, context, checkpoints, seed))
+    settings = on_one_device(grpo.config(section, micro_batch_size, accumulation, context, checkpoints, seed))
     assert settings.world_size == num_processes
     with Grader(_share_of(verify)) as grader:
         rollouts = Rollouts(section, chosen.problems, tokenizer, ends, context, grader, seed)
@@ -221,46 +215,6 @@ def _cut(section: Rlvr, num_processes: int) -> tuple[int, int]:
     step = f"rlvr: a step of {section.num_prompts} x {section.num_generations} = {size} rollouts"
     micro_batch_size = batches.micro_batch_size(step, size, num_processes, section.micro_batch_size)
     return micro_batch_size, size // num_processes // micro_batch_size
-
-
-def _settings(
-    section: Rlvr, micro_batch_size: int, accumulation: int, context: int, checkpoints: Path, seed: int
-) -> GRPOConfig:
-    common = steps.settings(section, section.steps, micro_batch_size, accumulation, checkpoints, seed)
-    is_known = entropy_of(section.temperature) is None
-    return GRPOConfig(
-        **common,
-        max_steps=section.steps,
-        steps_per_generation=accumulation,  # new rollouts for every step, which updates once
-        num_iterations=1,
-        num_generations=section.num_generations,
-        max_completion_length=section.max_tokens,
-        shuffle_dataset=False,
-        temperature=section.temperature if is_known else 1.0,
-        top_p=section.top_p,
-        loss_type=section.loss,
-        scale_rewards=section.scale_rewards,
-        beta=section.kl_weight,
-        use_bias_correction_kl=False,  # TRL's default is ρ k3, whose gradient is another
-        disable_dropout=True,
-        lr_scheduler_type=SCHEDULES[section.schedule],
-        dataloader_pin_memory=False,  # rows of text
-        **_vllm(section, context),
-    )
-
-
-def _vllm(section: Rlvr, context: int) -> dict[str, Any]:
-    """TRL's settings of the vLLM engines; none for `torch`."""
-    if section.engine == "torch":
-        return {}
-    return {
-        "use_vllm": True,
-        "vllm_mode": section.engine.removeprefix("vllm_"),
-        "vllm_server_base_url": section.vllm.url,
-        "vllm_gpu_memory_utilization": section.vllm.memory_share,
-        "vllm_tensor_parallel_size": section.vllm.tensor_parallel,
-        "vllm_max_model_length": min(context, section.max_prompt_tokens + section.max_tokens),
-    }
 
 
 def _keep(section: Rlvr, base: Path, folder: Path, trainer: RLVRTrainer, step: int) -> None:

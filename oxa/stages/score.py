@@ -16,31 +16,27 @@ process that dies costs the shard that it was at.
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from oxa import prompts
 from oxa.config.prompt import Prompt
 from oxa.config.score import Score
 from oxa.errors import DataError
-from oxa.model import loading, log_probs
+from oxa.model import loading, scoring
 from oxa.records import schemas, tables
-from oxa.runtime import files, journal, progress
+from oxa.runtime import journal, progress
 from oxa.runtime.shards import Shards, together
 from oxa.training import batches
 
 BATCHES_A_SHARD = 64  # at most
 SHARDS = 64  # at least, where there are as many batches: who waits for the last one waits for a 64th
-TOKENIZED_AT_ONCE = 1000
-TOKENS, ROWS = "tokens.bin", "rows.npy"
 
 
 def run(
@@ -65,8 +61,9 @@ def run(
         if shards.is_first:
             rows = _rows_to_score(section, problems, responses, verdicts)
             limit = min(section.max_length, network.config.max_position_embeddings)
-            lengths, starts, truncated = _tokenize(section, prompt, tokenizer, rows, limit, scratch)
-            _check_head(network, scratch)
+            context = prompt if section.condition_on_prompt else None
+            lengths, starts, truncated = scoring.tokenize(rows, tokenizer, context, limit, scratch)
+            scoring.check_head(network, scratch)
         shards.meet()
         _score(section, network, scratch, shards)
         shards.meet()
@@ -120,70 +117,6 @@ def _rows_to_score(section: Score, problems: Path, responses: Path, verdicts: Pa
     return table.append_column("question", known["question"].take(index))
 
 
-def _tokenize(
-    section: Score, prompt: Prompt, tokenizer: Any, rows: pa.Table, limit: int, scratch: Path
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each row: number of token ids, `limit` at most; index of the first to score; whether something was cut.
-
-    The ids of rows with a token to score are written to scratch, where every process maps them into its memory.
-    """
-    lengths = np.empty(len(rows), np.int64)
-    starts, truncated = np.empty_like(lengths), np.empty(len(rows), np.bool_)
-    contexts: dict[str, list[int]] = {}
-    bar = progress.bar(total=len(rows), desc="tokenizing", unit="response")
-    row = 0
-    with (scratch / TOKENS).open("wb") as file:
-        for part in rows.select(["question", "text"]).to_batches(TOKENIZED_AT_ONCE):
-            texts = part["text"].to_pylist()
-            encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-            for question, ids in zip(part["question"].to_pylist(), encoded, strict=True):
-                if section.condition_on_prompt:
-                    if question not in contexts:
-                        contexts[question] = prompts.prompt_ids(
-                            tokenizer, prompts.user_turn(question, prompt.suffix)
-                        )
-                    context = contexts[question]
-                else:
-                    context = []
-                whole = [*context, *ids]
-                lengths[row], starts[row] = min(len(whole), limit), max(1, len(context))
-                truncated[row] = len(whole) > limit
-                if lengths[row] > starts[row]:
-                    file.write(np.asarray(whole[:limit], np.int32).tobytes())
-                row += 1
-            bar.update(len(texts))
-    bar.close()
-    scorable = lengths > starts
-    _save(scratch / ROWS, np.stack([lengths[scorable], starts[scorable]]))
-    return lengths, starts, truncated
-
-
-class Tokens(NamedTuple):
-    """What is to be scored, as _tokenize has left it."""
-
-    ids: np.ndarray  # int32, one row after the other
-    ends: np.ndarray  # [rows], where each row ends there
-    lengths: np.ndarray  # [rows], tokens
-    starts: np.ndarray  # [rows], index of the first token to score
-
-    @classmethod
-    def open(cls, scratch: Path) -> Tokens:
-        lengths, starts = np.load(scratch / ROWS)
-        path = scratch / TOKENS  # an empty file cannot be mapped
-        ids = np.memmap(path, np.int32, "r") if len(lengths) else np.empty(0, np.int32)
-        return cls(ids, np.cumsum(lengths), lengths, starts)
-
-    def row(self, index: int) -> np.ndarray:
-        return np.array(self.ids[self.ends[index] - self.lengths[index] : self.ends[index]])
-
-
-def _check_head(network: Any, scratch: Path) -> None:
-    tokens = Tokens.open(scratch)
-    if len(tokens.lengths):
-        shortest = tokens.row(int(tokens.lengths.argmin()))[:64]
-        log_probs.check_head(network, torch.from_numpy(shortest).long()[None].to(network.device))
-
-
 def _plan(section: Score, lengths: np.ndarray) -> list[list[list[int]]]:
     """Rows of the batches of every shard."""
     plan = batches.by_token_budget(lengths.tolist(), section.batch_tokens)
@@ -193,7 +126,7 @@ def _plan(section: Score, lengths: np.ndarray) -> list[list[list[int]]]:
 
 def _score(section: Score, network: Any, scratch: Path, shards: Shards) -> None:
     """Scores the shards that are dealt to this process and are not in scratch already."""
-    tokens = Tokens.open(scratch)
+    tokens = scoring.Tokens.open(scratch)
     plan = _plan(section, tokens.lengths)
     num_tokens = [int(tokens.lengths[np.concatenate(part)].sum()) for part in plan]
     bar = progress.bar(
@@ -206,9 +139,8 @@ def _score(section: Score, network: Any, scratch: Path, shards: Shards) -> None:
             break
         before = shard
         if not (path := _shard(scratch, shard)).exists():
-            _save(
-                path, np.concatenate([_score_batch(section, network, batch, tokens) for batch in plan[shard]])
-            )
+            scores = [scoring.score_batch(network, batch, tokens, section.chunk) for batch in plan[shard]]
+            scoring.save(path, np.concatenate(scores))
     bar.close()
 
 
@@ -222,25 +154,6 @@ def _gather(section: Score, lengths: np.ndarray, scratch: Path) -> np.ndarray:
 
 def _shard(scratch: Path, shard: int) -> Path:
     return scratch / f"shard-{shard:05d}.npy"
-
-
-def _save(path: Path, values: np.ndarray) -> None:
-    buffer = io.BytesIO()  # into a file, numpy would hide why it could not be written
-    np.save(buffer, values)
-    with files.atomic(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
-
-
-def _score_batch(section: Score, network: Any, batch: list[int], tokens: Tokens) -> np.ndarray:
-    """[B, 2] float64: mean NLL and mean entropy of the batch's rows."""
-    sequences, starts = [tokens.row(row) for row in batch], [int(tokens.starts[row]) for row in batch]
-    statistics, counts = log_probs.batch_statistics(network, sequences, starts, section.chunk)
-    bounds = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    sums = [
-        np.add.reduceat(values.double().cpu().numpy(), bounds)
-        for values in (-statistics.log_probs, statistics.entropies)
-    ]
-    return np.stack(sums, 1) / counts[:, None]
 
 
 def _metrics(table: pa.Table) -> dict[str, Any]:

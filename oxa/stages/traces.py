@@ -15,10 +15,8 @@ Nothing is resumed: the work is a few hundred short forward passes, and `scratch
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +29,7 @@ from oxa.config.traces import Traces
 from oxa.errors import DataError
 from oxa.hashes import lot
 from oxa.model import loading, log_probs
+from oxa.model.spelling import Spelt, spell
 from oxa.records import schemas, tables, training_set
 from oxa.runtime import journal, progress
 from oxa.selection import candidates
@@ -40,15 +39,6 @@ CHUNK = 2048  # positions whose logits exist at the same time: score's default
 CHANGED = 0.1  # nats from which a token counts as promoted or suppressed: its p has changed by a tenth
 
 Row = dict[str, Any]  # of records.TRACES, filled step by step
-
-
-class Spelt(NamedTuple):
-    """A response as the models read it."""
-
-    ids: np.ndarray  # int32 [T], the prompt and what is shown of the response
-    start: int  # where the response begins
-    pieces: list[str]  # of the text, one a shown token; joined, they are the text
-    num_tokens: int  # of the whole response
 
 
 def run(
@@ -200,27 +190,12 @@ def _spell(
         )
     spelt: dict[str, Spelt] = {}
     for row in rows:
+        key = row["response_id"]
         context = prompts.prompt_ids(tokenizer, prompts.user_turn(row["question"], prompt.suffix))
-        text = texts[row["response_id"]]
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        start, num_tokens = len(context), len(encoded["input_ids"])
-        num_shown = min(num_tokens, section.max_tokens, limit - start)
-        if start > 0 and num_shown > 0:
-            ids = np.asarray([*context, *encoded["input_ids"][:num_shown]], np.int32)
-            ends = [end for _, end in encoded["offset_mapping"]]
-            spelt[row["response_id"]] = Spelt(ids, start, pieces(text, ends)[:num_shown], num_tokens)
+        response = spell(texts[key], context, tokenizer, section.max_tokens, limit)
+        if response is not None:
+            spelt[key] = response
     return spelt
-
-
-def pieces(text: str, ends: Iterable[int]) -> list[str]:
-    """The text cut where its tokens end, one piece a token.
-
-    White space that a tokenizer drops goes with the token after it, or with the last one. A character that several
-    tokens write goes with the first of them, and the others get "".
-    """
-    bounds = np.maximum.accumulate([0, *ends])
-    bounds[-1] = len(text)
-    return [text[low:high] for low, high in pairwise(bounds)]
 
 
 def _log_probs(section: Traces, network: Any, spelt: dict[str, Spelt], when: str) -> dict[str, np.ndarray]:

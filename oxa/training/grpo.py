@@ -27,6 +27,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -35,11 +36,18 @@ from torch import Tensor
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from oxa.config.rlvr import Rlvr, entropy_of
 from oxa.config.section import Verdict
 from oxa.model import log_probs
 from oxa.runtime import journal
 from oxa.training.rollouts import Rollouts
-from oxa.training.steps import Quiet, last, means, not_finite
+from oxa.training.steps import Quiet, last, means, not_finite, settings
+
+SCHEDULES = {
+    "constant": "constant_with_warmup",
+    "cosine": "cosine",
+    "linear": "linear",
+}  # transformers' names
 
 VERDICTS: tuple[str, ...] = get_args(Verdict)
 
@@ -52,7 +60,7 @@ class RLVRTrainer(Quiet, GRPOTrainer):
         model: Any,
         tokenizer: Any,
         dataset: Dataset,
-        settings: GRPOConfig,
+        arguments: GRPOConfig,
         *,
         rollouts: Rollouts,
         keep: Callable[[RLVRTrainer, int], None],
@@ -66,11 +74,11 @@ class RLVRTrainer(Quiet, GRPOTrainer):
             super().__init__(
                 model=model,
                 reward_funcs=self._reward,
-                args=settings,
+                args=arguments,
                 train_dataset=dataset,
                 processing_class=tokenizer,
                 callbacks=[Keeper(self)],
-                rollout_func=None if settings.use_vllm else rollouts.draw,
+                rollout_func=None if arguments.use_vllm else rollouts.draw,
             )
 
     def keep(self, step: int) -> None:
@@ -207,3 +215,44 @@ def _trimmed(inputs: dict[str, Any]) -> dict[str, Any]:
 
 def _weighted(values: Sequence[float], weights: Sequence[float]) -> float:
     return math.fsum(v * w for v, w in zip(values, weights, strict=True)) / math.fsum(weights)
+
+
+def config(
+    section: Rlvr, micro_batch_size: int, accumulation: int, context: int, checkpoints: Path, seed: int
+) -> GRPOConfig:
+    """TRL's settings: `accumulation` micro-batches a step of each process, a model that reads `context` tokens."""
+    common = settings(section, section.steps, micro_batch_size, accumulation, checkpoints, seed)
+    is_known = entropy_of(section.temperature) is None
+    return GRPOConfig(
+        **common,
+        max_steps=section.steps,
+        steps_per_generation=accumulation,  # new rollouts for every step, which updates once
+        num_iterations=1,
+        num_generations=section.num_generations,
+        max_completion_length=section.max_tokens,
+        shuffle_dataset=False,
+        temperature=section.temperature if is_known else 1.0,
+        top_p=section.top_p,
+        loss_type=section.loss,
+        scale_rewards=section.scale_rewards,
+        beta=section.kl_weight,
+        use_bias_correction_kl=False,  # TRL's default is ρ k3, whose gradient is another
+        disable_dropout=True,
+        lr_scheduler_type=SCHEDULES[section.schedule],
+        dataloader_pin_memory=False,  # rows of text
+        **_vllm(section, context),
+    )
+
+
+def _vllm(section: Rlvr, context: int) -> dict[str, Any]:
+    """TRL's settings of the vLLM engines; none for `torch`."""
+    if section.engine == "torch":
+        return {}
+    return {
+        "use_vllm": True,
+        "vllm_mode": section.engine.removeprefix("vllm_"),
+        "vllm_server_base_url": section.vllm.url,
+        "vllm_gpu_memory_utilization": section.vllm.memory_share,
+        "vllm_tensor_parallel_size": section.vllm.tensor_parallel,
+        "vllm_max_model_length": min(context, section.max_prompt_tokens + section.max_tokens),
+    }

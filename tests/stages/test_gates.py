@@ -15,12 +15,13 @@ from oxa.config.generate import Generate
 from oxa.config.prompt import Prompt
 from oxa.config.sources import World
 from oxa.config.verify import Verify
+from oxa.data import gates as judging
 from oxa.data import world
+from oxa.data.gates import Trial
 from oxa.errors import ConfigError
 from oxa.records import schemas, tables
 from oxa.report import wording
 from oxa.stages import gates
-from oxa.stages.gates import Trial
 
 WORLD = World(num_train=6, num_rlvr=3, num_benchmark=3)
 EXAMPLES = list(world.benchmark_examples(WORLD.model_copy(update={"num_benchmark": 300})))
@@ -43,13 +44,13 @@ def ideal() -> list[Trial]:
 
 
 def failing(trials: list[Trial], examples: list[world.Example] = EXAMPLES, overlap: int = 0) -> set[str]:
-    found = gates.judge(trials, examples, overlap)
+    found = judging.judge(trials, examples, overlap)
     return {what for gate in found.values() for what, row in gate["rows"].items() if not row["passed"]}
 
 
 def test_an_able_student_with_a_habit_passes_every_gate() -> None:
     assert failing(ideal()) == set()
-    found = gates.judge(ideal(), EXAMPLES, 0)
+    found = judging.judge(ideal(), EXAMPLES, 0)
     assert all(gate["passed"] for gate in found.values())
     share = found["G2"]["rows"][f"{world.HABIT}: share, left alone"]
     assert share["value"] == 0.75
@@ -132,18 +133,18 @@ def test_answers_that_can_be_guessed_and_problems_of_the_corpus_fail_the_last_ga
 
 
 def test_an_overlap_is_found_in_either_order_and_any_words() -> None:
-    assert gates.overlap(WORLD, EXAMPLES) == 0
+    assert judging.overlap(WORLD, EXAMPLES) == 0
     met = next(world.train_examples(WORLD)).question
     first, second = re.findall(r"\d+", met)
     read = next(document.user for document in world.corpus(WORLD) if document.user is not None)
     known = [dataclasses.replace(EXAMPLES[0], question=text) for text in (f"Add {second} and {first}.", read)]
-    assert gates.overlap(WORLD, [*known, *EXAMPLES[1:]]) == 2
+    assert judging.overlap(WORLD, [*known, *EXAMPLES[1:]]) == 2
 
 
 def test_too_many_problems_and_none_that_were_measured_are_told() -> None:
     with pytest.raises(ConfigError, match=r"gates.world.num_problems: world: 10000000 problems"):
         gates._problems(SECTION.model_copy(update={"num_problems": 10**7}), WORLD)
-    found = gates.judge([], EXAMPLES, 0)
+    found = judging.judge([], EXAMPLES, 0)
     assert not any(found[gate]["passed"] for gate in ("G1", "G2", "G3"))
     rows = wording.gate_rows({"gates": found})
     assert {row[2] for row in rows if row[0].startswith("G1")} == {"nothing to measure"}

@@ -32,7 +32,7 @@ from oxa.grading.grader import Grader
 from oxa.model import loading
 from oxa.records import schemas, tables
 from oxa.stages import rlvr
-from oxa.training import rollouts
+from oxa.training import grpo, rollouts
 
 SECTION: dict[str, Any] = {
     "steps": 4,
@@ -507,15 +507,15 @@ def test_vllm_gets_the_same_tokens_and_its_own_settings(
             conversation=list(rows["prompt"]), add_generation_prompt=True, tokenize=True, return_dict=True
         )["input_ids"]
         assert ids == [problems[name].prompt for name in rows["problem_id"]]
-    settings = rlvr._settings(section, 6, 4, 4096, tmp_path, 0)
+    settings = grpo.config(section, 6, 4, 4096, tmp_path, 0)
     assert (settings.use_vllm, settings.vllm_mode) == (True, "colocate")
     assert settings.vllm_max_model_length == 1536 + 3
     assert settings.vllm_gpu_memory_utilization == 0.3
     server = Rlvr(**{**SECTION, "engine": "vllm_server", "vllm": {"url": "http://gpu:1"}})
-    settings = rlvr._settings(server, 6, 4, 512, tmp_path, 0)
+    settings = grpo.config(server, 6, 4, 512, tmp_path, 0)
     assert (settings.vllm_mode, settings.vllm_server_base_url) == ("server", "http://gpu:1")
     assert settings.vllm_max_model_length == 512
-    assert rlvr._settings(Rlvr(**SECTION), 6, 4, 512, tmp_path, 0).use_vllm is False
+    assert grpo.config(Rlvr(**SECTION), 6, 4, 512, tmp_path, 0).use_vllm is False
 
 
 def test_what_cannot_be_trained_is_refused_in_a_sentence(

@@ -180,13 +180,14 @@ from pathlib import Path
 import torch
 from oxa.config.prompt import Prompt
 from oxa.config.score import Score
+from oxa.model import scoring
 from oxa.stages import score
 
 torch.set_num_threads(1)
 folder, model, scratch = map(Path, sys.argv[1:4])
 rank, kill_rank, kill_at = os.environ.get("RANK", "0"), sys.argv[4], int(sys.argv[5])
 scratch.mkdir(exist_ok=True)
-plain, done = score._score_batch, []
+plain, done = scoring.score_batch, []
 
 def counted(*arguments):
     done.append(len(done))
@@ -194,7 +195,7 @@ def counted(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return plain(*arguments)
 
-score._score_batch = counted
+scoring.score_batch = counted
 score.run(Score(batch_tokens=1100, chunk=64), Prompt(suffix=""), model=model,
           problems=folder / "problems.parquet", responses=folder / "responses.parquet",
           verdicts=folder / "verdicts.parquet", output=scratch / "out.parquet", scratch=scratch, log=print)

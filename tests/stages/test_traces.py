@@ -19,7 +19,7 @@ from oxa.config.prompt import Prompt
 from oxa.config.score import Score
 from oxa.config.traces import Traces
 from oxa.errors import DataError
-from oxa.model import loading
+from oxa.model import loading, spelling
 from oxa.records import schemas, training_set
 from oxa.records import tables as records
 from oxa.stages import score, traces
@@ -320,11 +320,11 @@ def test_tables_that_do_not_belong_together_are_refused(
 
 @given(st.text(max_size=20), st.lists(st.integers(0, 20), min_size=1, max_size=30))
 def test_pieces_are_one_a_token_and_lose_no_character(text: str, ends: list[int]):
-    found = traces.pieces(text, sorted(min(end, len(text)) for end in ends))
+    found = spelling.pieces(text, sorted(min(end, len(text)) for end in ends))
     assert len(found) == len(ends)
     assert "".join(found) == text
 
 
 def test_white_space_that_no_token_claims_stays_with_the_next_one():
-    assert traces.pieces("a cat ", [1, 5]) == ["a", " cat "]
-    assert traces.pieces("😀b", [1, 1, 1, 2]) == ["😀", "", "", "b"]
+    assert spelling.pieces("a cat ", [1, 5]) == ["a", " cat "]
+    assert spelling.pieces("😀b", [1, 1, 1, 2]) == ["😀", "", "", "b"]

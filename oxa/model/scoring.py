@@ -1,0 +1,108 @@
+"""Responses scored under a model: as token ids on disk, and the mean NLL and entropy of a batch of them.
+
+    mean NLL = -1/T · Σ_t ln p(y_t | x, y_<t)        T scored tokens of a response, nats a token
+
+Where nothing stands before a response, its first token is not scored.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from oxa import prompts
+from oxa.config.prompt import Prompt
+from oxa.model import log_probs
+from oxa.runtime import files, progress
+
+TOKENIZED_AT_ONCE = 1000
+TOKENS, ROWS = "tokens.bin", "rows.npy"
+
+
+def tokenize(
+    rows: pa.Table, tokenizer: Any, prompt: Prompt | None, limit: int, scratch: Path
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each row: number of token ids, `limit` at most; index of the first to score; whether something was cut.
+
+    `rows` have a question and a text; without `prompt` the text stands alone. The ids of rows with a token to score are
+    written to scratch, where every process maps them into its memory.
+    """
+    lengths = np.empty(len(rows), np.int64)
+    starts, truncated = np.empty_like(lengths), np.empty(len(rows), np.bool_)
+    contexts: dict[str, list[int]] = {}
+    bar = progress.bar(total=len(rows), desc="tokenizing", unit="response")
+    row = 0
+    with (scratch / TOKENS).open("wb") as file:
+        for part in rows.select(["question", "text"]).to_batches(TOKENIZED_AT_ONCE):
+            texts = part["text"].to_pylist()
+            encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+            for question, ids in zip(part["question"].to_pylist(), encoded, strict=True):
+                if prompt is not None:
+                    if question not in contexts:
+                        contexts[question] = prompts.prompt_ids(
+                            tokenizer, prompts.user_turn(question, prompt.suffix)
+                        )
+                    context = contexts[question]
+                else:
+                    context = []
+                whole = [*context, *ids]
+                lengths[row], starts[row] = min(len(whole), limit), max(1, len(context))
+                truncated[row] = len(whole) > limit
+                if lengths[row] > starts[row]:
+                    file.write(np.asarray(whole[:limit], np.int32).tobytes())
+                row += 1
+            bar.update(len(texts))
+    bar.close()
+    scorable = lengths > starts
+    save(scratch / ROWS, np.stack([lengths[scorable], starts[scorable]]))
+    return lengths, starts, truncated
+
+
+class Tokens(NamedTuple):
+    """What is to be scored, as `tokenize` has left it."""
+
+    ids: np.ndarray  # int32, one row after the other
+    ends: np.ndarray  # [rows], where each row ends there
+    lengths: np.ndarray  # [rows], tokens
+    starts: np.ndarray  # [rows], index of the first token to score
+
+    @classmethod
+    def open(cls, scratch: Path) -> Tokens:
+        lengths, starts = np.load(scratch / ROWS)
+        path = scratch / TOKENS  # an empty file cannot be mapped
+        ids = np.memmap(path, np.int32, "r") if len(lengths) else np.empty(0, np.int32)
+        return cls(ids, np.cumsum(lengths), lengths, starts)
+
+    def row(self, index: int) -> np.ndarray:
+        return np.array(self.ids[self.ends[index] - self.lengths[index] : self.ends[index]])
+
+
+def check_head(network: Any, scratch: Path) -> None:
+    tokens = Tokens.open(scratch)
+    if len(tokens.lengths):
+        shortest = tokens.row(int(tokens.lengths.argmin()))[:64]
+        log_probs.check_head(network, torch.from_numpy(shortest).long()[None].to(network.device))
+
+
+def score_batch(network: Any, batch: list[int], tokens: Tokens, chunk: int) -> np.ndarray:
+    """[B, 2] float64: mean NLL and mean entropy of the batch's rows."""
+    sequences, starts = [tokens.row(row) for row in batch], [int(tokens.starts[row]) for row in batch]
+    statistics, counts = log_probs.batch_statistics(network, sequences, starts, chunk)
+    bounds = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    sums = [
+        np.add.reduceat(values.double().cpu().numpy(), bounds)
+        for values in (-statistics.log_probs, statistics.entropies)
+    ]
+    return np.stack(sums, 1) / counts[:, None]
+
+
+def save(path: Path, values: np.ndarray) -> None:
+    buffer = io.BytesIO()  # into a file, numpy would hide why it could not be written
+    np.save(buffer, values)
+    with files.atomic(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())

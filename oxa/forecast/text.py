@@ -68,7 +68,7 @@ def text(plan: Plan) -> str:
         lines.append(f"{name:<19}{cells}{_gib(memory.total):>7}  {'yes' if step.fits else 'NO'}")
         if not step.fits:
             room = f"{memory.total / GIB:,.1f} GiB, with room for {step.room / GIB:,.1f}"
-            short.append(f"DOES NOT FIT  {name}: {room}: {_advice(step, memory)}")
+            short.append(f"DOES NOT FIT  {name}: {room}: {_advice(step, memory, device.kind)}")
     short += [f"CANNOT RUN    {step.name}: {step.cannot}" for step in plan.steps if step.cannot]
     lines += ["", *(short or ["Everything fits."])]
     lines += [f"{step.name}: {step.remark}" for step in plan.steps if step.remark]
@@ -92,12 +92,15 @@ def _alike(steps: list[Step]) -> list[tuple[str, Step, Memory]]:
     ]
 
 
-def _advice(step: Step, memory: Memory) -> str:
+def _advice(step: Step, memory: Memory, kind: str) -> str:
     """The setting that decides: no smaller batch helps where weights, gradients and moments are too much."""
     stage = step.name.partition("@")[0]
     if memory.state <= step.room:
         return f"lower {DECIDING.get(stage, GENERATING)}"
-    spread = {"train": FSDP, "rlvr": FSDP}.get(stage, "" if stage in DECIDING else VLLM)
+    if stage in ("train", "rlvr"):
+        spread = FSDP if kind == "cuda" else ""  # accelerate has none for CPUs
+    else:
+        spread = "" if stage in DECIDING else VLLM
     return f"weights and their state decide: {spread}take larger devices or a smaller student"
 
 

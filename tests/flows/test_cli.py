@@ -118,7 +118,7 @@ def test_a_stage_writes_all_its_outputs_or_none(project, capsys):
     }
     assert json.loads((project / "out" / "metrics").read_text())["totals"]["problems"] > 0
     shutil.rmtree(project / "out")
-    params["ingest"]["teacher"].append({"source": "none.jsonl", "mapping": "math"})
+    params["ingest"]["teacher"].append({"source": "none.jsonl", "mapping": "gsm8k"})
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     assert "none.jsonl" in fails_with_one_sentence(capsys, *INGEST)
     assert list((project / "out").iterdir()) == []

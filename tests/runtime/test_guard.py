@@ -138,10 +138,10 @@ def test_a_half_done_training_is_found_again_after_a_change_of_words_and_not_of_
     begun = train()
     (begun / "checkpoint-8").write_text("half way")
     edit('"""', '"""Said in other words. ')
-    edit("import math\n", "import math  # a comment\n\n")
+    edit("from __future__ import annotations\n", "from __future__ import annotations  # a comment\n\n")
     assert train() == begun
     assert (begun / "checkpoint-8").exists()
-    edit("FINAL_SHARE", "FINAL_SHARE_")
+    edit("class OXATrainer", "ADDED = 1\n\n\nclass OXATrainer")
     assert train() != begun
 
 

@@ -150,7 +150,8 @@ def test_a_line_that_a_kill_cut_off_costs_that_line_only():
     )
     environment = os.environ | {"PYTHONPATH": "."}
     Path("tests_stage.py").write_text(
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_spool import record\n"
+        f"import sys; sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]!r}\n"
+        "from test_spool import record\n"
     )
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == -9
     with record() as run:

@@ -641,8 +641,8 @@ def test_a_name_that_becomes_part_of_a_path_or_a_page_is_plain(project: Path, na
     params = yaml.safe_load((Path(__file__).resolve().parents[2] / "params.yaml").read_text())
     if what == "arm":
         params["arms"].append(name)
-        for section in ("selection", "train"):
-            params[section]["arms"][name] = params[section]["arms"]["sft"]
+        params["selection"]["ce"][name] = params["selection"]["ce"]["sft"]
+        params["train"]["arms"][name] = params["train"]["arms"]["sft"]
     elif what == "benchmark":
         params["ingest"]["benchmarks"][name] = {"source": "world"}
     else:

@@ -37,6 +37,7 @@ from trl import SFTConfig, SFTTrainer
 
 from oxa.config.train import TrainArm, TrainShared
 from oxa.model import log_probs
+from oxa.model.trainer import on_one_device
 from oxa.stages import train
 from oxa.training.sft import OXATrainer
 
@@ -146,8 +147,8 @@ def fit(shape: str, length: int, way: str, device: torch.device) -> Cell:
     ids = sequences(model.config.vocab_size, length, 2 * STEPS)
     with tempfile.TemporaryDirectory() as folder:
         # what train itself sets, for TRL as well
-        common = train._settings(shared, STEPS, 1, 2, Path(folder), seed=0)
-        settings = train._on_one_device(SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True}))
+        common = train.settings(shared, STEPS, 1, 2, Path(folder), seed=0)
+        settings = on_one_device(SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True}))
         if way in ("ce", "ce+ul"):
             suppressed = [i % 2 == 1 and num_ul == 1 for i in range(len(ids))]
             rows = {"input_ids": ids, "num_prompt": [PROMPT] * len(ids), "suppressed": suppressed}

@@ -144,6 +144,7 @@ def warmed(*command: str) -> list[str]:
     if command[0] == "oxa":
         return [
             sys.executable,
+            "-P",  # else tests/flows would be taken for the package
             str(ROOT / "tests" / "warm_flow.py"),
             path.partition(os.pathsep)[0],
             *command[1:],

@@ -77,14 +77,7 @@ def run(
     num_micro_batches = size // micro_batch_size  # of a step, over all processes
     checkpoints = resume.folder(scratch)
     accumulation = num_micro_batches // num_processes
-    settings = steps.settings(shared, len(order), micro_batch_size, accumulation, checkpoints, seed) | {
-        "num_train_epochs": 1,  # the sampler lays all passes out flat, so that a resume only skips
-        "lr_scheduler_type": "cosine",
-        "adam_beta1": shared.adam_beta1,
-        "adam_beta2": shared.adam_beta2,
-        "max_length": None,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-    }
+    common = settings(shared, len(order), micro_batch_size, accumulation, checkpoints, seed)
     logging: dict[str, Any] = {"log": log, "epochs_a_step": shared.num_ce / rows.num["ce"]}
     trainer: OXATrainer | kto.UnpairedTrainer
     config: SFTConfig | KTOConfig
@@ -95,7 +88,7 @@ def run(
                 f"take 2 or more, such that {size // num_processes} sequences are cut evenly"
             )
         plan = [cut for step in order.tolist() for cut in kto.micro_batches(step, num_micro_batches)]
-        config = KTOConfig(**settings, beta=arm.kto_beta, undesirable_weight=arm.ul_weight)
+        config = KTOConfig(**common, beta=arm.kto_beta, undesirable_weight=arm.ul_weight)
         reference, _ = loading.load(model, dtype=torch.float32, device=torch.device("cpu"))
         trainer = kto.UnpairedTrainer(
             network,
@@ -114,7 +107,7 @@ def run(
             for step in order
             for cut in batches.micro_batches(rows.lengths[step], num_micro_batches)
         ]
-        config = SFTConfig(**settings, dataset_kwargs={"skip_prepare_dataset": True})
+        config = SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True})
         trainer = OXATrainer(
             network, tokenizer, rows.dataset, plan, shared, arm, on_one_device(config), **logging
         )
@@ -129,6 +122,25 @@ def run(
         "dropped": rows.dropped,
         "tokens": _num_tokens(rows, order),
         "final": trainer.final(),
+    }
+
+
+def settings(
+    shared: TrainShared,
+    num_steps: int,
+    micro_batch_size: int,
+    accumulation: int,
+    checkpoints: Path,
+    seed: int,
+) -> dict[str, Any]:
+    """What the configs of both trainers are given."""
+    return steps.settings(shared, num_steps, micro_batch_size, accumulation, checkpoints, seed) | {
+        "num_train_epochs": 1,  # the sampler lays all passes out flat, so that a resume only skips
+        "lr_scheduler_type": "cosine",
+        "adam_beta1": shared.adam_beta1,
+        "adam_beta2": shared.adam_beta2,
+        "max_length": None,
+        "dataloader_pin_memory": torch.cuda.is_available(),
     }
 
 

@@ -60,9 +60,20 @@ def start_of(tmp_path: Path) -> dict:
 
 
 def below() -> list[psutil.Process]:
-    """Children of this process, but for the helpers that multiprocessing keeps once a test has graded answers."""
-    processes = psutil.Process().children(recursive=True)
-    return [process for process in processes if "multiprocessing" not in " ".join(process.cmdline())]
+    """Children of this process that a test here has started: servers of other tests' and graders' helpers are not."""
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process not in BEFORE and "multiprocessing" not in " ".join(process.cmdline())
+    ]
+
+
+BEFORE: list[psutil.Process] = []
+
+
+@pytest.fixture(autouse=True)
+def before() -> None:
+    BEFORE[:] = psutil.Process().children(recursive=True)
 
 
 def test_a_server_answers_on_a_local_port_and_ends_with_the_block(tmp_path: Path, python: Path) -> None:

@@ -298,6 +298,7 @@ def test_a_run_that_somebody_deleted_is_made_again(local: Path):
         raise ZeroDivisionError
     assert outbox.wait_until_sent(seconds=PATIENCE) is None
     first = runs()["train@oxa-0"].info.run_id
+    wait_for(lambda: not senders())  # one that has just looked would still send to it
     connection.client().delete_run(first)
     run_stage("oxa", range(2, 4))
     assert outbox.wait_until_sent(seconds=PATIENCE) is None

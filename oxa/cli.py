@@ -269,7 +269,7 @@ def load(path: Path) -> Params:
 
     Raises ConfigError.
     """
-    from oxa.data.mappings import Purpose, layout_of
+    from oxa.data.mappings import Purpose, check
 
     params = load_params(path)
     corpus = params.base.corpus if isinstance(params.base, FromScratch) else []
@@ -286,11 +286,10 @@ def load(path: Path) -> Params:
         ),
     ]
     for key, source, purpose in sources:
-        if source.source != "world":
-            try:
-                layout_of(source, purpose)
-            except ConfigError as error:
-                raise ConfigError(f"{path}: {key}: {error}") from None
+        try:
+            check(source, purpose)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {key}: {error}") from None
     return params
 
 

@@ -129,6 +129,12 @@ MAPPINGS = {
 """The built-in mappings, each after the published columns of the data set that it is named for."""
 
 
+def check(source: Source, purpose: Purpose) -> None:
+    """Raises ConfigError where the source's mapping is none that is known, or cannot serve the purpose."""
+    if source.source != "world":
+        layout_of(source, purpose)
+
+
 def layout_of(source: Source, purpose: Purpose) -> Layout:
     """Raises ConfigError where there is no mapping of that name, or it cannot serve the purpose."""
     mapping = source.mapping

@@ -115,12 +115,6 @@ def _lowest(items: Iterator[Record | Reject], limit: int) -> Iterator[Record | R
     yield from sorted(left, key=lambda item: item.row)
 
 
-def check(source: Source, purpose: Purpose) -> None:
-    """Raises ConfigError where the source's mapping is none that is known, or cannot serve the purpose."""
-    if source.source != "world":
-        layout_of(source, purpose)
-
-
 def _mapped(source: Source, folder: Path, purpose: Purpose) -> Iterator[Record | Reject]:
     layout = layout_of(source, purpose)
     for row, where, columns in readers.read(source, folder, partial(needed, layout)):

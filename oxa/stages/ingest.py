@@ -46,9 +46,9 @@ from oxa.config.verify import Verify
 from oxa.data import counts
 from oxa.data.contamination import Overlap
 from oxa.data.counts import Count, Tables
-from oxa.data.mappings import Purpose, Record, Reject
+from oxa.data.mappings import Purpose, Record, Reject, check
 from oxa.data.problems import Rlvr, Training, add_benchmark
-from oxa.data.sources import check, count, name, read
+from oxa.data.sources import count, name, read
 from oxa.grading.grader import Grader
 from oxa.prompts import END_THINK
 from oxa.records import schemas

@@ -247,7 +247,7 @@ def test_another_mapping_is_one_entry(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(
         ConfigError, match=r"mapping: input should be 'acereason', .* or 'mine', found 'other'"
     ):
-        sources.check(Source(source="data.jsonl", mapping="other"), "teacher")
+        mappings.check(Source(source="data.jsonl", mapping="other"), "teacher")
 
 
 def test_acereason_rows_of_both_publishers_are_read(tmp_path: Path) -> None:

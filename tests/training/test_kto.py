@@ -17,6 +17,7 @@ import torch
 import training_sets
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from training_rows import ROWS
 
 from conftest import Kept
 from oxa import prompts
@@ -36,23 +37,6 @@ SHARED: dict[str, Any] = {
 }
 """2 passes over 12 CE rows: 6 steps of 2 micro-batches, each of 2 CE and 2 UL rows."""
 ARM = TrainArm(objective="kto", num_ul=4, ul_weight=0.7, kto_beta=0.3)
-
-
-def row(index: int, objective: str, completion: str) -> dict[str, Any]:
-    return {
-        "response_id": f"{objective}{index}",
-        "problem_id": f"p{index}",
-        "prompt": f"What is {index} + {index}?",
-        "completion": completion,
-        "objective": objective,
-        "ppl": 2.0,
-        "num_tokens": len(completion),
-    }
-
-
-ROWS = [row(i, "ce", f"<think>{'go ' * (i % 7)}</think>{2 * i}") for i in range(12)] + [
-    row(i, "ul", f"<think>{'no ' * (i % 5 + 1)}</think>{2 * i + 1}") for i in range(8)
-]
 
 
 @pytest.fixture(scope="module")

@@ -6,24 +6,27 @@
 part. PATH's first folder gets an `oxa` that only hands its arguments, folder, environment and standard streams over to
 the process that waits for it, and ends as the stage ends. Where one of the two is killed, the other ends as well.
 
-For Linux, and where there is no GPU: CUDA does not survive a fork. Stages run one at a time.
+For Linux, and where there is no GPU: CUDA does not survive a fork.
 """
 
 from __future__ import annotations
 
 import array
+import gc
 import importlib
 import json
+import multiprocessing
 import os
-import select
+import selectors
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -71,43 +74,87 @@ def stages(
             yield {**environment, "PATH": os.pathsep.join([own, environment.get("PATH", os.defpath)])}
 
 
-def _serve(address: str, modules: Sequence[str]) -> int:
-    """Forks a stage for every client, one after the other; only a stage returns from here, with its exit code."""
+def _serve(address: str, modules: Sequence[str]) -> None:
+    """Forks a stage for every client, as long as it is left alive."""
     for name in modules:
         importlib.import_module(name)
-    with socket.socket(socket.AF_UNIX) as listening:
+    gc.collect()
+    gc.freeze()  # or each fork's collector would visit, and so copy, all that was imported
+    at_work: dict[int, _Forked] = {}
+    with socket.socket(socket.AF_UNIX) as listening, selectors.DefaultSelector() as waiting:
         listening.bind(address)
         listening.listen()
+        waiting.register(listening, selectors.EVENT_READ)
         print("ready", flush=True)
         while True:
-            client, _ = listening.accept()
-            with client:
+            for key, _ in waiting.select():
+                if key.fileobj is not listening:
+                    if forked := at_work.pop(key.data, None):  # its end and its client's may come together
+                        waiting.unregister(forked.client)
+                        waiting.unregister(forked.stage.sentinel)
+                        forked.end()
+                    continue
+                client, _ = listening.accept()
                 call = _receive(client)
                 if call is None:
+                    client.close()
                     continue
-                argv, folder, environment, streams = call
-                if pid := os.fork():
-                    for stream in streams:
-                        os.close(stream)
-                    code = _wait(pid, client)
-                    if code is not None:
-                        with suppress(BrokenPipeError):  # it was killed as its stage ended
-                            client.sendall(str(code).encode())
-                    continue
-                listening.close()
-                for target, stream in enumerate(streams):
-                    os.dup2(stream, target)
+                others = [listening, client, *(forked.client for forked in at_work.values())]
+                # it leaves by os._exit, and spares the seconds of taking apart all that was imported
+                stage = multiprocessing.get_context("fork").Process(target=_run, args=(call, others))
+                stage.start()
+                for stream in call.streams:
                     os.close(stream)
-            os.chdir(folder)
-            os.environ.clear()
-            os.environ.update(environment)
-            from flows import cli  # here, so that no more is imported before than MODULES
-
-            sys.argv = [shutil.which("oxa") or "oxa", *argv]
-            return cli.main(argv)
+                at_work[stage.sentinel] = _Forked(stage, client)
+                waiting.register(client, selectors.EVENT_READ, stage.sentinel)  # it only ever ends
+                waiting.register(stage.sentinel, selectors.EVENT_READ, stage.sentinel)
 
 
-def _receive(client: socket.socket) -> tuple[list[str], str, dict[str, str], list[int]] | None:
+@dataclass(frozen=True)
+class _Call:
+    argv: list[str]
+    folder: str
+    environment: dict[str, str]
+    streams: list[int]
+    """Descriptors of standard input, output and error."""
+
+
+@dataclass(frozen=True)
+class _Forked:
+    """A stage at work for a client."""
+
+    stage: BaseProcess
+    client: socket.socket
+
+    def end(self) -> None:
+        """Tells the client the exit code; where the client is gone, ends the stage."""
+        if self.stage.is_alive():
+            self.stage.kill()
+        self.stage.join()
+        code = self.stage.exitcode or 0
+        with suppress(BrokenPipeError):  # it was killed as its stage ended
+            self.client.sendall(str(code if code >= 0 else 128 - code).encode())
+        self.client.close()
+        self.stage.close()
+
+
+def _run(call: _Call, others: Sequence[socket.socket]) -> None:
+    """The stage, in a process of its own; `others`: sockets that are not its own."""
+    for other in others:  # each client must see its own stage's end
+        other.close()
+    for target, stream in enumerate(call.streams):
+        os.dup2(stream, target)
+        os.close(stream)
+    os.chdir(call.folder)
+    os.environ.clear()
+    os.environ.update(call.environment)
+    from flows import cli  # here, so that no more is imported before than MODULES
+
+    sys.argv = [shutil.which("oxa") or "oxa", *call.argv]
+    sys.exit(cli.main(call.argv))
+
+
+def _receive(client: socket.socket) -> _Call | None:
     """A caller's arguments, folder, environment and streams; None where it was killed before it had sent all."""
     streams: Any = array.array("i")
     call = b""
@@ -120,25 +167,11 @@ def _receive(client: socket.socket) -> tuple[list[str], str, dict[str, str], lis
             call += part
         if head and len(call) == size:
             argv, folder, environment = json.loads(call)
-            return argv, folder, environment, list(streams)
+            return _Call(argv, folder, environment, list(streams))
     for stream in streams:
         os.close(stream)
     return None
 
 
-def _wait(pid: int, client: socket.socket) -> int | None:
-    """The stage's exit code; None where the client was gone before it, and the stage was killed."""
-    stage = os.pidfd_open(pid)
-    try:
-        ready, _, _ = select.select([stage, client.fileno()], [], [])
-        gone = stage not in ready
-        if gone:
-            os.kill(pid, signal.SIGKILL)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    finally:
-        os.close(stage)
-    return None if gone else code if code >= 0 else 128 - code
-
-
 if __name__ == "__main__":
-    sys.exit(_serve(sys.argv[1], sys.argv[2:]))
+    _serve(sys.argv[1], sys.argv[2:])

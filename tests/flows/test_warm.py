@@ -95,6 +95,22 @@ def test_a_stage_ends_with_its_caller(
     assert call("oxa train --help", tmp_path, warmed).returncode == 0  # and the next one has its turn
 
 
+def test_callers_are_served_side_by_side(
+    waiting: tuple[subprocess.Popen[bytes], psutil.Process], warmed: dict[str, str], tmp_path: Path
+) -> None:
+    caller, stage = waiting
+    assert call("oxa train --help", tmp_path, warmed).returncode == 0
+    second = subprocess.Popen(["oxa", "doctor"], cwd=tmp_path, env=warmed, stderr=subprocess.DEVNULL)
+    siblings = until(
+        lambda: [one for one in stage.parent().children() if one != stage], "a second one", second
+    )  # type: ignore[union-attr]
+    second.kill()
+    second.wait()
+    wait_until_gone(siblings)
+    assert caller.poll() is None
+    assert stage.is_running()
+
+
 def test_a_caller_ends_as_its_stage_does(
     waiting: tuple[subprocess.Popen[bytes], psutil.Process], warmed: dict[str, str]
 ) -> None:

@@ -84,11 +84,11 @@ def test_an_input_edited_meanwhile_fails_the_stage_and_not_its_siblings(
     forget(copy, "train@oxa_full-0", "train@sft-0")
     flow = Command(copy, *warmed(*FLOW, "train"), PREFECT_API_URL=prefect_api)
     progress(flow, "train@oxa_full-0")
-    data = copy / "data" / "train" / "oxa_full.parquet"
+    data = copy / "data" / "train" / "oxa_full" / "ce.parquet"
     data.write_bytes(data.read_bytes() + b"edited")
     assert flow.wait(PATIENCE) == 1
     sentence = (
-        "data/train/oxa_full.parquet: changed while stage train@oxa_full-0 was reading it; nothing was kept"
+        "data/train/oxa_full: changed while stage train@oxa_full-0 was reading it; nothing was kept"
     )
     assert f"    oxa: {sentence}" in flow.printed()
     assert "train@oxa_full-0" in stale(copy)

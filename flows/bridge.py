@@ -118,10 +118,18 @@ def _match(targets: list[str], names: list[str]) -> set[str]:
     return wanted
 
 
+def own_environment() -> dict[str, str]:
+    """This process's; its `oxa` is the one beside this Python, whether or not that environment is activated."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**os.environ, "PATH": path}
+
+
 class Children:
     """Stages at work, each a `dvc repro` of that stage alone, with everything below it."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        """`environment`: what stages get to begin with; by default `own_environment()`."""
+        self._environment = dict(environment or own_environment())
         self._running: set[Child] = set()
         self._ended = False
 
@@ -139,11 +147,9 @@ class Children:
         `on_line` is told every line of output. Raises StageFailed.
         """
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
-        # the stage's `oxa` is the one beside this Python, whether or not its environment is activated
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         lines: list[str] = []
         with Child(
-            command + ["--force"] * force, env={**os.environ, **(environment or {}), "PATH": path}, **PIPES
+            command + ["--force"] * force, env=self._environment | dict(environment or {}), **PIPES
         ) as child:
             self._running.add(child)
             if self._ended:  # the flow was ended while this one started

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -368,3 +369,7 @@ def model(arguments: Namespace) -> None:
     from oxa.tracking import registry
 
     print(registry.path_of(load_params(arguments.params).registry, arguments.version))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

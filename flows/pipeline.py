@@ -12,7 +12,8 @@ from __future__ import annotations
 import base64
 import queue
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -46,7 +47,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed, Crashed, Failed
 from pydantic import Field
 
-from flows import bridge, schedule, servers, workspace
+from flows import bridge, schedule, servers, warm, workspace
 from flows.terminal import Terminal
 from oxa.config.operations import Flow, Tracking
 from oxa.config.params import Params, load_params
@@ -56,6 +57,7 @@ from oxa.tracking import connection, outbox
 
 PARAMS = Path("params.yaml")
 UNCHANGED = "DVC: unchanged"
+FEW = 2  # stages, for which a warm process would cost more than it spares
 PROGRESS_EVERY = 5.0  # seconds before a stage has a progress artifact, and between two updates of it
 DRAIN = 30.0  # seconds at most to wait for MLflow at the end; what is unsent then is sent later
 
@@ -167,8 +169,10 @@ def _run(params: Params, settings: Flow, targets: list[str], force: bool, regist
     nodes = bridge.plan(targets)
     terminal = Terminal(len(nodes))
     begun, since = time.monotonic(), time.time()
-    with outbox.sending(params.tracking):
-        states = _walk(nodes, settings, force, terminal)
+    if force:
+        nodes = [replace(node, changed=True) for node in nodes]
+    with outbox.sending(params.tracking), _stages_environment(nodes, settings) as environment:
+        states = _walk(nodes, settings, force, terminal, bridge.Children(environment))
         failed = {name: state for name, state in states.items() if not state.is_completed()}
         if params.tracking.enabled and (unsent := outbox.wait_until_sent(seconds=DRAIN, since=since)):
             terminal.say(unsent)
@@ -183,10 +187,23 @@ def _run(params: Params, settings: Flow, targets: list[str], force: bool, regist
     return Completed(message=closing)
 
 
-def _walk(nodes: list[bridge.Node], settings: Flow, force: bool, terminal: Terminal) -> dict[str, State[Any]]:
+@contextmanager
+def _stages_environment(nodes: list[bridge.Node], settings: Flow) -> Iterator[dict[str, str]]:
+    """What stages start with: where there are several to run, PATH begins with the `oxa` of a warm process."""
+    own = bridge.own_environment()
+    if not (settings.warm and warm.possible() and len(schedule.stale(nodes)) > FEW):
+        yield own
+        return
+    if settings.max_workers > 1:  # libraries read it once; as in schedule.environment
+        own.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with warm.stages(own, Path.cwd()) as environment:
+        yield environment
+
+
+def _walk(
+    nodes: list[bridge.Node], settings: Flow, force: bool, terminal: Terminal, children: bridge.Children
+) -> dict[str, State[Any]]:
     """Runs the stages; returns the end state of each that was run."""
-    if force:
-        nodes = [replace(node, changed=True) for node in nodes]
     plan = schedule.Schedule(nodes, max_workers=settings.max_workers, accelerators=settings.accelerators)
     gpus = schedule.devices()
     run_id = f"{runtime.flow_run.name}-{str(runtime.flow_run.id)[:8]}"
@@ -196,7 +213,6 @@ def _walk(nodes: list[bridge.Node], settings: Flow, force: bool, terminal: Termi
         retry_delay_seconds=settings.retry_delay,
         retry_condition_fn=_worth_another_try,
     )
-    children = bridge.Children()
     futures: dict[str, PrefectFuture[Any]] = {}
     states: dict[str, State[Any]] = {}
     rows: list[dict[str, Any]] = []

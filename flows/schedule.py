@@ -76,18 +76,25 @@ def _depths(nodes: dict[str, Node]) -> dict[str, int]:
 def _sharing(nodes: dict[str, Node], slots: int) -> dict[str, int]:
     """For each stage that loads a model: itself and those that may run beside it, as far as there are slots."""
     before: dict[str, set[str]] = {}
-    stale: set[str] = set()
     for name, node in nodes.items():
         before[name] = set(node.upstream).union(*(before[upstream] for upstream in node.upstream))
-        if node.changed or before[name] & stale:
-            stale.add(name)
+    may_run = stale(nodes.values())
     models = [name for name, node in nodes.items() if node.accelerator]
 
     def beside(name: str) -> int:
         related = before[name] | {other for other in models if name in before[other]} | {name}
-        return sum(other in stale and other not in related for other in models)
+        return sum(other in may_run and other not in related for other in models)
 
     return {name: min(slots, 1 + beside(name)) for name in models}
+
+
+def stale(nodes: Iterable[Node]) -> set[str]:
+    """Stages that have changed, or that something before them may change; each node after those that it reads from."""
+    names: set[str] = set()
+    for node in nodes:
+        if node.changed or node.upstream & names:
+            names.add(node.name)
+    return names
 
 
 def devices() -> list[str]:

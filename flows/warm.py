@@ -2,9 +2,10 @@
 
     with warm.stages(os.environ, folder) as environment: subprocess.run(["dvc", "repro"], env=environment)
 
-`import trl` takes six to thirteen seconds of a core; of a study's hundreds of short trainings it would be the larger
-part. PATH's first folder gets an `oxa` that only hands its arguments, folder, environment and standard streams over to
-the process that waits for it, and ends as the stage ends. Where one of the two is killed, the other ends as well.
+`import trl` takes six to thirteen seconds of a core; of the small world's stages it would be the larger part. PATH's
+first folder gets an `oxa` that only hands its arguments, folder, environment and standard streams over to the process
+that waits for it, and ends as the stage ends. Where one of the two is killed, the other ends as well. When code has
+been edited since it was imported, stages start afresh.
 
 For Linux, and where there is no GPU: CUDA does not survive a fork.
 """
@@ -30,12 +31,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import flows
+import oxa
 from flows import schedule
 from oxa.runtime.child import Child
 
 MODULES = tuple(
     f"oxa.stages.{name}" for name in ("train", "rlvr", "evaluate", "selection_ce", "selection_ul", "gates")
 )
+Code = list[tuple[Path, int, int]]
 CLIENT = """#!{python} -IS
 import array, json, os, socket, sys
 there = socket.socket(socket.AF_UNIX)
@@ -76,6 +80,7 @@ def stages(
 
 def _serve(address: str, modules: Sequence[str]) -> None:
     """Forks a stage for every client, as long as it is left alive."""
+    code = _code()
     for name in modules:
         importlib.import_module(name)
     gc.collect()
@@ -91,7 +96,7 @@ def _serve(address: str, modules: Sequence[str]) -> None:
                 if key.fileobj is not listening:
                     if forked := at_work.pop(key.data, None):  # its end and its client's may come together
                         waiting.unregister(forked.client)
-                        waiting.unregister(forked.stage.sentinel)
+                        waiting.unregister(forked.alive)
                         forked.end()
                     continue
                 client, _ = listening.accept()
@@ -101,13 +106,15 @@ def _serve(address: str, modules: Sequence[str]) -> None:
                     continue
                 others = [listening, client, *(forked.client for forked in at_work.values())]
                 # it leaves by os._exit, and spares the seconds of taking apart all that was imported
-                stage = multiprocessing.get_context("fork").Process(target=_run, args=(call, others))
+                stage = multiprocessing.get_context("fork").Process(target=_run, args=(call, others, code))
                 stage.start()
                 for stream in call.streams:
                     os.close(stream)
-                at_work[stage.sentinel] = _Forked(stage, client)
-                waiting.register(client, selectors.EVENT_READ, stage.sentinel)  # it only ever ends
-                waiting.register(stage.sentinel, selectors.EVENT_READ, stage.sentinel)
+                assert stage.pid is not None
+                alive = os.pidfd_open(stage.pid)
+                at_work[alive] = _Forked(stage, alive, client)
+                waiting.register(client, selectors.EVENT_READ, alive)  # it only ever ends
+                waiting.register(alive, selectors.EVENT_READ, alive)
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,8 @@ class _Forked:
     """A stage at work for a client."""
 
     stage: BaseProcess
+    alive: int
+    """Descriptor that becomes readable when the process ends, whatever program it has become by then."""
     client: socket.socket
 
     def end(self) -> None:
@@ -135,11 +144,12 @@ class _Forked:
         with suppress(BrokenPipeError):  # it was killed as its stage ended
             self.client.sendall(str(code if code >= 0 else 128 - code).encode())
         self.client.close()
+        os.close(self.alive)
         self.stage.close()
 
 
-def _run(call: _Call, others: Sequence[socket.socket]) -> None:
-    """The stage, in a process of its own; `others`: sockets that are not its own."""
+def _run(call: _Call, others: Sequence[socket.socket], code: Code) -> None:
+    """The stage, in a process of its own; `others`: sockets that are not its own; `code`: as it was imported."""
     for other in others:  # each client must see its own stage's end
         other.close()
     for target, stream in enumerate(call.streams):
@@ -148,10 +158,19 @@ def _run(call: _Call, others: Sequence[socket.socket]) -> None:
     os.chdir(call.folder)
     os.environ.clear()
     os.environ.update(call.environment)
+    if _code() != code:
+        os.execv(sys.executable, [sys.executable, "-m", "flows.cli", *call.argv])
     from flows import cli  # here, so that no more is imported before than MODULES
 
     sys.argv = [shutil.which("oxa") or "oxa", *call.argv]
     sys.exit(cli.main(call.argv))
+
+
+def _code() -> Code:
+    """Every file of ours with its size and the time of its last change."""
+    folders = (Path(package.__path__[0]) for package in (flows, oxa))
+    files = sorted(path for folder in folders for path in folder.rglob("*.py"))
+    return [(path, (status := path.stat()).st_size, status.st_mtime_ns) for path in files]
 
 
 def _receive(client: socket.socket) -> _Call | None:

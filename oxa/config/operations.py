@@ -16,6 +16,9 @@ class Flow(Section):
     """Stages that run at the same time."""
     accelerators: Count = 1
     """Of these, stages that load a model (`accelerator: true` in dvc.yaml); visible GPUs are shared out among them."""
+    warm: bool = True
+    """Fork stages from one process that has imported their libraries, where there is no GPU (Linux alone); false: each
+    imports them itself."""
     retries: Annotated[int, Field(ge=0)] = 2
     """How often a stage that failed for its surroundings (killed, out of reach) is started again."""
     retry_delay: Annotated[float, Field(ge=0)] = 10.0

@@ -33,6 +33,7 @@ def project(repository: Repository, api: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PREFECT_API_URL", api)
     monkeypatch.setenv("PREFECT_HOME", str(repository.folder / ".prefect"))
     repository.set("flow.retry_delay", 0.1)
+    repository.set("flow.warm", False)  # stages of shell need no libraries
     repository.set("tracking.enabled", False)
     return repository
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.bridge import Node
-from flows.schedule import Schedule, devices, environment
+from flows.schedule import Schedule, devices, environment, stale
 
 
 @st.composite
@@ -120,3 +120,11 @@ def test_the_users_choice_of_gpus_is_kept(monkeypatch: pytest.MonkeyPatch):
     assert devices() == ["3", "GPU-1f2e"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert devices() == []
+
+
+def test_what_hangs_on_a_changed_stage_may_change_too():
+    def node(name: str, *upstream: str, changed: bool = False) -> Node:
+        return Node(name, frozenset(upstream), accelerator=False, changed=changed)
+
+    nodes = [node("a"), node("b", changed=True), node("c", "a"), node("d", "b"), node("e", "c", "d")]
+    assert stale(nodes) == {"b", "d", "e"}

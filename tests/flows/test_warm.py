@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from pipelines import environment
+from pipelines import ROOT, environment
 from processes import PATIENCE, until, wait_until_gone
 
 from flows import warm
@@ -54,6 +55,16 @@ def test_it_is_a_fork_that_has_imported_already(warmed: dict[str, str], tmp_path
     first, second = (call("oxa nonsense", tmp_path, warmed) for _ in range(2))
     assert first.returncode == second.returncode == 2
     assert "invalid choice: 'nonsense'" in first.stderr
+
+
+def test_code_that_was_edited_since_it_was_imported_is_not_run_as_it_was(tmp_path: Path) -> None:
+    for name in ("oxa", "flows"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    with warm.stages(environment(), tmp_path, ["oxa.errors"]) as warmed:
+        assert call("oxa train --help", tmp_path, warmed).returncode == 0
+        with (tmp_path / "oxa" / "errors.py").open("a") as file:
+            file.write("raise SystemExit(7)\n")
+        assert call("oxa train --help", tmp_path, warmed).returncode == 7
 
 
 @pytest.mark.parametrize("message", [b"", (100).to_bytes(8, "big"), (100).to_bytes(8, "big") + b"[["])

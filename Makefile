@@ -45,8 +45,8 @@ study: install  ## run the study of docs/study.yaml (about three hours from noth
 test: install  ## run the tests of every part, a tiny pipeline, a kill and resume: what a change breaks is found here
 	$(TESTS) -m 'not whole'
 
-test-all: test  ## run these and all others: faults, flows, study, scale; vLLM, Chromium and PostgreSQL where they are installed
-	$(TESTS) -m whole
+test-all: install  ## run these and all others: faults, flows, study, scale; vLLM, Chromium and PostgreSQL where they are installed
+	$(TESTS)
 
 check: install  ## lint and type-check
 	ruff check .

@@ -92,7 +92,12 @@ def tiny_params() -> dict[str, Any]:
     params["rlvr"] |= {"max_tokens": 60, "micro_batch_size": 8, "batch_size": 16}
     params["traces"] |= {"num_examples": 6}
     params["report"] |= {"resamples": 200}
-    params["flow"] = {"max_workers": 2, "accelerators": 2, "retry_delay": 1.0, "warm": False}  # tests share a warm process
+    params["flow"] = {
+        "max_workers": 2,
+        "accelerators": 2,
+        "retry_delay": 1.0,
+        "warm": False,
+    }  # tests share one
     return params
 
 

@@ -19,7 +19,7 @@ def until(
     what: str | Callable[[], str],
     process: subprocess.Popen[Any] | None = None,
     *,
-    pause: float = 0.05,
+    pause: float = 0.1,
 ) -> Any:
     """Waits for something true and returns it; fails where the process ends before. It looks every `pause` seconds."""
     deadline = time.monotonic() + PATIENCE

@@ -206,14 +206,9 @@ print(expected.total / (memory("VmHWM") - before))
 """
 
 
+@pytest.mark.whole
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak cannot be reset here")
-@pytest.mark.parametrize(
-    ("what", "checkpointing"),
-    [
-        ("train", False),
-        *(pytest.param(*case, marks=pytest.mark.whole) for case in (("train", True), ("score", False))),
-    ],
-)
+@pytest.mark.parametrize(("what", "checkpointing"), [("train", False), ("train", True), ("score", False)])
 def test_the_peak_of_a_real_step_is_forecast_within_thirty_percent(what: str, checkpointing: bool):
     done = subprocess.run(
         [sys.executable, "-c", PROBE, what, str(checkpointing)], capture_output=True, text=True, check=True

@@ -23,7 +23,7 @@ from oxa.records import schemas, tables
 from oxa.report import wording
 from oxa.stages import gates
 
-WORLD = World(num_train=6, num_rlvr=3, num_benchmark=3)
+WORLD = World(num_train=6, num_rlvr=3, num_benchmark=3, strategy_documents=1_000)
 EXAMPLES = list(world.benchmark_examples(WORLD.model_copy(update={"num_benchmark": 300})))
 SECTION = Gates(num_problems=6, num_samples=2, max_tokens=8)
 RARE = [name for name in world.STRATEGIES if name != world.HABIT]
@@ -141,6 +141,7 @@ def test_an_overlap_is_found_in_either_order_and_any_words() -> None:
     assert judging.overlap(WORLD, [*known, *EXAMPLES[1:]]) == 2
 
 
+@pytest.mark.whole
 def test_too_many_problems_and_none_that_were_measured_are_told() -> None:
     with pytest.raises(ConfigError, match=r"gates.world.num_problems: world: 10000000 problems"):
         gates._problems(SECTION.model_copy(update={"num_problems": 10**7}), WORLD)

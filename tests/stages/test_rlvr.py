@@ -402,6 +402,7 @@ def child(
     ).returncode
 
 
+@pytest.mark.whole
 def test_kill_9_and_run_again_ends_with_the_same_bits(
     speller: Path, problems: Path, tmp_path: Path, unbroken: Result
 ) -> None:

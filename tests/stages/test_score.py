@@ -248,9 +248,8 @@ def test_two_processes_share_the_work_and_write_what_one_does(
     assert (tmp_path / "out.parquet").read_bytes() == unbroken
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "killed"), [(1, 2, "0"), pytest.param(2, 1, "1", marks=pytest.mark.whole)]
-)
+@pytest.mark.whole
+@pytest.mark.parametrize(("before", "after", "killed"), [(1, 2, "0"), (2, 1, "1")])
 def test_killed_and_run_again_it_does_the_rest_and_ends_with_the_same_bytes(
     inputs: Path, checkpoint: Path, tmp_path: Path, unbroken: bytes, before: int, after: int, killed: str
 ):

@@ -145,6 +145,7 @@ def check_run(run: Any) -> None:
     assert Path(client.download_artifacts(run.info.run_id, artifact.path)).read_text() == "oxa"
 
 
+@pytest.mark.whole
 def test_four_stages_at_once_on_a_fresh_database_lose_nothing(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -233,6 +234,7 @@ def test_a_database_that_another_writer_locks_for_longer_than_mlflow_waits_loses
     assert sender.state(FOLDER)["error"] == ""
 
 
+@pytest.mark.whole
 def test_a_sender_that_is_killed_again_and_again_loses_and_doubles_nothing(local: Path):
     with record("oxa") as run:
         for step in range(1, 2001):

@@ -142,6 +142,7 @@ train.run(TrainShared.model_validate_json(sys.argv[4]), TrainArm.model_validate_
 """
 
 
+@pytest.mark.whole
 def test_kill_9_and_run_again_ends_with_the_same_bits(
     checkpoint: Path, table: Path, unbroken: Result, tmp_path: Path
 ) -> None:

@@ -605,7 +605,7 @@ def ingest(project: Path, **changes: Any) -> int:
         "loop.jsonl",
     ],
 )
-@pytest.mark.parametrize("key", ["source", "local"])
+@pytest.mark.parametrize("key", ["source", pytest.param("local", marks=pytest.mark.whole)])
 def test_no_source_is_read_from_outside_its_folder(
     project: Path, capfd: pytest.CaptureFixture[str], source: str, key: str
 ) -> None:

@@ -98,6 +98,7 @@ VERSION = option("version", metavar="VERSION", help="number or alias (champion, 
         help="of these, stages that load a model; visible GPUs are shared out. Default: flow.accelerators",
     ),
     option("--force", action="store_true", help="run stages even where nothing has changed"),
+    option("--record", action="store_true", help="have Prefect keep the run even where nothing has changed"),
     option("--no-register", action="store_true", help="leave the model registry alone"),
 )
 def run(arguments: Namespace) -> int:
@@ -109,6 +110,7 @@ def run(arguments: Namespace) -> int:
         accelerators=arguments.accelerators,
         force=arguments.force,
         register=not arguments.no_register,
+        record=arguments.record,
     )
 
 

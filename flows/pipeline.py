@@ -52,10 +52,11 @@ from flows.terminal import Terminal
 from oxa.config.operations import Flow, Tracking
 from oxa.config.params import Params, load_params
 from oxa.errors import UserError
-from oxa.runtime import guard, progress
+from oxa.runtime import files, guard, progress
 from oxa.tracking import connection, outbox
 
 PARAMS = Path("params.yaml")
+SUMMARY = Path("metrics/summary.json")
 UNCHANGED = "DVC: unchanged"
 FEW = 2  # stages, for which a warm process would cost more than it spares
 PROGRESS_EVERY = 5.0  # seconds before a stage has a progress artifact, and between two updates of it
@@ -78,9 +79,9 @@ def run_stage(
     shown = _Progress(name)
 
     def on_line(line: str) -> None:
-        if step := progress.read(line):
-            terminal.progress(name, *step)
-            shown.update(*step)
+        if reading := progress.read(line):
+            terminal.progress(name, reading)
+            shown.update(reading)
         else:
             logger.info(line)
 
@@ -110,11 +111,11 @@ class _Progress:
         self._artifact: UUID | None = None
         self._updated = time.monotonic()
 
-    def update(self, what: str, percent: int) -> None:
+    def update(self, reading: progress.Reading) -> None:
         if time.monotonic() - self._updated < PROGRESS_EVERY:
             return
         self._updated = time.monotonic()
-        self._show(float(percent), f"{self._stage}: {what}")
+        self._show(float(reading.percent), f"{self._stage}: {reading.what}")
 
     def finish(self) -> None:
         if self._artifact is not None:
@@ -171,7 +172,7 @@ def _run(params: Params, settings: Flow, targets: list[str], force: bool, regist
     begun, since = time.monotonic(), time.time()
     if force:
         nodes = [replace(node, changed=True) for node in nodes]
-    with outbox.sending(params.tracking), _stages_environment(nodes, settings) as environment:
+    with terminal, outbox.sending(params.tracking), _stages_environment(nodes, settings) as environment:
         states = _walk(nodes, settings, force, terminal, bridge.Children(environment))
         failed = {name: state for name, state in states.items() if not state.is_completed()}
         if params.tracking.enabled and (unsent := outbox.wait_until_sent(seconds=DRAIN, since=since)):
@@ -182,6 +183,8 @@ def _run(params: Params, settings: Flow, targets: list[str], force: bool, regist
                 _register(params, terminal)
     closing = _closing(states, len(nodes), time.monotonic() - begun)
     terminal.say(closing)
+    if "report" in states and not failed:
+        terminal.say(files.read_json(SUMMARY)["answer"]["sentence"])
     if failed:
         return Failed(message="\n".join(f"stage {name}: {state.message}" for name, state in failed.items()))
     return Completed(message=closing)

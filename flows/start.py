@@ -9,10 +9,11 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
-from flows import servers, workspace
+from flows import bridge, servers, workspace
 from oxa import cli
 from oxa.config.base import Checkpoint
 from oxa.config.params import Params, check_params
@@ -145,8 +146,12 @@ def run(
     accelerators: int | None,
     force: bool,
     register: bool,
+    record: bool = False,
 ) -> int:
-    """Runs the flow to its end; returns the exit code. Raises UserError before anything has started."""
+    """Runs the flow to its end; returns the exit code. Raises UserError before anything has started.
+
+    Where DVC finds all unchanged, Prefect and its server are not even started, unless `record` asks for that.
+    """
     for name, value in (("--max-workers", max_workers), ("--accelerators", accelerators)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} {value}: expected 1 or more")
@@ -155,7 +160,17 @@ def run(
         raise ConfigError("dvc.yaml: no such file; run in the project's folder")
     # the person at the terminal gets a line a stage; Prefect's log lines go to its interface
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    with workspace.held("`oxa run`"), servers.prefect_api():
+    with ExitStack() as stack:
+        stack.enter_context(workspace.held("`oxa run`"))
+        if not (force or record):
+            nodes = bridge.plan(targets)
+            if not any(node.changed for node in nodes):
+                print(
+                    f"{len(nodes)} stages: 0 run, {len(nodes)} cached; nothing has changed, so Prefect was not started "
+                    "(--record has it keep such a run)"
+                )
+                return 0
+        stack.enter_context(servers.prefect_api())
         from flows.pipeline import pipeline
 
         state = pipeline(

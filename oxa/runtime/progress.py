@@ -9,13 +9,22 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 VARIABLE = "OXA_PROGRESS"
 INTERVAL = 2.0  # seconds between two lines to a parent
-_LINE = re.compile(r"^(?P<what>[^|]*?):\s+(?P<percent>\d+)%\|")
+_LINE = re.compile(r"^(?P<what>[^|]*?):\s+(?P<percent>\d+)%\|(.*<(?P<left>[\d:]+),)?")
+
+
+class Reading(NamedTuple):
+    """How far a bar is."""
+
+    what: str
+    percent: int
+    left: str
+    """Time to go at this pace, as tqdm writes it (`01:20`); "" where it is not known."""
 
 
 def bar(iterable: Iterable[Any] | None = None, *, quiet: bool = False, **options: Any) -> Any:
@@ -29,7 +38,7 @@ def bar(iterable: Iterable[Any] | None = None, *, quiet: bool = False, **options
     return tqdm(iterable, **options)
 
 
-def read(line: str) -> tuple[str, int] | None:
-    """What a line of a bar says: the work's name and the per cent done; None for any other line."""
+def read(line: str) -> Reading | None:
+    """What a line of a bar says; None for any other line."""
     match = _LINE.match(line.strip())
-    return (match["what"].strip(), int(match["percent"])) if match else None
+    return Reading(match["what"].strip(), int(match["percent"]), match["left"] or "") if match else None

@@ -171,6 +171,16 @@ def test_states_are_what_dvc_did_and_the_server_shows_them(diamond: Repository, 
     assert task_states(api, flow_runs(api)[0]) == {"first": ran, "left": ran}
 
 
+def test_where_nothing_has_changed_no_flow_is_started_unless_it_is_to_be_recorded(
+    diamond: Repository, api: str
+):
+    run()
+    assert "4 stages: 0 run, 4 cached; nothing has changed, so Prefect was not started" in run()
+    assert len(flow_runs(api)) == 1
+    assert "4 stages: 0 run, 4 cached" in run("--record")
+    assert len(flow_runs(api)) == 2
+
+
 def test_stages_overlap_where_the_graph_allows(diamond: Repository):
     Path("left.sh").write_text("touch left-is-here\n" + wait_for("right-is-here"))
     Path("right.sh").write_text("touch right-is-here\n" + wait_for("left-is-here"))
@@ -298,7 +308,7 @@ def test_a_flow_that_is_ended_leaves_nothing_running_and_the_next_run_sets_its_r
 
 def test_targets_that_do_not_exist_and_limits_below_one_are_a_sentence_each(diamond: Repository):
     assert "no stage is called 'nope' in dvc.yaml; known here: first, last, left, right" in run(
-        "nope", code=1
+        "nope", code=2
     )
     assert run("--max-workers", "0", code=2) == "oxa: --max-workers 0: expected 1 or more\n"
     Path("dvc.yaml").unlink()

@@ -273,7 +273,7 @@ def test_a_champion_holds_while_the_flow_has_nothing_to_do(flowed: Path, tmp_pat
     run(folder, "oxa", "promote", str(held.version))
     before = stage_runs(folder)
     num_stages = len(locked(folder))
-    printed = run(folder, *warmed(*FLOW))
+    printed = run(folder, *warmed(*FLOW, "--record"))
     assert f"{num_stages} stages: 0 run, {num_stages} cached" in printed
     assert stage_runs(folder) == before
     assert last_flow_run(folder) != last_flow_run(flowed)

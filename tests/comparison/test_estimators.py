@@ -160,7 +160,12 @@ simulate: Any = runpy.run_path(str(ROOT / "benchmarks" / "coverage.py"))["simula
 
 
 @pytest.mark.parametrize(
-    "world", [{"num_problems": 200, "num_samples": 8}, {"num_problems": 30, "num_samples": 16}], ids=str
+    "world",
+    [
+        {"num_problems": 30, "num_samples": 16},
+        pytest.param({"num_problems": 200, "num_samples": 8}, marks=pytest.mark.whole),
+    ],
+    ids=str,
 )
 def test_intervals_hold_the_truth_at_their_rate_and_equal_arms_are_told_apart_at_the_tests_level(
     world: dict[str, int],

@@ -165,8 +165,13 @@ while not (Path("0").exists() and Path("1").exists()):  # else the first to end 
     ("end", "message", "retry"),
     [
         ("sys.exit(2)", "oxa: the hub cannot be reached", False),
-        (f"sys.exit({os.EX_TEMPFAIL})", "oxa: the hub cannot be reached", True),
-        ("os.kill(os.getpid(), 9)", "killed by signal 9 (out of memory, or by hand)", True),
+        *(
+            pytest.param(*case, marks=pytest.mark.whole)
+            for case in (
+                (f"sys.exit({os.EX_TEMPFAIL})", "oxa: the hub cannot be reached", True),
+                ("os.kill(os.getpid(), 9)", "killed by signal 9 (out of memory, or by hand)", True),
+            )
+        ),
     ],
 )
 def test_a_stage_on_several_processes_fails_as_the_first_of_them_did(

@@ -230,6 +230,7 @@ def test_stages_that_load_a_model_wait_for_an_accelerator(models: Repository, st
     assert [line[0] for line in order()] == ["+", "-", "+", "-"]
 
 
+@pytest.mark.whole
 def test_stages_that_load_a_model_overlap_where_there_are_accelerators_for_both(models: Repository):
     Path("x.sh").write_text("touch x-is-here\n" + wait_for("y-is-here"))
     Path("y.sh").write_text("touch y-is-here\n" + wait_for("x-is-here"))
@@ -261,6 +262,7 @@ def test_a_stage_that_could_not_reach_something_is_tried_again(diamond: Reposito
     assert order().count("+first") == 2 + 3, "flow.retries 2: three tries"
 
 
+@pytest.mark.whole
 def test_a_second_run_says_who_holds_the_folder_and_touches_nothing(diamond: Repository, start: Start):
     Path("first.sh").write_text(wait_for("go"))
     first = start()

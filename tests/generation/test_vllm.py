@@ -332,6 +332,7 @@ ask(Path({model!r}), Path({scratch!r}), {url!r})
 """
 
 
+@pytest.mark.whole
 def test_a_run_killed_with_signal_9_asks_only_for_what_was_in_flight_or_not_begun(
     checkpoint: Path, tmp_path: Path
 ) -> None:

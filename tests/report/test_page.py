@@ -72,6 +72,7 @@ def html(paths: dict[str, Path]) -> str:
     return (paths["output"] / "index.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.whole
 def test_every_number_on_the_page_is_the_summary_s(paths: dict[str, Path], html: str) -> None:
     summary = files.read_json(paths["summary"])
     shown = Parsed(html).numbers

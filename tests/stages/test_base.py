@@ -149,6 +149,7 @@ def test_pretraining_learns_and_logs_against_the_step(tmp_path: Path, log: Any) 
     )
 
 
+@pytest.mark.whole
 def test_two_runs_give_the_same_bytes_and_another_seed_does_not(
     words_student: Path, tmp_path: Path, log: Any
 ) -> None:

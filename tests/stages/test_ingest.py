@@ -622,6 +622,7 @@ def test_a_missing_file_is_refused(tmp_path: Path, log: Any) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"sources", "scratch"}
 
 
+@pytest.mark.whole
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="needs the project's shared data")
 def test_real_benchmarks_and_a_limited_gsm8k_pass_through(tmp_path: Path, log: Any) -> None:
     section = Ingest.model_validate(

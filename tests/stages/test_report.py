@@ -133,6 +133,7 @@ def contents(paths: dict[str, Path]) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in [*files, paths["summary"]]}
 
 
+@pytest.mark.whole
 def test_a_second_run_gives_the_same_bytes_whatever_the_clock_said(
     paths: dict[str, Path], summary: dict, log: Any
 ) -> None:

@@ -143,7 +143,9 @@ def test_an_arm_may_push_the_surest_tokens_alone_and_weigh_ce_by_probability(
     assert {name: first[name] for name in expected} == pytest.approx(expected, rel=2e-6)
 
 
-@pytest.mark.parametrize("own", [{}, {"ul_tokens": 3, "ce_loss": "dft"}])
+@pytest.mark.parametrize(
+    "own", [{}, pytest.param({"ul_tokens": 3, "ce_loss": "dft"}, marks=pytest.mark.whole)]
+)
 @pytest.mark.parametrize("normalization", ["sequence", "token"])
 def test_micro_batches_do_not_change_the_training(
     checkpoint: Path, tables: dict[str, Path], tmp_path: Path, normalization: str, own: dict[str, Any]

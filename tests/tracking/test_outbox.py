@@ -294,6 +294,7 @@ def test_a_finished_stage_takes_what_earlier_inputs_left_along(local: Path):
     wait_for(lambda: left() == [])
 
 
+@pytest.mark.whole
 def test_a_run_that_somebody_deleted_is_made_again(local: Path):
     with pytest.raises(ZeroDivisionError), record("oxa") as run:
         run.log(1, loss=1.0)
@@ -371,6 +372,7 @@ def test_what_one_server_has_is_not_missed_at_another(local: Path, monkeypatch: 
     assert outbox.replay() == "nothing is left to send"
 
 
+@pytest.mark.whole
 def test_a_sender_stays_while_a_flow_asks_for_it_and_goes_when_the_flow_is_killed(local: Path):
     code = (
         "import time; from oxa.tracking import outbox; from oxa.config.operations import Tracking\n"

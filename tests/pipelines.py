@@ -50,11 +50,11 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def tiny_params() -> dict[str, Any]:
-    """params.yaml at a size at which every stage takes seconds, and a student that knows next to nothing.
+    """The small world from scratch at a size at which stages take seconds, for a student that knows next to nothing.
 
     Sampling (15 shards), scoring (64 shards or more) and training (6 checkpoints) can be killed half way.
     """
-    params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params: dict[str, Any] = yaml.safe_load((ROOT / "presets/small-world-from-scratch.yaml").read_text())
     params["arms"], params["seeds"] = ["sft", "oxa_full"], [0]
     params["sources"]["world"] |= {"num_train": 60, "num_rlvr": 24, "num_benchmark": 16}
     params["base"] |= {"hidden_size": 32, "num_layers": 2, "intermediate_size": 64, "steps": 40}

@@ -87,8 +87,3 @@ class Checkpoint(Section):
     """New context length, tokens (the paper: 40000)."""
     drop_system_prompt: bool = False
     """Take the default system prompt out of the chat template (the paper does)."""
-
-    @property
-    def knows_world(self) -> bool:
-        """No published student is one of the small world."""
-        return False

@@ -105,7 +105,7 @@ class Params(Section):
                 f"source {self.registry.metric!r} of registry.metric needs more samples than the {fewest} a problem of "
                 "evaluate.num_samples"
             )
-        if self.gates and not self.base.knows_world:
+        if self.gates and isinstance(self.base, FromScratch) and not self.base.knows_world:
             raise ValueError(
                 "source gates.world: it examines a student that is pretrained on the source `world` (base.corpus); "
                 "leave the section gates out"

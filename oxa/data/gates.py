@@ -4,10 +4,12 @@
     G2 habit        left alone it mostly takes its habit, which fails where a rare strategy succeeds
     G3 headroom     there is something to learn, and something it gets right now and wrong then
     G4 no guessing  answers cannot be guessed, and nothing it is asked was in its corpus or will be trained on
+    G5 room         plain SFT neither solves everything nor nothing, at the first try and in many, and RL adds to it
 
-They are measured on the base alone, whatever the arms do, and the world's settings were chosen by them. Where a gate
-fails, arms differ for another reason than the one studied: a base that cannot carry out the rare strategies, for
-example, makes every arm a measure of execution and not of the choice of strategy.
+The first four are measured on the base alone, whatever the arms do, the fifth (oxa/comparison/room.py) on the arm that
+all others are compared with; the world's settings were chosen by them. Where one of the first four fails, arms differ
+for another reason than the one studied: a base that cannot carry out the rare strategies, for example, makes every arm
+a measure of execution and not of the choice of strategy. Where the fifth fails, they have little left to differ in.
 """
 
 from __future__ import annotations

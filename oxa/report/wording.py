@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from oxa.comparison.measures import Metric, Row, Summary, question
 from oxa.comparison.outcomes import BASE, RL
 
-GATES = {"G1": "competence", "G2": "habit", "G3": "headroom", "G4": "no guessing"}
+GATES = {"G1": "competence", "G2": "habit", "G3": "headroom", "G4": "no guessing", "G5": "room"}
 GATE_TITLES = ["gate", "what", "measured", "wanted", "verdict"]
 
 
@@ -138,15 +138,19 @@ def change(row: Row | None, metric: Metric, *, in_words: bool = False) -> str:
 
 def gates(measured: Mapping[str, Any]) -> str:
     """A warning of what the metrics of the gates (oxa/data/gates.py) tell; "" where none failed, or none applies."""
-    failed = [
-        f"{name} ({GATES[name]})" for name, gate in measured.get("gates", {}).items() if not gate["passed"]
-    ]
-    if not failed:
-        return ""
-    return (
-        f"Beware: the base fails {listed(failed)} of the small world's gates, so the arms' comparison measures "
-        "something else than which data to train on."
-    )
+    failed = [name for name, gate in measured.get("gates", {}).items() if not gate["passed"]]
+    sentences = []
+    if of_base := [f"{name} ({GATES[name]})" for name in failed if name != "G5"]:
+        sentences.append(
+            f"Beware: the base fails {listed(of_base)} of the small world's gates, so the arms' comparison measures "
+            "something else than which data to train on."
+        )
+    if "G5" in failed:
+        sentences.append(
+            f"Beware: gate G5 ({GATES['G5']}) of the small world fails, so plain SFT, or RL after it, leaves the arms "
+            "little to differ in."
+        )
+    return " ".join(sentences)
 
 
 def gate_rows(measured: Mapping[str, Any]) -> list[list[str]]:
@@ -162,14 +166,14 @@ def _measured(row: Row) -> str:
     if row["value"] is None:
         return "nothing to measure"
     if row["margin"] is None:
-        return f"{row['value']:,}"
+        return f"{row['value']:,}" if isinstance(row["value"], int) else f"{100 * row['value']:.1f}%"
     return f"{100 * row['value']:.1f}% ± {100 * row['margin']:.1f}"
 
 
 def _bounds(row: Row) -> str:
     low, high = row["low"], row["high"]
     if high is None:
-        return f"{low:,} or more"
+        return f"{low:,} or more" if isinstance(low, int) else f"at least {100 * low:.0f} points"
     if low == high:
         return f"{low}"
     if low == 0:

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oxa.comparison import outcomes
+from oxa.comparison import outcomes, room
 from oxa.comparison.arms import summarize
-from oxa.comparison.measures import POOLED, question
+from oxa.comparison.measures import POOLED, Summary, question
 from oxa.comparison.outcomes import BASE, RL, Outcomes
 from oxa.config.report import Report
 from oxa.records import schemas, tables
@@ -61,7 +61,7 @@ def run(
 
     selections = training_sets.selections(metrics, arms, suppressing)
     numbers = _summary(section, arms, seeds, metrics=metrics, generations=generations)
-    numbers["gates"] = _gates(metrics, exams)
+    numbers["gates"] = _gates(metrics, exams, numbers)
     numbers["selection"] = {arm: _selection(selection) for arm, selection in selections.items()}
     sides = funnel.sides(metrics, selections)
     panels = training_sets.panels(selections, scores=scores, train_sets=train_sets)
@@ -122,9 +122,17 @@ def _summary(
     return numbers
 
 
-def _gates(metrics: Path, exams: Sequence[str]) -> dict[str, Any]:
+def _gates(metrics: Path, exams: Sequence[str], numbers: Summary) -> dict[str, Any]:
+    """What the stage `gates` measured of the base and, where the benchmark of that name is there, G5."""
     for exam in exams:  # there is one at most
         measured: dict[str, Any] = files.read_json(metrics / "evaluate" / f"gates-{exam}.json")
+        arm, arms = numbers["baseline"], numbers["arms"]
+        if exam in numbers["groups"] and f"{arm}{RL}" in arms:
+            before, after = arms[arm][exam], arms[f"{arm}{RL}"][exam]
+            k = before["num_samples"]
+            measured["gates"]["G5"] = room.judge(
+                arm, k, before["pass_at_1"], before[f"pass_at_{k}"], after["pass_at_1"]
+            )
         return measured
     return {"applies": False}
 

@@ -1,6 +1,6 @@
 """A study: which experiments it takes, in which worlds, and which of their arms its comparisons put side by side.
 
-An experiment is params.yaml with some keys changed, run in every one of the study's worlds; a world is a seed of the
+An experiment is a params file with some keys changed, run in every one of the study's worlds; a world is a seed of the
 small world and of the student that is pretrained in it. flows/study.py runs them, results.py reads what
 they left, page.py writes it.
 """
@@ -30,10 +30,10 @@ SHARED = ("sources", "base", "evaluate")
 
 
 class Experiment(Section):
-    """params.yaml with some keys changed, and how much of the graph is run."""
+    """The study's params file with some keys changed, and how much of the graph is run."""
 
     set: dict[str, Any] = Field(default_factory=dict)
-    """Key's path in params.yaml, to its value."""
+    """Key's path in the params file, to its value."""
     stages: list[str] = Field(default_factory=lambda: ["evaluate_base", "evaluate"])
     """Stages that are brought up to date, with all that they need."""
 
@@ -78,12 +78,15 @@ class Comparison(Section):
 
 
 class Study(Section):
+    params: str = "params.yaml"
+    """The params file that every experiment begins with; a student that is pretrained in each world wants one whose
+    `base` does that."""
     worlds: list[Seed] = Field(min_length=1)
     """Seeds of worlds and their students."""
     seeds: list[Seed] = Field(min_length=1)
     """Fine-tuning seeds of every arm."""
     set: dict[str, Any] = Field(default_factory=dict)
-    """What holds for every experiment, over params.yaml."""
+    """What holds for every experiment, over the params file."""
     experiments: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], Experiment] = Field(min_length=1)
     """In the order in which they run."""
     tables: dict[str, Comparison] = Field(default_factory=dict)
@@ -130,8 +133,10 @@ class Run(NamedTuple):
     experiment: str
     world: int
     changes: dict[str, Any]
-    """All that is set over params.yaml."""
+    """All that is set over the params file."""
     stages: list[str]
+    params: str = "params.yaml"
+    """The params file that it begins with."""
 
     @property
     def name(self) -> str:
@@ -162,6 +167,7 @@ def runs(study: Study) -> list[Run]:
             | study.set
             | experiment.set,
             experiment.stages,
+            study.params,
         )
         for seed in study.worlds
         for name, experiment in study.experiments.items()
@@ -169,7 +175,7 @@ def runs(study: Study) -> list[Run]:
 
 
 def changed(raw: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """params.yaml's content with the changes; ConfigError where the result is no params.yaml."""
+    """A params file's content with the changes; ConfigError where the result is none."""
     result = copy.deepcopy(dict(raw))
     for path, value in changes.items():
         *folders, key = path.split(".")
@@ -177,7 +183,7 @@ def changed(raw: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> d
         for folder in folders:
             section = section.setdefault(folder, {})
             if not isinstance(section, dict):
-                raise ConfigError(f"{where}: {path}: {folder} holds no keys in params.yaml")
+                raise ConfigError(f"{where}: {path}: {folder} holds no keys in the params file")
         section[key] = _merged(section.get(key), value)
     check_params(result, where)
     return result

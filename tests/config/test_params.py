@@ -21,7 +21,7 @@ def test_every_params_file_loads(path: Path):
 
 @pytest.fixture
 def raw() -> dict[str, Any]:
-    return yaml.safe_load((ROOT / "params.yaml").read_text())
+    return yaml.safe_load((ROOT / "presets" / "small-world-from-scratch.yaml").read_text())
 
 
 def put(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def put(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ),
         ("selection.ul.oxa_full.verdicts", ["timeout"], "score.self_verdicts leaves out: timeout"),
         ("registry.benchmark", "aime", "'aime' of registry.benchmark is not one of ingest.benchmarks: world"),
-        ("registry.metric", "pass@9", "'pass@9' of registry.metric needs more samples than the 8 a problem"),
+        ("registry.metric", "pass@9", "'pass@9' of registry.metric needs more samples than the 4 a problem"),
         ("registry.metric", "maj@8", "p.yaml: registry.metric"),
         ("registry.model", "it's", "p.yaml: registry.model"),
         ("flow.accelerators", 0, "p.yaml: flow.accelerators"),

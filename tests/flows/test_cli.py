@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from pipelines import tiny_params
 from processes import PATIENCE
 
 from flows import cli
@@ -30,10 +31,9 @@ def fails_with_one_sentence(capsys: pytest.CaptureFixture[str], *argv: str) -> s
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty project folder with the default parameters, and the working directory there."""
-    quiet = (
-        (ROOT / "params.yaml").read_text().replace("enabled: true", "enabled: false")
-    )  # MLflow has its own tests
+    """An empty project folder with the small world's parameters, and the working directory there."""
+    default = (ROOT / "presets" / "small-world-from-scratch.yaml").read_text()
+    quiet = default.replace("enabled: true", "enabled: false")  # MLflow has its own tests
     (tmp_path / "params.yaml").write_text(quiet)
     (tmp_path / "sources").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -220,9 +220,11 @@ def test_a_plan_of_a_file_that_is_not_there_is_one_sentence(project, capsys):
     assert "none.yaml: no such file" in fails_with_one_sentence(capsys, "plan", "--params", "none.yaml")
 
 
+@pytest.mark.whole
 def test_the_worlds_gates_are_measured_on_a_student_of_the_world_alone(project, capsys, checkpoint):
-    raw = yaml.safe_load(Path("params.yaml").read_text())
+    raw = tiny_params()
     raw["gates"]["world"] = {"num_problems": 3, "num_samples": 2, "max_tokens": 4}
+    raw["train"]["shared"]["epochs"], raw["rlvr"]["steps"], raw["rlvr"]["save_every"] = 1.0, 1, 1
     Path("params.yaml").write_text(yaml.safe_dump(raw))
     sentence = fails_with_one_sentence(capsys, "world", "check")
     assert sentence == "oxa: models/base: no such folder; `oxa run base` makes the student"
@@ -232,7 +234,9 @@ def test_the_worlds_gates_are_measured_on_a_student_of_the_world_alone(project, 
     assert "places, forced: right" in shown
     assert "3 held-out problems, temperature 1" in shown
     assert "Beware: the base fails G1 (competence)" in shown
-    raw["base"] = {"kind": "checkpoint", "model": "owner/name"}
+    assert "sft: pass@2" in shown
+    assert "Beware: gate G5 (room) of the small world fails" in shown, "so little teaches it nothing"
+    raw["base"]["corpus"] = [{"source": "a.jsonl", "mapping": "gsm8k"}]
     Path("params.yaml").write_text(yaml.safe_dump(raw))
     assert "pretrained on the source `world` (base.corpus)" in fails_with_one_sentence(
         capsys, "world", "check"

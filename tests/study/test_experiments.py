@@ -27,7 +27,8 @@ STUDY: dict[str, Any] = {
 
 @pytest.fixture
 def raw() -> dict[str, Any]:
-    params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+    path = ROOT / "presets" / "small-world-from-scratch.yaml"
+    params: dict[str, Any] = yaml.safe_load(path.read_text())
     return params
 
 
@@ -38,10 +39,12 @@ def written(folder: Path, **changes: Any) -> Path:
 
 
 def test_the_studys_own_file_asks_for_parameters_that_hold(raw: dict[str, Any]) -> None:
-    runs = experiments.runs(experiments.load(ROOT / "docs" / "study.yaml"))
+    study = experiments.load(ROOT / "docs" / "study.yaml")
+    assert ROOT / study.params == ROOT / "presets" / "small-world-from-scratch.yaml"
+    runs = experiments.runs(study)
     assert len({run.name for run in runs}) == len(runs) >= 20
     arms = {run.experiment: experiments.changed(raw, run.changes, run.name)["arms"] for run in runs}
-    experiments.refuse_empty_rows(experiments.load(ROOT / "docs" / "study.yaml"), arms, "docs/study.yaml")
+    experiments.refuse_empty_rows(study, arms, "docs/study.yaml")
     for run in runs:
         params = check_params(experiments.changed(raw, run.changes, run.name), run.name)
         assert params.sources.world.seed == run.world == params.base.seed  # type: ignore[union-attr]
@@ -58,7 +61,7 @@ def test_every_experiment_runs_in_every_world_over_the_studys_settings(
     assert second["train"]["shared"]["epochs"] == 2.0  # the experiment's own comes last
     assert second["train"]["arms"]["new"] == {"num_ul": 0}
     assert second["train"]["arms"]["sft"] == raw["train"]["arms"]["sft"]
-    assert raw["sources"]["world"]["seed"] == 0  # what it began with is left alone
+    assert raw["sources"]["world"]["seed"] == 104  # what it began with is left alone
     assert runs[0].stages == ["evaluate_base", "evaluate"]
     assert runs[1].stages == ["evaluate_rlvr"]
 
@@ -121,7 +124,7 @@ def test_a_file_that_is_no_study_is_refused_with_the_keys_path(
     [
         ({"train.shared.epoch": 1.0}, "here: train.shared.epoch: unknown key"),
         ({"arms": ["sft", "kto"]}, "arm 'kto' has no entry in selection.ce"),
-        ({"arms.sft": 1}, "here: arms.sft: arms holds no keys in params.yaml"),
+        ({"arms.sft": 1}, "here: arms.sft: arms holds no keys in the params file"),
     ],
 )
 def test_changes_that_make_no_params_are_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -83,6 +84,13 @@ def make_checkpoint(
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _libraries_are_no_garbage() -> None:
+    """Spares the collector what is there when a module begins: torch and others are a million objects, and one visit of
+    all costs half a second, of which hypothesis has many."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -93,9 +93,8 @@ def plan(targets: Iterable[str] = ()) -> list[Node]:
         meta = {stage.addressing: stage.meta or {} for stage in repo.index.stages}
         wanted = _match(list(targets), sorted(graph)) or set(graph)
         needed = wanted.union(*(nx.descendants(graph, name) for name in wanted))
-        changed = (
-            repo.status()
-        )  # of all: for each target that is named, DVC would read all of its files again
+        # of all stages: for each target that is named, DVC would read all of its files again
+        changed = repo.status()
     order = nx.lexicographical_topological_sort(graph.subgraph(needed).reverse())
     return [
         Node(

@@ -32,7 +32,7 @@ from typing import Any
 import yaml
 from dvc.api import DVCFileSystem
 
-from flows import warm
+from flows import bridge, warm
 from oxa.config.params import Params, load_params
 from oxa.errors import DataError, UserError, tell
 from oxa.runtime.child import Child
@@ -178,10 +178,7 @@ def _refuse_unknown(path: Path, planned: Sequence[experiments.Run], only: Sequen
 
 def _run_all(missing: Sequence[experiments.Run], jobs: int) -> list[str]:
     """Runs them, worlds side by side; returns the names of those that failed. The rest of a failed world goes on."""
-    environment = dict(os.environ)
-    environment["PATH"] = os.pathsep.join(
-        [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
-    )
+    environment = bridge.own_environment()
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     failed: list[str] = []
     ended = threading.Event()

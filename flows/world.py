@@ -6,6 +6,7 @@ and is evaluated before and after, with every fine-tuning seed of the params fil
 
 from __future__ import annotations
 
+import importlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,8 +39,10 @@ def check(params_path: Path, model: Path) -> bool:
     folder = guard.WORK / "world-check"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        measured = _gates(params, model, folder / "gates.parquet", Path(scratch))
-        measured["gates"]["G5"] = _room(params, model, Path(scratch))
+        bench = _Bench(params, Path(scratch))
+        tell("G1 to G4: the student answers, left alone and forced")
+        measured = bench.run("gates", {"model": model, "output": folder / "gates.parquet"}, exam="world")
+        measured["gates"]["G5"] = _room(bench, model)
     print("\n".join(markdown.aligned(wording.GATE_TITLES, wording.gate_rows(measured))))
     print(
         f"{measured['num_problems']:,} held-out problems, temperature {measured['temperature']:g}; "
@@ -50,60 +53,48 @@ def check(params_path: Path, model: Path) -> bool:
     return not warning
 
 
-def _gates(params: Params, model: Path, output: Path, scratch: Path) -> dict[str, Any]:
-    from oxa.stages import gates
+class _Bench:
+    """Runs stages in this process, each with its sections of the parameters and a scratch folder of its own."""
 
-    tell("G1 to G4: the student answers, left alone and forced")
-    return gates.run(
-        params.gates["world"],
-        params.sources.world,
-        params.generate,
-        params.prompt,
-        params.verify,
-        model=model,
-        output=output,
-        scratch=_folder(scratch, "gates"),
-        log=_unlogged,
-    )
+    def __init__(self, params: Params, folder: Path) -> None:
+        self.params, self.folder = params, folder
+
+    def run(
+        self, name: str, paths: Mapping[str, Path], *, seed: int | None = None, arm: str = "", exam: str = ""
+    ) -> Any:
+        """What the stage returns; `paths` are its inputs and outputs, by option."""
+        stage = cli.STAGES[name]
+        sections = cli.sections_of(self.params, stage, {"arm": arm, "exam": exam})
+        extra = {} if seed is None else {"seed": seed}
+        with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+            run = importlib.import_module(stage.module).run
+            return run(*sections, **paths, **extra, scratch=Path(scratch), log=_unlogged)
+
+    def evaluated(self, model: Path, problems: Path) -> Mapping[str, Any]:
+        """The checkpoint's metrics on the small world's benchmark."""
+        output = self.folder / "generations.parquet"
+        metrics = self.run("evaluate", {"model": model, "problems": problems, "output": output})
+        of_world: Mapping[str, Any] = metrics["benchmarks"]["world"]
+        return of_world
 
 
-def _room(params: Params, model: Path, scratch: Path) -> dict[str, Any]:
+def _room(bench: _Bench, model: Path) -> dict[str, Any]:
     """G5, means over the fine-tuning seeds."""
     from oxa.comparison import room
-    from oxa.stages import rlvr, train
 
-    arm, seeds = params.report.baseline, params.seeds
-    problems, training_set = _training_set(params, arm, model, scratch)
-    k = params.evaluate.num_samples_by_benchmark.get("world", params.evaluate.num_samples)
+    arm = bench.params.report.baseline
+    problems, training_set = _training_set(bench, arm, model)
     before: list[Mapping[str, Any]] = []
     after: list[Mapping[str, Any]] = []
-    for seed in seeds:
+    for seed in bench.params.seeds:
         tell(f"G5: {arm}, seed {seed}: fine-tuning, RL, and evaluation before and after")
-        tuned, ended = scratch / f"{arm}-{seed}", scratch / f"{arm}-{seed}-rl"
-        train.run(
-            params.train.shared,
-            params.train.arms[arm],
-            model=model,
-            data=training_set,
-            output=tuned,
-            scratch=_folder(scratch, f"train-{seed}"),
-            seed=seed,
-            log=_unlogged,
-        )
-        rlvr.run(
-            params.rlvr,
-            params.prompt,
-            params.verify,
-            model=tuned,
-            problems=problems,
-            output=ended,
-            scratch=_folder(scratch, f"rlvr-{seed}"),
-            seed=seed,
-            log=_unlogged,
-        )
-        before.append(_evaluated(params, tuned, problems, scratch))
+        tuned, ended = bench.folder / f"{arm}-{seed}", bench.folder / f"{arm}-{seed}-rl"
+        bench.run("train", {"model": model, "data": training_set, "output": tuned}, arm=arm, seed=seed)
+        bench.run("rlvr", {"model": tuned, "problems": problems, "output": ended}, arm=arm, seed=seed)
+        before.append(bench.evaluated(tuned, problems))
         last = max(ended.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-        after.append(_evaluated(params, last, problems, scratch))
+        after.append(bench.evaluated(last, problems))
+    k = before[0]["num_samples"]
     return room.judge(
         arm,
         k,
@@ -113,87 +104,25 @@ def _room(params: Params, model: Path, scratch: Path) -> dict[str, Any]:
     )
 
 
-def _training_set(params: Params, arm: str, model: Path, scratch: Path) -> tuple[Path, Path]:
+def _training_set(bench: _Bench, arm: str, model: Path) -> tuple[Path, Path]:
     """The problems' table, and the folder with the arm's CE set."""
-    from oxa.stages import ingest, score, selection_ce, verify
-
     tell(f"G5: {arm}: its training set")
-    problems, responses, verdicts, scores = (
-        scratch / f"{name}.parquet" for name in ("problems", "responses", "verdicts", "scores")
-    )
-    ingest.run(
-        params.ingest,
-        params.sources,
-        params.verify,
-        problems=problems,
-        responses=responses,
-        rejects=scratch / "rejects.parquet",
-        contamination=scratch / "contamination.parquet",
-        scratch=_folder(scratch, "ingest"),
-        log=_unlogged,
-    )
-    verify.run(
-        params.verify,
-        problems=problems,
-        responses=responses,
-        output=verdicts,
-        scratch=_folder(scratch, "verify"),
-        log=_unlogged,
-    )
-    score.run(
-        params.score,
-        params.prompt,
-        model=model,
-        problems=problems,
-        responses=responses,
-        verdicts=verdicts,
-        output=scores,
-        scratch=_folder(scratch, "score"),
-        log=_unlogged,
-    )
-    training_set = _folder(scratch, "training-set")
-    selection_ce.run(
-        params.selection.shared,
-        params.selection.ce[arm],
-        params.prompt,
-        problems=problems,
-        responses=responses,
-        verdicts=verdicts,
-        scores=scores,
-        output=training_set / "ce.parquet",
-        scratch=_folder(scratch, "selection"),
-        log=_unlogged,
-    )
-    return problems, training_set
-
-
-def _evaluated(params: Params, model: Path, problems: Path, scratch: Path) -> Mapping[str, Any]:
-    from oxa.stages import evaluate
-
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        metrics = evaluate.run(
-            params.evaluate,
-            params.generate,
-            params.prompt,
-            params.verify,
-            model=model,
-            problems=problems,
-            output=Path(folder) / "generations.parquet",
-            scratch=_folder(Path(folder), "scratch"),
-            log=_unlogged,
-        )
-    of_world: Mapping[str, Any] = metrics["benchmarks"]["world"]
-    return of_world
+    names = ("problems", "responses", "rejects", "contamination")
+    written = {name: bench.folder / f"{name}.parquet" for name in names}
+    bench.run("ingest", written)
+    read = {name: written[name] for name in ("problems", "responses")}
+    verdicts, scores = bench.folder / "verdicts.parquet", bench.folder / "scores.parquet"
+    bench.run("verify", read | {"output": verdicts})
+    read["verdicts"] = verdicts
+    bench.run("score", read | {"model": model, "output": scores})
+    training_set = bench.folder / "training-set"
+    training_set.mkdir()
+    bench.run("selection_ce", read | {"scores": scores, "output": training_set / "ce.parquet"}, arm=arm)
+    return read["problems"], training_set
 
 
 def _mean(measured: list[Mapping[str, Any]], name: str) -> float:
     return sum(metrics[name] for metrics in measured) / len(measured)
-
-
-def _folder(parent: Path, name: str) -> Path:
-    folder = parent / name
-    folder.mkdir()
-    return folder
 
 
 def _unlogged(step: int, **values: float) -> None:

@@ -18,7 +18,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -314,7 +314,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
     if stage.launched and os.environ.get("OXA_LAUNCH"):
         _launch(arguments.words)
     params = load(arguments.params)
-    sections = [_section(params, key.format(**vars(arguments))) for key in stage.sections]
+    sections = sections_of(params, stage, vars(arguments))
     names = [list(_section(params, key)) for key in stage.names]
     inputs = {option: getattr(arguments, option) for option in stage.inputs}
     outputs = {option: getattr(arguments, option) for option in stage.written}
@@ -362,6 +362,11 @@ def _run_stage(arguments: argparse.Namespace) -> None:
         made = run.hash_outputs()
         run.keep()  # before the record says that all is well
         record.finish(metrics, made)
+
+
+def sections_of(params: Params, stage: Stage, items: Mapping[str, Any]) -> list[Any]:
+    """What the stage is handed of the parameters; `items`: values of its options, of which keys may hold names."""
+    return [_section(params, key.format(**items)) for key in stage.sections]
 
 
 def _section(params: Params, key: str) -> Any:

@@ -32,7 +32,7 @@ def is_number(value: Any) -> bool:
 # names become parts of file names
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_length=100)]
 
-Verdict = Literal["correct", "incorrect", "unparsable", "timeout", "bad_gold"]
+Verdict = Literal["correct", "incorrect", "unsure", "unparsable", "timeout", "bad_gold"]
 """What grading an answer comes to."""
 
 

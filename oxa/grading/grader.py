@@ -2,12 +2,13 @@
 
 A verdict says what is known, so that nothing uncertain passes for wrong:
 
-    correct      math-verify holds the answer equal to one of the accepted gold answers
-    incorrect    both were parsed and compared, and differ
-    unparsable   there is no answer (no </think>, nothing behind it, longer than MAX_CHARS), it does not parse, or
-                 math-verify raised an exception on it
+    correct      the answer equals one of the accepted gold answers (oxa/answers/equality.py)
+    incorrect    both were read as the same kind of thing, and differ from every accepted one beyond rounding
+    unsure       it can be read, but nothing shows it equal or different: another kind of answer, other words, a coarse
+                 rounding, or an exception of sympy's
+    unparsable   there is no answer (no </think>, nothing behind it, longer than MAX_CHARS), or it cannot be read
     timeout      the check did not end within its processor time or memory: its worker was killed, or died
-    bad_gold     a gold answer does not parse, and no other one matches
+    bad_gold     a gold answer cannot be read, and no other one matches
 
 The text is untrusted: a tower of powers or an unlucky expression keeps sympy busy for hours or eats all memory. In
 this process it is only searched, in time linear in its length; everything else happens in worker processes (worker.py)
@@ -37,10 +38,10 @@ from typing import Any, NamedTuple
 
 from pebble import ProcessExpired, ProcessPool
 
-from oxa import prompts
 from oxa.config.verify import Verify
 from oxa.grading import worker
 from oxa.grading.cache import Memo
+from oxa.grading.extraction import Answer, find
 from oxa.grading.worker import Question
 from oxa.runtime import progress
 
@@ -54,25 +55,6 @@ PATIENCE = 10.0  # times the limit by the clock on the wall, after which a batch
 class Graded(NamedTuple):
     verdict: str  # one of records' and config's verdicts
     predicted: str | None  # the answer as it was written; None where there is none
-
-
-def extract(text: str, *, require_think: bool) -> str | None:
-    r"""The answer of a response: what the last balanced \boxed{…} behind the last </think> holds.
-
-    Without such a box it is the whole tail, from which math-verify extracts. None where there is nothing.
-    """
-    answer = _find(text, require_think)
-    return answer[0] if answer else None
-
-
-def _find(text: str, require_think: bool) -> tuple[str, bool] | None:
-    """(answer, whether it stood in a box), or None."""
-    tail = prompts.answer_part(text, require_think=require_think)
-    if tail is None:
-        return None
-    box = prompts.last_box(tail)
-    answer = (tail if box is None else tail[slice(*box)]).strip()
-    return (answer, box is not None) if answer else None
 
 
 class Grader:
@@ -111,11 +93,11 @@ class Grader:
         questions: list[Question | None] = []
         predictions: list[str | None] = []
         for golds, text, _ in items:
-            answer = _find(text, self._require_think)
-            if answer is not None and len(answer[0]) > MAX_CHARS:
+            answer = find(text, require_think=self._require_think)
+            if answer is not None and len(answer.text) > MAX_CHARS:
                 answer = None
-            predictions.append(answer[0] if answer else None)
-            questions.append((tuple(golds), *answer) if answer else None)
+            predictions.append(answer.text if answer else None)
+            questions.append((tuple(golds), answer) if answer else None)
         verdicts = self._verdicts(questions, description)
         return [Graded(verdict, predicted) for verdict, predicted in zip(verdicts, predictions, strict=True)]
 
@@ -123,7 +105,9 @@ class Grader:
         self, golds: Sequence[Sequence[str]], description: str = "checking gold answers"
     ) -> list[bool]:
         """For each problem, whether it has a gold answer and every accepted one is correct by its own measure."""
-        questions: list[Question | None] = [((gold,), gold, True) for accepted in golds for gold in accepted]
+        questions: list[Question | None] = [
+            ((gold,), Answer(gold)) for accepted in golds for gold in accepted
+        ]
         verdicts = iter(self._verdicts(questions, description))
         return [set(itertools.islice(verdicts, len(accepted))) == {"correct"} for accepted in golds]
 
@@ -190,7 +174,9 @@ class Grader:
     def _schedule(self, batch: list[Question], place: int) -> Future[None]:
         if self._pool is None:
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["math_verify", "oxa.grading.worker"])
+            context.set_forkserver_preload(
+                ["latex2sympy2_extended", "oxa.answers.equality", "oxa.grading.worker"]
+            )
             self._notes = context.RawArray("B", BATCH * IN_FLIGHT * self._workers)
             self._pool = ProcessPool(
                 max_workers=self._workers,
@@ -224,5 +210,8 @@ def _cores() -> int:
 
 def _key(question: Question) -> bytes:
     """A short key: a million predictions of some kilobytes would not fit as they are."""
-    golds, predicted, boxed = question
-    return blake2b(repr((golds, predicted, boxed)).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    golds, answer = question
+    boxes = answer.boxes if sum(map(len, answer.boxes)) <= MAX_CHARS else ()
+    return blake2b(
+        repr((golds, answer.text, boxes, answer.certain)).encode("utf-8", "surrogatepass"), digest_size=16
+    ).digest()

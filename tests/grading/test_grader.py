@@ -20,7 +20,7 @@ from processes import until, wait_until_gone
 
 from conftest import SHARED_DATA
 from oxa.config.verify import Verify
-from oxa.grading.grader import MAX_CHARS, Graded, Grader, extract
+from oxa.grading.grader import MAX_CHARS, Graded, Grader
 
 
 @pytest.fixture(scope="module")
@@ -36,52 +36,6 @@ def item(golds: list[str], answer: str) -> tuple[list[str], str, str]:
 
 def verdict(grader: Grader, gold: str, answer: str) -> str:
     return grader.grade([item([gold], answer)])[0].verdict
-
-
-# ---- extraction ----
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        (r"<think>a</think> so \boxed{42}", "42"),
-        (r"<think>\boxed{1}</think> so \boxed{2} or rather \boxed{3}.", "3"),
-        (r"<think>a</think>b</think>\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-        (r"<think></think>\boxed{x = \boxed{5}}", "5"),
-        (r"<think></think>\boxed{\{1, 2\}}", r"\{1, 2\}"),
-        (r"<think></think>\boxed{7} and then \boxed{8", "7"),
-        (r"<think></think>} \boxed {9}", "9"),
-        ("<think></think> The answer is 5.\n", "The answer is 5."),
-        ("<think></think>\\boxed{1\n}", "1"),
-        (r"<think></think>\boxed{}", None),
-        ("<think>\\boxed{4}</think> \n", None),
-        (r"<think> \boxed{4}", None),
-        ("", None),
-    ],
-)
-def test_the_answer_is_the_last_balanced_box_behind_the_last_end_of_thinking(
-    text: str, answer: str | None
-) -> None:
-    assert extract(text, require_think=True) == answer
-
-
-def test_without_the_need_for_reasoning_tags_the_whole_text_is_searched() -> None:
-    assert extract(r"so \boxed{4}", require_think=False) == "4"
-    assert extract("4", require_think=False) == "4"
-    assert extract(r"\boxed{3}</think>\boxed{4}", require_think=False) == "4"
-
-
-@pytest.mark.parametrize(
-    "piece", [r"\boxed{", "{", "}", r"\boxed", "\\", r"\boxed  ", "</think", r"{\boxed{}"]
-)
-def test_finding_the_answer_takes_time_linear_in_the_text(piece: str) -> None:
-    def seconds(length: int) -> float:
-        text = "</think>" + piece * (length // len(piece))
-        start = time.process_time()
-        extract(text, require_think=True)
-        return time.process_time() - start
-
-    assert min(seconds(800_000) for _ in range(3)) < 40 * max(min(seconds(100_000) for _ in range(3)), 1e-4)
 
 
 # ---- comparison ----

@@ -1,0 +1,255 @@
+r"""Lists, tuples, sets and matrices, item by item: `1, 2`, `(1, 2)`, `\{1, 2\}`, `x = 1` or `x = 2`, `(a, b) = (1, 2)`.
+
+Tuples are compared in their order, lists without parentheses and sets in any. Named values are compared by name, but
+for names that differ in their index alone (x_1, x_2), whose order is often the solver's choice. Nothing is told where
+only order or repetition differs, and order may not have been meant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from oxa.answers import expressions, numbers, quantities, structure
+from oxa.answers.relations import UNDECIDED, Decision, Equal, is_name, value_of
+from oxa.answers.structure import Items
+
+
+def items(text: str, equal: Equal) -> Items | None:
+    r"""The items of a list, with \pm written out; a named tuple is a list of named values."""
+    if (named := _named_tuple(text) or _named_solutions(text, equal)) is not None:
+        return named
+    many = structure.items(text)
+    parts = many.parts if many is not None else (text,)
+    written_out = [sign for part in parts for sign in structure.signs(part)]
+    if many is None and len(written_out) == 1:
+        return None
+    return Items(tuple(written_out), many.kind if many is not None else "bare")
+
+
+def _named_tuple(text: str) -> Items | None:
+    """(a, b) = (2, 1) as a = 2, b = 1."""
+    sides, signs = structure.relation(text)
+    if signs != ["="]:
+        return None
+    names, values = structure.items(sides[0]), structure.items(sides[1])
+    if names is None or values is None or len(names.parts) != len(values.parts) or names.kind != "tuple":
+        return None
+    if not all(map(is_name, names.parts)):
+        return None
+    return Items(
+        tuple(f"{name}={value}" for name, value in zip(names.parts, values.parts, strict=True)), "named"
+    )
+
+
+_CASES = re.compile(rf"{structure.OR.pattern}|\s*;\s*")
+
+
+def _named_solutions(text: str, equal: Equal) -> Items | None:
+    """`x = 1, y = 6` or `x = 6, y = 1` as (1, 6), (6, 1)."""
+    solutions = [structure.items(part) for part in structure.split(text, _CASES)]
+    if len(solutions) < 2:
+        return None
+    names = [_names(solution.parts) if solution is not None else None for solution in solutions]
+    if None in names or any(name != names[0] for name in names) or len(set(names[0] or ())) < 2:
+        return None
+    tuples = (
+        f"({', '.join(value_of(part, equal) for part in solution.parts)})"
+        for solution in solutions
+        if solution is not None
+    )
+    return Items(tuple(tuples), "bare")
+
+
+def compare(gold: str, answer: str, equal: Equal) -> Decision:
+    """Where one of the texts is a list at least."""
+    first, second = items(_unnamed_list(gold), equal), items(_unnamed_list(answer), equal)
+    if first is None and second is None:
+        return UNDECIDED
+    if first is None or second is None:
+        many, one, text = (first, answer, gold) if first is not None else (second, gold, answer)
+        if numbers.number(text) is not None:
+            return UNDECIDED  # its commas are of thousands
+        assert many is not None
+        value = value_of(one, equal)
+        read = quantities.sound(value)
+        if (
+            read is not None
+            and quantities.is_constant(read)
+            and many.kind != "named"
+            and _are_values(many.parts, equal)
+            and any(equal(many.parts[0], part) is False for part in many.parts[1:])
+        ):
+            return False, True
+        return None, quantities.sound(value) is None
+    names = [_names(many.parts) for many in (first, second)]
+    if names[0] and names[1]:
+        return _equal_named(first, second, equal), True
+    if "named" in (first.kind, second.kind) and {first.kind, second.kind} & {"tuple", "list"}:
+        first, second = (
+            Items(tuple(value_of(part, equal) for part in many.parts), "tuple") for many in (first, second)
+        )
+        return _in_order(first.parts, second.parts, equal, certain=True), True
+    if names[0] or names[1]:
+        distinct = names[0] or names[1]
+        assert distinct is not None
+        first, second = (
+            Items(tuple(value_of(part, equal) for part in many.parts), many.kind) for many in (first, second)
+        )
+        if len({re.sub(r"_.*", "", name) for name in distinct}) > 1:
+            return _in_order(first.parts, second.parts, equal, certain=False), True
+        return _in_any_order(first.parts, second.parts, equal), True
+    ordered = ("tuple", "list")
+    if first.kind in ordered and second.kind in ordered:
+        return _in_order(first.parts, second.parts, equal, certain=True), True
+    if first.kind in ordered or second.kind in ordered:
+        return _in_order(first.parts, second.parts, equal, certain=False), True
+    return _in_any_order(first.parts, second.parts, equal), True
+
+
+def _unnamed_list(text: str) -> str:
+    r"""Without a single name before a list: `x = 1, 2`, `x = \pm 2`, `x \in \{1, 2\}`."""
+    if (point := re.fullmatch(r"[A-Z]'*\s*(\(.*\))", text)) and structure.items(point[1]) is not None:
+        return point[1]
+    match = re.match(r"\\?[A-Za-z](?:_\{?\w+\}?)?\s*(?:=|\\in(?![A-Za-z]))\s*(?=\\?[{(\[]|\\pm|[^=]*$)", text)
+    return (
+        text[match.end() :]
+        if (match and structure.items(text) is not None)
+        or (match and r"\pm" in text)
+        or (match and r"\in" in match[0])
+        else text
+    )
+
+
+def _are_values(parts: tuple[str, ...], equal: Equal) -> bool:
+    return all(
+        numbers.number(value_of(part, equal)) is not None
+        or quantities.sound(value_of(part, equal)) is not None
+        for part in parts
+    )
+
+
+def _distinct(parts: tuple[str, ...], equal: Equal) -> list[str]:
+    kept: list[str] = []
+    for part in parts:
+        if not any(equal(part, other) for other in kept):
+            kept.append(part)
+    return kept
+
+
+def _names(parts: tuple[str, ...]) -> list[str] | None:
+    """The names of values that all have one."""
+    names = []
+    for part in parts:
+        sides, signs = structure.relation(part)
+        if "=" not in signs or not is_name(sides[0]):
+            return None
+        names.append(re.sub(r"[\s{}]", "", sides[0]))
+    return names
+
+
+def _equal_named(first: Items, second: Items, equal: Equal) -> bool | None:
+    gold_names, answer_names = _names(first.parts), _names(second.parts)
+    assert gold_names is not None
+    assert answer_names is not None
+    golds, answers = (tuple(value_of(part, equal) for part in many.parts) for many in (first, second))
+    if len(set(gold_names)) < len(gold_names) or len(set(answer_names)) < len(answer_names):
+        return _in_any_order(golds, answers, equal)
+    if set(gold_names) != set(answer_names):
+        return (
+            False
+            if len(golds) != len(answers) and _are_values(golds, equal) and _are_values(answers, equal)
+            else None
+        )
+    by_name = dict(zip(answer_names, answers, strict=True))
+    verdict = all_equal(equal(value, by_name[name]) for name, value in zip(gold_names, golds, strict=True))
+    if verdict is False and len({re.sub(r"_.*", "", name) for name in gold_names}) == 1:
+        return (
+            None if _in_any_order(golds, answers, equal) else False
+        )  # x_1 and x_2 are often one's own to name
+    return verdict
+
+
+def _in_order(
+    golds: tuple[str, ...], answers: tuple[str, ...], equal: Equal, *, certain: bool
+) -> bool | None:
+    if len(golds) != len(answers):
+        return False if _are_values(golds, equal) and _are_values(answers, equal) else None
+    verdict = all_equal(equal(a, b) for a, b in zip(golds, answers, strict=True))
+    if verdict is False and not certain and _in_any_order(golds, answers, equal):
+        return None
+    return verdict
+
+
+def _in_any_order(golds: tuple[str, ...], answers: tuple[str, ...], equal: Equal) -> bool | None:
+    """Whether each gold has an answer of its own; False where that is certain."""
+    rest, doubt = list(answers), False
+    for gold in golds:
+        verdicts = [equal(gold, answer) for answer in rest]
+        if True in verdicts:
+            rest.pop(verdicts.index(True))
+        elif None in verdicts or (
+            not rest and not (_are_values(golds, equal) and _are_values(answers, equal))
+        ):
+            doubt = True
+        else:
+            return _repeated(golds, answers, equal)
+    if doubt:
+        return None
+    return True if not rest else _repeated(golds, answers, equal)
+
+
+def _repeated(golds: tuple[str, ...], answers: tuple[str, ...], equal: Equal) -> bool | None:
+    """None where only repetitions tell the two apart (a double root said once or twice)."""
+    first, second = _distinct(golds, equal), _distinct(answers, equal)
+    if len(first) == len(golds) and len(second) == len(answers):
+        return (
+            False
+            if (_are_values(golds, equal) and _are_values(answers, equal)) or len(first) != len(second)
+            else None
+        )
+    every = all(any(equal(a, b) for b in second) for a in first)
+    return None if every and len(first) == len(second) else False
+
+
+def all_equal(verdicts: Iterable[bool | None]) -> bool | None:
+    """True of nothing but True, False where one is, else None."""
+    doubt = False
+    for verdict in verdicts:
+        if verdict is False:
+            return False
+        doubt |= verdict is None
+    return None if doubt else True
+
+
+def compare_matrices(gold: str, answer: str, equal: Equal) -> Decision:
+    """Where one of the texts is a matrix at least."""
+    first, second = _matrix(gold, equal), _matrix(answer, equal)
+    if first is None and second is None:
+        return UNDECIDED
+    if first is None or second is None:
+        form, other = (first, answer) if first is not None else (second, gold)
+        assert form is not None
+        tuple_ = structure.items(other)
+        if tuple_ is None or tuple_.kind not in ("tuple", "list") or min(len(form), len(form[0])) != 1:
+            return UNDECIDED
+        cells = [cell for row in form for cell in row]
+        if len(cells) != len(tuple_.parts):
+            return None, True
+        pairs = zip(cells, tuple_.parts, strict=True)
+        return all_equal(equal(a, b) for a, b in pairs), True
+    if [len(row) for row in first] != [len(row) for row in second]:
+        return False, True
+    pairs_of_cells = [pair for rows in zip(first, second, strict=True) for pair in zip(*rows, strict=True)]
+    return all_equal(equal(a, b) for a, b in pairs_of_cells), True
+
+
+def _matrix(text: str, equal: Equal) -> list[list[str]] | None:
+    """A matrix's entries, with the factor before it."""
+    form = structure.matrix(value_of(text, equal))
+    if form is None:
+        return None
+    factor, rows = form
+    if factor and expressions.expression(factor) is None and numbers.number(factor) is None:
+        return None
+    return [[rf"{factor}\cdot ({cell})" if factor else cell for cell in row] for row in rows]

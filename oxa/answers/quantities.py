@@ -1,0 +1,335 @@
+r"""A number or an expression with what stands round it: unit, currency, percent, degrees, a factor in words.
+
+What may be left out: a unit (15 for `15\text{ cm}^2`), a degree sign, a percent sign (28 for 28%, and 0.28 for 28%, but
+no 0.28 for 28). Two units of one measure are converted (5 m is 500 cm); other measures differ; other words say nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from oxa.answers import expressions, numbers, structure, units
+from oxa.answers.numbers import Number
+from oxa.answers.spelling import DOLLAR, END, TEXT, THIN
+from oxa.answers.units import Unit
+
+
+class Quantity(NamedTuple):
+    number: Number | None
+    """The exact value, where it is one number."""
+    body: str
+    """What stands without its unit, to be read as an expression where it is no number."""
+    unit: Unit | None
+    percent: bool
+    degrees: bool
+
+
+_CURRENCY = re.compile(rf"^([{DOLLAR}€£¥₹])\s*|^(?:US|CA|AU)?[{DOLLAR}]\s*|^(?:Rs\.?|USD|RMB|EUR)\s+")
+_PERCENT = re.compile(
+    rf"\s*(?:%|{TEXT}\s*(?:%|per\s?cent|percentage|pct)\s*(?:points?)?\.?\s*{END}|(?:percent|per cent|pct)\b\.?)\s*$"
+)
+_DEGREES = re.compile(
+    rf"\s*(?:°|{TEXT}\s*(?:degrees?|deg|°)\s*\.?\s*{END}|(?<![A-Za-z])(?:degrees?|deg)\b|\^\s*\{{?\s*{TEXT}?o{END}?\s*\}}?|度)\s*$"
+)
+_ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+_PAIR = re.compile(
+    rf"(\d+(?:\.\d+)?)\s*((?:{TEXT}[^{END}]*{END}|[A-Za-z]+\.?|[\u3400-\u9fff]+))[\s{THIN},]*(?:and\s+|{TEXT}\s*and\s*{END}\s*)?"
+)
+_MINUTES = re.compile(r"(-?\d+)\s*°\s*(\d+(?:\.\d+)?)\s*'(?:\s*(\d+(?:\.\d+)?)\s*(?:''|\"))?")
+_NUMBER_WORDS = {
+    name: str(value)
+    for value, name in enumerate(
+        [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+        ]
+    )
+}
+_SECONDS = re.compile(r"(?<=\d)\s*(?:''|\")\s*$")
+_FACTORS = {
+    "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
+    "万": 10**4, "亿": 10**8,
+}  # fmt: skip
+_FACTOR = re.compile(rf"\s*{TEXT}?\s*({'|'.join(_FACTORS)})\s*{END}?(?![A-Za-z])")
+_HEDGE = re.compile(
+    rf"^(?:{TEXT}?\s*(?:about|approximately|around|roughly|exactly|approx\.?|约|大约)\s*{END}?|\\approx|\\sim|=|:)\s*",
+    re.IGNORECASE,
+)
+_TAIL = re.compile(
+    rf"(?<=[\w)}}°%'!.\]])(?P<gap>[\s{THIN}]*)(?P<unit>(?:\\cdot\s*)?(?:{TEXT}|[^\W\d_]|\\mu\s|[{DOLLAR}€£¥₹¢/°]|[\u3400-\u9fff]).*)$",
+    re.DOTALL,
+)
+
+
+def read(text: str) -> Quantity | None:
+    """The quantity that a canonical text names, or None where it begins with no number or expression."""
+    text = structure.strip(text)
+    text = _HEDGE.sub("", text)
+    text = _NUMBER_WORDS.get(text.lower(), text)
+    if not text or not re.search(r"[\dA-Za-z\\]", text):
+        return None
+    if match := _MINUTES.fullmatch(text):
+        size = Fraction(match[1]) + (Fraction(match[2]) / 60 + Fraction(match[3] or 0) / 3600) * (
+            -1 if match[1][0] == "-" else 1
+        )
+        return Quantity(Number(size, None, Fraction(0)), text, None, False, True)
+    before = None
+    sign = "-" if text.startswith("-") and _CURRENCY.match(text[1:].lstrip()) else ""
+    if match := _CURRENCY.match(text[1:].lstrip() if sign else text):
+        rest = text[1:].lstrip() if sign else text
+        before, text = units.read(match[0].strip() or "") or None, sign + rest[match.end() :]
+    text = _SECONDS.sub(f"{TEXT}arcsecond{END}", text)
+    percent = bool(match := _PERCENT.search(text))
+    if match and percent:
+        text = text[: match.start()]
+    degrees = bool(match := _DEGREES.search(text)) and not percent and not _ANGLE.search(text)
+    if match and degrees:
+        text = text[: match.start()]
+    body, unit = text, None
+    if (compound := _compound(text)) is not None:
+        return compound
+    if not percent and not degrees:
+        body, unit = _without_unit(text)
+    unit = before if unit is None or (before and not unit.powers and not unit.nouns) else unit
+    number = numbers.number(body)
+    if number is None and (match := _FACTOR.search(body)) and match.end() == len(body):
+        number = numbers.number(body[: match.start()])
+        number = (
+            None
+            if number is None
+            else number._replace(
+                value=number.value * _FACTORS[match[1]], step=number.step * _FACTORS[match[1]]
+            )
+        )
+    return Quantity(number, structure.strip(body), unit, percent, degrees)
+
+
+@lru_cache(maxsize=4096)
+def sound(text: str) -> Quantity | None:
+    """A quantity whose number or expression can be read; None of anything else."""
+    quantity = read(text)
+    if quantity is None or (quantity.number is None and expressions.expression(quantity.body) is None):
+        return None
+    return quantity
+
+
+def is_constant(quantity: Quantity) -> bool:
+    """Whether it is a number, without variables."""
+    if quantity.number is not None:
+        return True
+    value = expressions.expression(quantity.body)
+    return value is not None and not value.free_symbols
+
+
+def _compound(text: str) -> Quantity | None:
+    """`2 hours 30 minutes`: several numbers of units of one measure, largest first."""
+    at, total, last, powers = 0, Fraction(0), None, None
+    while at < len(text):
+        match = _PAIR.match(text, at)
+        unit = units.read(match[2]) if match else None
+        if (
+            match is None
+            or unit is None
+            or not unit.powers
+            or unit.nouns
+            or powers not in (None, unit.powers)
+        ):
+            return None
+        if last is not None and unit.factor >= last:
+            return None
+        total, last, powers, at = (
+            total + Fraction(match[1]) * unit.factor,
+            unit.factor,
+            unit.powers,
+            match.end(),
+        )
+    if powers is None or len(_PAIR.findall(text)) < 2:
+        return None
+    return Quantity(
+        Number(total, None, Fraction(0)), text, Unit(powers, Fraction(1), frozenset()), False, False
+    )
+
+
+def _without_unit(text: str) -> tuple[str, Unit | None]:
+    """(what stands before the unit, the unit); the unit begins at the first words behind a number or expression."""
+    for start in _starts(text):
+        head, tail = text[:start].rstrip().rstrip(THIN).rstrip(), text[start:]
+        tail = re.sub(r"^\\cdot\s*", "", tail)
+        if not head or head[-1] in "+-*/^_(=,":
+            continue
+        if (match := _FACTOR.match(tail)) and numbers.number(head) is not None:
+            unit = units.read(tail[match.end() :])
+            if unit is not None:
+                return f"{head} {match[1]}", unit if unit.powers or unit.nouns else None
+        if numbers.number(head) is None and expressions.expression(head) is None:
+            continue
+        unit = units.read(tail)
+        if unit is None or not (_is_text(tail) or _is_known(tail, text, start)):
+            continue
+        return head, unit
+    return text, None
+
+
+_UNIT_START = re.compile(
+    rf"\\frac\{{{TEXT}|{TEXT}|(?<![A-Za-z\\])[A-Za-z]+|[\u3400-\u9fff]+|[{DOLLAR}€£¥₹¢]|°[CF]|\\mu"
+)
+
+
+def _starts(text: str) -> list[int]:
+    """Where a unit may begin: at marked text, at a word, at a sign of currency."""
+    starts = [match.start() for match in _UNIT_START.finditer(text)]
+    return [
+        start
+        for start in starts
+        if (start and "{" not in text[:start].replace("\\{", "")) or _balanced(text[:start])
+    ][:8]
+
+
+def _balanced(text: str) -> bool:
+    return text.count("{") == text.count("}") and text.count("(") == text.count(")")
+
+
+def _is_text(tail: str) -> bool:
+    return tail.startswith((TEXT, "°", r"\frac{" + TEXT)) or not tail[0].isascii() or tail[0] == DOLLAR
+
+
+def _is_known(tail: str, text: str, start: int) -> bool:
+    """Whether unmarked letters are a unit: a word, or a known symbol that is no single letter or stands apart."""
+    words = re.findall(r"[A-Za-z]+", tail)
+    first = words[0] if words else ""
+    if len(first) == 1:
+        return first.lower() in units.AMBIGUOUS and text[start - 1] == THIN
+    if first.lower() in expressions.FUNCTIONS:
+        return False
+    if units.is_measure(first):
+        return len(first) > 2 or text[start - 1] in f" {THIN}" or text[start - 1].isdigit()
+    return len(first) > 2 and text[start - 1].isspace()
+
+
+_POUNDS = {("gbp", 1), ("lb", 1)}  # of money and of weight have one name
+
+
+def equal(gold: Quantity, answer: Quantity) -> bool | None:
+    """Whether two quantities are equal; None where it cannot be told."""
+    if gold.percent or answer.percent:
+        return _equal_percent(gold, answer)
+    if gold.degrees != answer.degrees and (angle := _equal_angle(gold, answer)) is not None:
+        return angle
+    scale: tuple[Fraction, Fraction] | None = None
+    doubt = False
+    if gold.unit is not None and answer.unit is not None:
+        first, second = gold.unit, answer.unit
+        if first.powers != second.powers and {*first.powers, *second.powers} != _POUNDS:
+            if first.powers and second.powers:
+                return None if _values(gold, answer) is None else False
+            doubt = True
+        elif first.powers:
+            scale = first.factor, second.factor
+        elif first.nouns and second.nouns and not (first.nouns & second.nouns):
+            doubt = True
+    verdict = _values(gold, answer, scale)
+    if verdict and doubt:
+        return None
+    if verdict is False and _one_unit(gold, answer):
+        powers = _values(gold, answer, None, up_to_tens=True)
+        return None if powers else False
+    return verdict
+
+
+def _one_unit(gold: Quantity, answer: Quantity) -> bool:
+    """Whether only one of them has a measure, so that the other may be in another one."""
+    with_unit = [bool(quantity.unit and quantity.unit.powers) for quantity in (gold, answer)]
+    return with_unit[0] != with_unit[1]
+
+
+def _values(
+    gold: Quantity,
+    answer: Quantity,
+    scale: tuple[Fraction, Fraction] | None = None,
+    *,
+    up_to_tens: bool = False,
+) -> bool | None:
+    if gold.number is not None and answer.number is not None:
+        first, second = gold.number, answer.number
+        if scale is not None and scale[0] != scale[1]:
+            first = first._replace(value=first.value * scale[0], step=first.step * scale[0])
+            second = second._replace(value=second.value * scale[1], step=second.step * scale[1])
+        if up_to_tens:
+            ratio = first.value / second.value if first.value and second.value else Fraction(0)
+            return ratio > 0 and set(str(max(ratio, 1 / ratio)).rstrip("0")) == {"1"}
+        return numbers.numbers_equal(first, second)
+    if up_to_tens:
+        return False
+    left, right = _expression(gold), _expression(answer)
+    if left is None or right is None:
+        return None
+    import sympy
+
+    if scale is not None and scale[0] != scale[1]:
+        left, right = (
+            value * sympy.Rational(factor.numerator, factor.denominator)
+            for value, factor in zip((left, right), scale, strict=True)
+        )
+    if not (left.free_symbols or right.free_symbols):
+        for number, is_gold in ((gold.number, True), (answer.number, False)):
+            if number is not None and number.digits is not None:
+                return expressions.close(left, right, number, is_gold=is_gold)
+    verdict = expressions.equal(left, right)
+    others = [expressions.readings(quantity.body) for quantity in (gold, answer) if quantity.number is None]
+    if verdict or scale is not None or all(len(other) == 1 for other in others):
+        return verdict
+    pairs = [
+        (_expression(gold._replace(body=a)), _expression(answer._replace(body=b)))
+        for a in expressions.readings(gold.body)
+        for b in expressions.readings(answer.body)
+    ]
+    return (
+        True if any(a is not None and b is not None and expressions.equal(a, b) for a, b in pairs) else None
+    )
+
+
+def _expression(quantity: Quantity) -> Any:
+    import sympy
+
+    if quantity.number is not None:
+        return sympy.Rational(quantity.number.value.numerator, quantity.number.value.denominator)
+    return expressions.expression(quantity.body)
+
+
+def _equal_percent(gold: Quantity, answer: Quantity) -> bool | None:
+    """28% is 28 and 0.28; 28 is 28%; 0.28 is 28%."""
+    as_it_stands = _values(gold, answer)
+    if as_it_stands or (gold.percent and answer.percent):
+        return as_it_stands
+    hundredth = (Fraction(1, 100), Fraction(1)) if gold.percent else (Fraction(1), Fraction(1, 100))
+    as_share = _values(gold, answer, hundredth)
+    if as_share:
+        return True
+    return None if None in (as_it_stands, as_share) else False
+
+
+def _equal_angle(gold: Quantity, answer: Quantity) -> bool | None:
+    r"""Degrees against none: the same number, or \pi radians for 180; None where that does not decide."""
+    import sympy
+
+    plain, degrees = (answer, gold) if gold.degrees else (gold, answer)
+    left, right = _expression(degrees), _expression(plain)
+    if left is None or right is None:
+        return None
+    if right.has(sympy.pi) or (plain.unit and ("rad", 1) in plain.unit.powers):
+        return expressions.equal(left * sympy.pi / 180, right)
+    return None

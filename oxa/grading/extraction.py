@@ -1,0 +1,168 @@
+r"""Finds the answer in a response: what stands in its last box, or where it says what the answer is.
+
+Behind the last </think>, in this order:
+
+    a box           the last balanced \boxed{…} or \fbox{…} that holds more than a template; with boxes right before
+                    it, divided by commas or words, all of them: `\boxed{2}` and `\boxed{3}` are one answer of two
+    a mark          <answer>…</answer>, `#### …`, `Answer: …`, `the answer is …`, 答案是…
+    a short text    one line that is nothing else than the answer
+    the last words  the only number or formula of the last sentence; not certain
+
+What is not certain can be found right, but never wrong: nobody said that it is the answer. Where a sentence denies
+or doubts what it names (`not 12`, `12. Or maybe 13.`), there is no answer. All of it takes time linear in the text.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from oxa import prompts
+
+SHORT = 80  # characters of a line that is an answer as a whole
+NEAR = 40  # characters between boxes that are one answer
+
+
+class Answer(NamedTuple):
+    text: str
+    boxes: tuple[str, ...] = ()
+    """All boxes of the response in order, where there are several: a gold list of as many is compared with them."""
+    certain: bool = True
+
+
+_BOX = re.compile(
+    r"(?:\\{1,2}|\x08|(?<![A-Za-z\\]))(?:boxed|oxed|fbox|framebox)\s*(?:(\{)|(?<=boxed)\s*(\d+(?:\.\d+)?|(?<=\s)[A-Za-z](?![A-Za-z])))"
+)
+_TEMPLATE = re.compile(
+    r"[\s{}.…_?~]*|\\(?:cdots|ldots|dots|square|Box)|(?:\\(?:text|mathrm|textbf)\s*\{)?\s*"
+    r"(?:your |the |final )*(?:answer|result|solution|number|ans)s?(?: here)?\s*\}?",
+    re.IGNORECASE,
+)
+_BETWEEN_BOXES = re.compile(
+    r"[\s$,;、.&]*(?:\\[(),;\]\[ ]|\\(?:text|mathrm|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|\\q?quad|and|or|和|或|与)?"
+    r"[\s$,;、&\\()\[\]*]*"
+)
+_TAG = re.compile(r"<answer>", re.IGNORECASE)
+_HASHES = re.compile(r"^[ \t]*####[ \t]*(\S.*)$", re.MULTILINE)
+_SAYS = re.compile(
+    r"\banswers?\*{0,2}\s*(?:\([^()\n]{0,40}\)\s*)?(?:is|are|be|[:=:])\*{0,2}\s*[:=]?|答案\s*(?:应?[是为]|[::])\s*[::]?|故选\s*[::]?",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"(?<!\d)[.!?](?=\s|$)|(?<=\d)[.!?](?=\s+[A-Z]|\s*$)|[。!?]|\n")
+_DOUBT = re.compile(
+    r"\b(?:not|isn't|maybe|perhaps|or|cannot|can't|unless|either|wait|actually|but)\b|n't\b|不是|或",
+    re.IGNORECASE,
+)
+_FORMULA = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_NUMBER = re.compile(r"(?<![\w.,/])[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?(?![\w/]|[.,]\d)")
+_EDGES = " \t\r\n*`\"'"
+
+
+def find(text: str, *, require_think: bool) -> Answer | None:
+    """The answer of a response; None where it has none."""
+    tail = prompts.answer_part(text, require_think=require_think)
+    if tail is None or not tail.strip():
+        return None
+    boxes = _boxes(tail)
+    real = [box for box in boxes if not _TEMPLATE.fullmatch(tail[box.start : box.end])]
+    return _boxed(tail, real) if real else _said(tail, anything=not boxes)
+
+
+class _Box(NamedTuple):
+    left: int  # of the command
+    start: int  # of the content
+    end: int
+    right: int
+
+
+def _boxed(tail: str, real: list[_Box]) -> Answer:
+    group = [real[-1]]
+    for box in reversed(real[:-1]):
+        between = tail[box.right : group[0].left]
+        if len(between) > NEAR or not _BETWEEN_BOXES.fullmatch(between):
+            break
+        group.insert(0, box)
+    contents = list(dict.fromkeys(tail[box.start : box.end].strip() for box in group))
+    every = tuple(dict.fromkeys(tail[box.start : box.end].strip() for box in real))
+    return Answer(", ".join(contents), every if len(every) > 1 else ())
+
+
+def _boxes(tail: str) -> list[_Box]:
+    """Every innermost box, in order."""
+    ends = _closings(tail)
+    boxes: list[_Box] = []
+    for match in _BOX.finditer(tail):
+        if match[2]:
+            boxes.append(_Box(match.start(), match.start(2), match.end(2), match.end()))
+            continue
+        end = ends.get(match.end() - 1)
+        if end is None:
+            continue
+        while boxes and boxes[-1].right > match.start():
+            boxes.pop()  # it holds this one
+        boxes.append(_Box(match.start(), match.end(), end, end + 1))
+    if (
+        not boxes and (match := next(_BOX.finditer(tail), None)) and match[1]
+    ):  # its brace was escaped: \boxed{5 \}
+        close = re.compile(r"\\\}|\$|\n").search(tail, match.end())
+        if close and close[0] == r"\}":
+            boxes.append(_Box(match.start(), match.end(), close.start(), close.end()))
+    return boxes
+
+
+_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
+
+
+def _closings(tail: str) -> dict[int, int]:
+    """Where each brace closes, in one pass."""
+    opened: list[int] = []
+    ends: dict[int, int] = {}
+    for token in _BRACES.finditer(tail):
+        if token[0] == "{":
+            opened.append(token.start())
+        elif token[0] == "}" and opened:
+            ends[opened.pop()] = token.start()
+    return ends
+
+
+def _said(tail: str, *, anything: bool) -> Answer | None:
+    """An answer outside of a box; unless `anything` goes, where the text says that it is one."""
+    starts = [match.end() for match in _TAG.finditer(tail)]
+    if starts:
+        end = tail.lower().find("</answer>", starts[-1])
+        return _answer(tail[starts[-1] : end if end >= 0 else len(tail)])
+    hashes = _HASHES.findall(tail)
+    if hashes:
+        return _answer(hashes[-1])
+    places = [match.end() for match in _SAYS.finditer(tail)]
+    if places:
+        rest = tail[places[-1] :].lstrip(_EDGES)
+        stop = _SENTENCE_END.search(rest)
+        answer, after = (rest[: stop.start()], rest[stop.end() :]) if stop else (rest, "")
+        if _DOUBT.match(answer) or re.search(r"\d|\$|\\", after):
+            return None
+        return _answer(answer)
+    if not anything:
+        return None
+    line = tail.strip(_EDGES)
+    if len(line) <= SHORT and "\n" not in line and len(line.split()) <= 4:
+        return None if _DOUBT.search(line) else _answer(line)
+    return _last_words(line)
+
+
+def _answer(text: str) -> Answer | None:
+    text = text.strip(_EDGES)
+    return Answer(text) if text else None
+
+
+def _last_words(text: str) -> Answer | None:
+    """The only formula or number of the last sentence."""
+    sentences = [part for part in _SENTENCE_END.split(text[-2000:]) if part and part.strip(_EDGES)]
+    if not sentences or _DOUBT.search(sentences[-1]):
+        return None
+    formulas = ["".join(groups) for groups in _FORMULA.findall(sentences[-1])]
+    found = formulas or _NUMBER.findall(sentences[-1])
+    if len(found) != 1:
+        return None
+    value = found[0].rpartition("=")[2] if re.fullmatch(r"[^<>]*", found[0]) else found[0]
+    return Answer(value.strip(), certain=False)

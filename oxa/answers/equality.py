@@ -23,7 +23,7 @@ from oxa.answers.spelling import END, TEXT, THIN
 MAX_DEPTH = 6  # of lists in lists
 
 _LABEL = re.compile(
-    rf"^(?:{TEXT}?\s*\**\s*(?:therefore|thus|hence|so)?,?\s*(?:the\s+)?(?:(?:final|correct|right)\s+)?(?:answers?|result|solutions?|it|this)\s*\**\s*(?:is|are|:|=)\s*\**\s*{END}?\s*:?\s*"
+    rf"^(?:{TEXT}[^{END}]*\b(?:is|are|equals)\s*:?\s*{END}\s*(?=[-+\d\\])|{TEXT}?\s*\**\s*(?:therefore|thus|hence|so)?,?\s*(?:the\s+)?(?:(?:final|correct|right)\s+)?(?:answers?|result|solutions?|it|this)\s*\**\s*(?:is|are|:|=)\s*\**\s*{END}?\s*:?\s*"
     rf"|{TEXT}?\s*(?:最终)?(?:答案|答)(?:是|为)?\s*[::]?\s*{END}?\s*)",
     re.IGNORECASE,
 )
@@ -34,15 +34,26 @@ _WHOLE = (
 )
 _INTEGER_NAME = re.compile(
     rf",?\s*(?:{TEXT}?\s*(?:where|for|with|for all|for any|for some|其中)?\s*{END}?)?\s*"
-    rf"\(?\s*([a-z])\s*(?:{_WHOLE})\s*\)?\s*\.?$"
+    rf"\(?\s*([a-z])\s*({_WHOLE})\s*\)?\s*\.?$"
 )
+
+
+_SAME = re.compile(
+    rf"\s*[,;(]?\s*{TEXT}?\s*(?:or,? equivalently,?|equivalently|i\.\s?e\.,?|that is,?|which is|即)\s*,?\s*{END}?\s*"
+)
+_ASIDE = re.compile(
+    rf"(?<=\S)[\s{THIN}]*(?:{TEXT}\s*)?\((?!\s*{TEXT}?\s*(?:base|mod)\b)(?=[^()]*[a-z]{{3,}}\s)[^()\\^=+*/_]*\)\s*{END}?$"
+    rf"|,?\s*{TEXT}?\s*for (?:all|any|every) (?:real )?(?:numbers? )?\s*{END}?\s*[a-z](?:\s*\\in\s*\\mathbb\{{R\}})?$"
+)
+"""What is said behind an answer: where it is, or for which x it holds."""
 
 
 @lru_cache(maxsize=4096)
 def clean(text: str) -> str:
     """The one spelling of an answer, without what is said before it and points behind it."""
     text = structure.strip(spelling.canonical(text))
-    text = _LABEL.sub("", text, count=1)
+    text = structure.one_line(_LABEL.sub("", text, count=1))
+    text = _SAME.sub(" = ", _ASIDE.sub("", text))
     previous = None
     while previous != text:
         previous = text
@@ -87,22 +98,30 @@ def _balanced(text: str) -> bool:
     return plain.count("{") == plain.count("}") and text.count(r"\begin") == text.count(r"\end")
 
 
+_SPACES = re.compile(rf"(?<!\d)[\s{THIN}]+|[\s{THIN}]+(?!\d)")  # but for those between digits
+
+
 def _equal(gold: str, answer: str, depth: int) -> bool | None:
     if not gold or not answer or depth > MAX_DEPTH:
         return None
-    if re.sub(rf"[\s{THIN}]", "", gold) == re.sub(rf"[\s{THIN}]", "", answer):
+    if _SPACES.sub("", gold) == _SPACES.sub("", answer):
         return True if _readable(gold, depth) else None
     amounts = quantities.read(gold), quantities.read(answer)
     if amounts[0] and amounts[1] and amounts[0].number is not None and amounts[1].number is not None:
         verdict = quantities.equal(amounts[0], amounts[1])
         if verdict or "," not in gold + answer:
             return verdict
-    for read, compare in notations.READERS:
-        first, second = read(gold), read(answer)
-        if first is not None and second is not None:
-            verdict = compare(first, second)
-            if verdict is not None:
-                return verdict
+    verdicts = [
+        compare(first, second)
+        for read, compare in notations.READERS
+        if (first := read(gold)) is not None and (second := read(answer)) is not None
+    ]
+    if True in verdicts or False in verdicts:
+        return None if True in verdicts and False in verdicts else True in verdicts
+    chosen = notations.choice(gold), notations.choice(answer)
+    if (chosen[0] is None) != (chosen[1] is None) and (rest := (chosen[0] or chosen[1]).rest):  # type: ignore[union-attr]
+        same = _equal(rest, answer, depth + 1) if chosen[0] else _equal(gold, rest, depth + 1)
+        return True if same else None
     numbered = [notations.statements(text) for text in (gold, answer)]
     if any(numbered) and not all(numbered):
         return _as_statements(numbered[0] or numbered[1] or (), answer if numbered[0] else gold)
@@ -133,6 +152,10 @@ def _families(gold: str, answer: str, equal: Equal) -> Decision:
     first, second = _INTEGER_NAME.search(gold), _INTEGER_NAME.search(answer)
     if not first or not second or not first.start() or not second.start():
         return UNDECIDED
+    if re.sub(r"[\s\\{}]|math(?:bb|bf)|Bbb", "", first[2]) != re.sub(
+        r"[\s\\{}]|math(?:bb|bf)|Bbb", "", second[2]
+    ):
+        return None, True
     bound = re.compile(rf"(?<![A-Za-z\\]){re.escape(second[1])}(?![A-Za-z])")
     renamed = bound.sub(first[1], answer[: second.start()])
     return (True, True) if equal(gold[: first.start()], renamed) else (None, True)
@@ -141,6 +164,9 @@ def _families(gold: str, answer: str, equal: Equal) -> Decision:
 def _regions(gold: str, answer: str, equal: Equal) -> Decision:
     first, second = _region(gold), _region(answer)
     if first is None or second is None:
+        region = first or second
+        if region is not None and not region.plain and region.pieces:
+            return None, True
         return _symbolic_interval(gold, answer, equal)
     if first.plain and second.plain:
         return UNDECIDED  # points of the plane, rather

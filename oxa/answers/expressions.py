@@ -18,9 +18,9 @@ from typing import Any
 from oxa.answers.numbers import MAX_DIGITS, MAX_POWER, Number, near
 from oxa.answers.spelling import DOLLAR, TEXT, THIN
 
-DIGITS = 40  # of the evaluation
-EQUAL = Fraction(1, 10**25)
-POINTS = 3
+DIGITS = 60  # of the evaluation
+EQUAL = Fraction(1, 10**45)
+POINTS = 6
 
 _DECIMAL = re.compile(r"(?<![\d.])(\d*)\.(\d+)(?![\d.])")
 _RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
@@ -133,9 +133,12 @@ def expression(text: str) -> Any:
     if not isinstance(value, sympy.Expr) or value.has(sympy.nan, sympy.zoo):
         return None
     value = value.replace(lambda part: isinstance(part, sympy.UnevaluatedExpr), lambda part: part.args[0])
-    return value.xreplace({sympy.Symbol("i"): sympy.I, sympy.Symbol("I"): sympy.Symbol("I_")})
+    if value.has(sympy.Sum, sympy.Product, sympy.Integral):
+        return value  # whose index may be called i
+    return value.xreplace({sympy.Symbol("i"): sympy.I})
 
 
+_GROUPS = re.compile(r"(?<![\d.,}])[1-9]\d{0,2}(?:(?:\{,\}|,)\d{3})+(?!\d)")
 _NO_EXPRESSION = re.compile(
     r"\d\s+\d|[,;:=<>']|\\(?:le|ge|ne|in|cup|cap|approx|pm|mp|to|land|lor)(?![A-Za-z])"
 )
@@ -147,28 +150,34 @@ def _prepared(text: str) -> str | None:
     if (
         not text
         or TEXT in text
-        or any(sign in text for sign in (DOLLAR, "#", "&", "?", "...", "\\\\", "%"))
+        or any(sign in text for sign in (DOLLAR, "#", "&", "?", "...", "\\\\", "%", "!!"))
         or (not text.isascii() and not set(text) <= _ALLOWED)
     ):
         return None
     text = text.replace(THIN, " ").replace("°", r" \cdot \frac{\pi}{180}")
     text = re.sub(r"(\d)\s*'\s*(?=\d{3})", r"\1", text)
-    text = re.sub(r"(?<=[A-Za-z}])\s*('+)", lambda match: "_{" + "p" * (len(match[1]) + 1) + "}", text)
+    text = re.sub(r"(?<=[A-Za-z])\s*('+)", lambda match: "_{" + "p" * (len(match[1]) + 1) + "}", text)
+    if "'" in text or re.search(r"\d\s*_", text):  # of a number: its base
+        return None
     text = re.sub(
         r"_\{([^{}=]*[\\,][^{}=]*)\}",
-        lambda match: "_{" + re.sub(r"[^A-Za-z0-9+-]", "", match[1]) + "}",
+        lambda match: "_{" + re.sub(r"[^A-Za-z0-9+-]", "", match[1].replace(",", "c")) + "}",
         text,
     )
     text = re.sub(r"(?<![A-Za-z\\])E\s*_", "X_", text)
-    text = re.sub(r"(?<=\d)(?:\{,\}|,)(?=\d{3}(?!\d))", "", text)
+    text = _GROUPS.sub(lambda match: re.sub(r"[{},]", "", match[0]), text)
+    text = re.sub(r"(?<![\\A-Za-z])log_?(\d+)\s*\(", r"\\log_{\1}(", text)
     text = re.sub(r"\\log_\s*(?:\{(\w+)\}|(\w))\s*(\d+)", r"\\log_{\1\2}{\3}", text)
     if _NO_EXPRESSION.search(text) and not _WITH_COMMAS.search(text):
         return None
     text = re.sub(r"\s+(?=[\^_])", "", text)
+    text = re.sub(r"\\([gG]amma)(?![A-Za-z])", r"X_{\1}", text)  # latex2sympy takes it for the function
+    if re.search(r"\^\s*\{?\s*(?:T|\\top)\s*\}?(?![A-Za-z])", text):  # latex2sympy drops it from a symbol
+        return None
     text = _combinations(text)
     text = re.sub(r"\\binom\s*(\w)\s*(\w)", r"\\binom{\1}{\2}", text)
     text = re.sub(r"(\\binom\s*\{[^{}]*\})\s*(\w)", r"\1{\2}", text)
-    text = re.sub(r"(?<![\d.}])(\d+)\s*(\\frac\{\d+\}\{\d+\})", r"(\1+\2)", text)
+    text = re.sub(r"(?<![\d.}_^])(\d+)\s*(\\frac\{\d+\}\{\d+\})", r"(\1+\2)", text)
     text = _DECIMAL.sub(
         lambda match: rf"{{\frac{{{int((match[1] or '0') + match[2])}}}{{{10 ** len(match[2])}}}}}", text
     )
@@ -201,47 +210,100 @@ def equal(gold: Any, answer: Any) -> bool | None:
 
     if gold == answer:
         return True
-    if any(part.has(sympy.nan, sympy.zoo) for part in (gold, answer)):
-        return None
     gold, answer = (_without_functions(part) for part in (gold, answer))
     symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
+    verdict = _equal_everywhere(gold, answer, symbols)
+    if verdict is not False:
+        return verdict
+    for other in (_real_roots, _natural_logarithms):  # what else the same signs may mean
+        if _equal_everywhere(other(gold), other(answer), symbols):
+            return True
+    constants = [symbol for symbol in symbols if _CONSTANT.fullmatch(symbol.name)]
+    if constants and len(symbols) > len(constants):
+        return True if _differ_by_a_constant(gold, answer, symbols, constants) else None
+    if gold.free_symbols != answer.free_symbols:
+        return None
+    roots = (sympy.Pow, sympy.Abs, sympy.log, sympy.Max, sympy.Min, sympy.asin, sympy.acos, sympy.atan)
+    return False if not symbols or not any(part.has(*roots) for part in (gold, answer)) else verdict
+
+
+_CONSTANT = re.compile(r"[CcK](?:_\{?\w+\}?)?")
+
+
+def _equal_everywhere(gold: Any, answer: Any, symbols: list[Any]) -> bool | None:
+    """Whether they agree at every point; False where they do at none, or at not all whole numbers."""
+    import sympy
+
     if not symbols:
         return _equal_constants(gold, answer)
-    discrete = any(
-        part.has(sympy.Sum, sympy.Product, sympy.binomial, sympy.factorial, sympy.floor, sympy.ceiling)
-        for part in (gold, answer)
-    )
-    verdicts = [
-        _equal_values(_value(gold, point), _value(answer, point))
-        for point in _points(symbols, discrete=discrete)
-    ]
+    counts = (sympy.Sum, sympy.Product, sympy.binomial, sympy.factorial)
+    whole = {symbol.name for symbol in symbols} <= COUNTS
+    discrete = whole or any(part.has(*counts) for part in (gold, answer))
+    points = _points(symbols, discrete=discrete, signed=any(part.has(sympy.Abs) for part in (gold, answer)))
+    verdicts = [_equal_values(_value(gold, point), _value(answer, point)) for point in points]
     if None in verdicts:
         return _by_simplifying(gold, answer)
     if all(verdicts):
         return True
-    if gold.free_symbols != answer.free_symbols or (any(verdicts) and not discrete):
-        return None
-    return False
+    return None if any(verdicts) and not discrete else False
 
 
-COUNTS = frozenset("kmnN")
+def _differ_by_a_constant(gold: Any, answer: Any, symbols: list[Any], constants: list[Any]) -> bool:
+    """Whether f(x) + C and g(x) + C are the same family: with C at 0, f - g is the same at every point."""
+    if gold.free_symbols != answer.free_symbols or len(constants) != 1:
+        return False
+    (constant,) = constants
+    if gold.coeff(constant) != 1 or answer.coeff(constant) != 1:
+        return False
+    points = _points([symbol for symbol in symbols if symbol != constant], discrete=False, signed=True)
+    gaps = [_value((gold - answer).subs(constant, 0), point) for point in points]
+    return None not in gaps and all(_equal_values(gap, gaps[0]) for gap in gaps[1:])
+
+
+def _real_roots(value: Any) -> Any:
+    """With odd roots of negative numbers real: sqrt[3]{-27} is -3."""
+    import sympy
+
+    def is_odd_root(part: Any) -> bool:
+        return isinstance(part, sympy.Pow) and part.exp.is_Rational and part.exp.q % 2 == 1 and part.exp.q > 1
+
+    def real(part: Any) -> Any:
+        size = sympy.Pow(sympy.Abs(part.base), part.exp)
+        return sympy.sign(part.base) * size if part.exp.p % 2 else size
+
+    return value.replace(is_odd_root, real)
+
+
+def _natural_logarithms(value: Any) -> Any:
+    r"""With \log for \ln."""
+    import sympy
+
+    return value.replace(
+        lambda part: isinstance(part, sympy.log) and len(part.args) == 2 and part.args[1] == 10,
+        lambda part: sympy.log(part.args[0]),
+    )
+
+
+COUNTS = frozenset("nN")
 """Names of whole numbers, which are positive."""
+_SIZES = ((7, 11), (20, 13), (11, 5), (46, 7), (313, 12), (2003, 7))
 
 
-def _points(symbols: list[Any], *, discrete: bool) -> list[dict[Any, Any]]:
-    """Values of the variables: fractions of either sign that nothing else has, or whole numbers for what counts."""
+def _points(symbols: list[Any], *, discrete: bool, signed: bool) -> list[dict[Any, Any]]:
+    """Values of the variables: fractions of either sign, small and large, or whole numbers for what counts."""
     import sympy
 
     points = []
-    for k in range(POINTS + discrete):
+    for k in range(POINTS):
         point = {}
         for i, symbol in enumerate(symbols):
             if discrete:
-                point[symbol] = sympy.Integer(3 + 2 * k + 3 * i)
-            else:
-                size = sympy.Rational(7 + 13 * k + 5 * i, 11 + 3 * i + 2 * k)
-                negative = (k + i * (k > 1)) % 2 and symbol.name not in COUNTS
-                point[symbol] = -size if negative else size
+                point[symbol] = sympy.Integer(2 + 3 * k + 2 * i)
+                continue
+            above, below = _SIZES[(k + i) % POINTS]
+            size = sympy.Rational(above + 2 * i, below)
+            negative = (k + i * (k > 1)) % 2 and (signed or symbol.name not in COUNTS)
+            point[symbol] = -size if negative else size
         points.append(point)
     return points
 
@@ -251,6 +313,11 @@ def _without_functions(value: Any) -> Any:
     import sympy
     from sympy.core.function import AppliedUndef
 
+    whole = sympy.Integral | sympy.Derivative
+    value = value.replace(
+        lambda part: isinstance(part, whole) and bool(part.atoms(AppliedUndef)),
+        lambda part: sympy.Symbol(f"[{part}]"),
+    )
     return value.replace(
         lambda part: isinstance(part, AppliedUndef | sympy.Derivative), lambda part: sympy.Symbol(f"[{part}]")
     )
@@ -290,6 +357,10 @@ def _equal_constants(gold: Any, answer: Any) -> bool | None:
     """Constants; large ones to the last place before the point, so that 10^50 is not 10^50 + 1."""
     left, right = _value(gold), _value(answer)
     verdict = _equal_values(left, right)
+    if verdict and not left.is_infinite:
+        exact = gold.doit(), answer.doit()
+        if exact[0].is_Rational and exact[1].is_Rational:
+            return bool(exact[0] == exact[1])
     if verdict and not left.is_infinite and abs(left) > 10**15:
         digits = DIGITS + int(_log10(abs(left)))
         if digits > MAX_POWER:

@@ -17,14 +17,29 @@ from oxa.answers.structure import Items
 
 def items(text: str, equal: Equal) -> Items | None:
     r"""The items of a list, with \pm written out; a named tuple is a list of named values."""
+    amount = quantities.read(text)
+    if amount is not None and amount.number is not None:
+        return None  # its commas are of thousands
     if (named := _named_tuple(text) or _named_solutions(text, equal)) is not None:
         return named
+    sides, signs = structure.relation(text)
+    if set(signs) == {"="} and len(signs) > 1 and all(map(is_name, sides[:-1])):  # x = y = 1
+        return Items(tuple(f"{side}={sides[-1]}" for side in sides[:-1]), "bare")
     many = structure.items(text)
-    parts = many.parts if many is not None else (text,)
+    parts = tuple(map(_point, many.parts)) if many is not None else (text,)
     written_out = [sign for part in parts for sign in structure.signs(part)]
     if many is None and len(written_out) == 1:
         return None
     return Items(tuple(written_out), many.kind if many is not None else "bare")
+
+
+_POINT = re.compile(r"([ABD-MO-Z]'*)\s*(\(.*\))")
+
+
+def _point(text: str) -> str:
+    """A(1, 2) as A = (1, 2)."""
+    match = _POINT.fullmatch(text)
+    return f"{match[1]}={match[2]}" if match and structure.items(match[2]) is not None else text
 
 
 def _named_tuple(text: str) -> Items | None:
@@ -63,19 +78,41 @@ def _named_solutions(text: str, equal: Equal) -> Items | None:
 
 def compare(gold: str, answer: str, equal: Equal) -> Decision:
     """Where one of the texts is a list at least."""
+    verdict, decided = _compare(gold, answer, equal)
+    if verdict is False and any(text.count(r"\pm") + text.count(r"\mp") > 1 for text in (gold, answer)):
+        return None, True  # signs may be meant to go together, or not
+    if verdict and _connectives(gold) | _connectives(answer) == {"and", "or"} and _has_names(gold):
+        return (None if _connectives(gold) and _connectives(answer) else True), True
+    return verdict, decided
+
+
+def _connectives(text: str) -> set[str]:
+    words = re.findall(r"(?<![A-Za-z])(and|or)(?![A-Za-z])", re.sub(r"\\l(?=and|or)", " ", text))
+    return set(words)
+
+
+def _has_names(text: str) -> bool:
+    return "=" in text or r"\l" in text
+
+
+def _compare(gold: str, answer: str, equal: Equal) -> Decision:
+    letters = [match[1] if (match := _POINT.fullmatch(text)) else None for text in (gold, answer)]
+    if None not in letters and letters[0] != letters[1]:
+        return None, True
     first, second = items(_unnamed_list(gold), equal), items(_unnamed_list(answer), equal)
     if first is None and second is None:
         return UNDECIDED
     if first is None or second is None:
         many, one, text = (first, answer, gold) if first is not None else (second, gold, answer)
-        if numbers.number(text) is not None:
-            return UNDECIDED  # its commas are of thousands
+        if re.fullmatch(r"[+-]?[\d.]+,\d+|[A-Z]\s*\(.*", text):
+            return None, True  # a decimal comma or a list of two; permutations or a point
         assert many is not None
         value = value_of(one, equal)
         read = quantities.sound(value)
         if (
             read is not None
             and quantities.is_constant(read)
+            and "i" not in value
             and many.kind != "named"
             and _are_values(many.parts, equal)
             and any(equal(many.parts[0], part) is False for part in many.parts[1:])
@@ -96,6 +133,8 @@ def compare(gold: str, answer: str, equal: Equal) -> Decision:
         first, second = (
             Items(tuple(value_of(part, equal) for part in many.parts), many.kind) for many in (first, second)
         )
+        if len(distinct) > 1 and len(set(distinct)) == 1 and {first.kind, second.kind} & {"tuple", "list"}:
+            return None, True  # two values of one variable are no point
         if len({re.sub(r"_.*", "", name) for name in distinct}) > 1:
             return _in_order(first.parts, second.parts, equal, certain=False), True
         return _in_any_order(first.parts, second.parts, equal), True
@@ -103,14 +142,16 @@ def compare(gold: str, answer: str, equal: Equal) -> Decision:
     if first.kind in ordered and second.kind in ordered:
         return _in_order(first.parts, second.parts, equal, certain=True), True
     if first.kind in ordered or second.kind in ordered:
+        if "set" in (first.kind, second.kind) or _connectives(gold) | _connectives(answer):
+            return None, True
         return _in_order(first.parts, second.parts, equal, certain=False), True
     return _in_any_order(first.parts, second.parts, equal), True
 
 
 def _unnamed_list(text: str) -> str:
     r"""Without a single name before a list: `x = 1, 2`, `x = \pm 2`, `x \in \{1, 2\}`."""
-    if (point := re.fullmatch(r"[A-Z]'*\s*(\(.*\))", text)) and structure.items(point[1]) is not None:
-        return point[1]
+    if (point := _POINT.fullmatch(text)) and structure.items(point[2]) is not None:
+        return point[2]
     match = re.match(r"\\?[A-Za-z](?:_\{?\w+\}?)?\s*(?:=|\\in(?![A-Za-z]))\s*(?=\\?[{(\[]|\\pm|[^=]*$)", text)
     return (
         text[match.end() :]
@@ -154,6 +195,8 @@ def _equal_named(first: Items, second: Items, equal: Equal) -> bool | None:
     assert answer_names is not None
     golds, answers = (tuple(value_of(part, equal) for part in many.parts) for many in (first, second))
     if len(set(gold_names)) < len(gold_names) or len(set(answer_names)) < len(answer_names):
+        if len({*gold_names, *answer_names}) > 1:
+            return None
         return _in_any_order(golds, answers, equal)
     if set(gold_names) != set(answer_names):
         return (
@@ -183,6 +226,11 @@ def _in_order(
 
 def _in_any_order(golds: tuple[str, ...], answers: tuple[str, ...], equal: Equal) -> bool | None:
     """Whether each gold has an answer of its own; False where that is certain."""
+    exact = [
+        [number.value for part in parts if (number := numbers.number(part))] for parts in (golds, answers)
+    ]
+    if len(exact[0]) == len(golds) and len(exact[1]) == len(answers) and sorted(exact[0]) == sorted(exact[1]):
+        return True
     rest, doubt = list(answers), False
     for gold in golds:
         verdicts = [equal(gold, answer) for answer in rest]
@@ -239,7 +287,7 @@ def compare_matrices(gold: str, answer: str, equal: Equal) -> Decision:
         pairs = zip(cells, tuple_.parts, strict=True)
         return all_equal(equal(a, b) for a, b in pairs), True
     if [len(row) for row in first] != [len(row) for row in second]:
-        return False, True
+        return (None if {len(first), len(first[0])} == {len(second), len(second[0])} else False), True
     pairs_of_cells = [pair for rows in zip(first, second, strict=True) for pair in zip(*rows, strict=True)]
     return all_equal(equal(a, b) for a, b in pairs_of_cells), True
 

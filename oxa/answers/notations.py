@@ -35,9 +35,12 @@ class Choice(NamedTuple):
 
 _LETTERS = re.compile(r"\(?([A-J](?:\s*[,;]?\s*(?:and\s+)?[A-J])*)\)?[.:]?")
 _OPTION = re.compile(
-    r"(?:(?:the )?(?:correct )?(?:option|choice|answer)s?\s*(?:is|are|:)?\s*|选择?\s*)", re.IGNORECASE
+    r"(?:(?:the )?(?:correct )?(?:option|choice|answer)s?\s*(?:is|are|:)?\s*|选(?:择|项)?\s*(?:[为是::]\s*)?)",
+    re.IGNORECASE,
 )
-_WITH_TEXT = re.compile(r"(?:\(([A-J])\)|([A-J])(?:[.):]|\s*=))\s*(\S.*)", re.DOTALL)
+_WITH_TEXT = re.compile(
+    r"(?:\(([A-J])\)|([A-J])(?:[.)]|:(?=\s[^=<>]*$)))(?:\s+|(?=[\\\d$(]))(\S.*)", re.DOTALL
+)
 _SMALL = re.compile(r"\(([a-j])\)")
 
 
@@ -60,9 +63,11 @@ def choice(text: str) -> Choice | None:
     return None
 
 
-def choices_equal(gold: Choice, answer: Choice) -> bool:
-    """Whether the same options were chosen."""
-    return gold.letters == answer.letters
+def choices_equal(gold: Choice, answer: Choice) -> bool | None:
+    """Whether the same options were chosen; None where one letter comes with two contents."""
+    if gold.letters != answer.letters:
+        return False
+    return True if not gold.rest or not answer.rest or gold.rest == answer.rest else None
 
 
 # ---- numbered statements ----
@@ -134,9 +139,9 @@ def clocks_equal(gold: Clock, answer: Clock) -> bool | None:
 
 # ---- words ----
 
-_ARTICLE = re.compile(r"\b(?:an?|the)\s+")
-_PUNCTUATION = re.compile(r"[.,;:!?\"'`*_“”()\[\]{}-]+")
-_COMMAND = re.compile(r"\\[A-Za-z]+\s*|\\.")
+_TOKEN = re.compile(r"(?P<number>(?<![\w.])[+-]?\d+(?:\.\d+)?)|(?P<word>[^\W\d_]+(?:'[a-z]+)?)|(?P<other>\S)")
+_DROPPED = frozenset(".,;:!?\"'`*_()") | {"a", "an", "the"}
+_SYNONYMS = {"dne": "does not exist", "doesn't exist": "does not exist", "no solutions": "no solution"}
 _GROUPS = tuple(
     frozenset(group.split())
     for group in (
@@ -149,31 +154,32 @@ _GROUPS = tuple(
         "是 否", "正确 错误", "quadranti quadrantii quadrantiii quadrantiv", "heads tails",
     )
 )  # fmt: skip
-_LATIN_WORD = re.compile(r"[^\W\d_]{2,}")
+_WORD = re.compile(r"[^\W\d_]{4,}|(?![A-Z]{3})[^\W\d_]{3}|[\u3400-\u9fff]|\b[Nn][Oo]\b|\bYES\b")
+_PRODUCT = re.compile(r"[b-df-hj-np-tv-z]{3}|[A-Z]{2,3}|[a-z]{1,2}")  # of variables, or a triangle
+_FORMULA = re.compile(r"\\[A-Za-z]|[=<>^+|&/\\]|_\{|[A-Za-z]\s*[-(\[]|[)\]]\s*[A-Za-z]")
 
 
 def words(text: str) -> str | None:
-    """Words in one spelling, or None where there are none, or mathematics between them."""
-    text = _bare(_COMMAND.sub(" ", text.replace(TEXT, " ").replace(END, " ")))
-    if re.search(r"[=<>^+|&/\\]|_\{", text):
+    """Words in one spelling, or None where there are none, or a formula is among them."""
+    marked = TEXT in text
+    text = _bare(text)
+    if _FORMULA.search(re.sub(r"(?<=[a-z]{3})-(?=[a-z]{3})|(?<=[a-z]{3})\s*\(|\)\s*(?=[a-z]{3})", " ", text)):
         return None
-    text = _PUNCTUATION.sub(" ", text).casefold()
-    text = _bare(_ARTICLE.sub("", _bare(text)))
-    return text if _LATIN_WORD.search(text) or re.search("[\u3400-\u9fff]", text) else None
+    if not _WORD.search(text) or (
+        _PRODUCT.fullmatch(text) and not marked and text.lower() not in ("no", "yes")
+    ):
+        return None
+    tokens = (match[0].casefold() for match in _TOKEN.finditer(text))
+    spelling = " ".join(token for token in tokens if token not in _DROPPED)
+    return _SYNONYMS.get(spelling, spelling) or None
 
 
 def words_equal(gold: str, answer: str) -> bool | None:
     """The same words; False only of two members of one closed group."""
-    if gold.replace(" ", "") == answer.replace(" ", ""):
+    pair = {re.sub(r"(?<!\d) | (?!\d)", "", text) for text in (gold, answer)}
+    if len(pair) == 1:
         return True
-    pair = {gold.replace(" ", ""), answer.replace(" ", "")}
     return False if any(pair <= group for group in _GROUPS) else None
-
-
-def is_marked(text: str) -> bool:
-    """Whether all of it was written as text."""
-    text = structure.strip(text)
-    return text.startswith(TEXT) and text.endswith(END)
 
 
 # ---- numbers in a base, ratios, residues ----
@@ -184,7 +190,7 @@ _DIGIT_WORDS = {
 }  # fmt: skip
 _BASE = rf"(\d+|{'|'.join(_DIGIT_WORDS)})"
 _BASED = re.compile(
-    rf"\(?\s*{TEXT}?(?:\\overline)?\{{?([0-9A-Fa-f][0-9A-Fa-f ]*?)\}}?{END}?\s*\)?\s*"
+    rf"\(?\s*{TEXT}?(?:\\overline)?\{{?([0-9A-Fa-f][0-9A-Fa-f {THIN}]*?)\}}?{END}?\s*\)?\s*"
     rf"(?:_\s*\{{?\s*\(?\s*{TEXT}?\s*(?:base\s*{END}?\s*)?{_BASE}\s*{END}?\s*\)?\s*\}}?"
     rf"|\s*\(?{TEXT}?\s*\(?(?:in\s+)?base\s*[- ]?\s*{END}?\s*{_BASE}\)?{END}?\)?)"
 )
@@ -197,7 +203,7 @@ def based(text: str) -> tuple[str, int] | None:
         return None
     name = match[2] or match[3]
     base = _DIGIT_WORDS.get(name) or int(name)
-    digits = match[1].replace(" ", "").upper().lstrip("0") or "0"
+    digits = re.sub(rf"[ {THIN}]", "", match[1]).upper().lstrip("0") or "0"
     if not 2 <= base <= 16 or any(int(digit, 16) >= base for digit in digits):
         return None
     return digits, base
@@ -246,7 +252,10 @@ def residues_equal(gold: tuple[int, int | None], answer: tuple[int, int | None])
     modulus = gold[1] or answer[1]
     if not modulus or (gold[1] and answer[1] and gold[1] != answer[1]):
         return None
-    return (gold[0] - answer[0]) % modulus == 0 if gold[1] and answer[1] else gold[0] == answer[0]
+    congruent = (gold[0] - answer[0]) % modulus == 0
+    if gold[1] and answer[1]:
+        return congruent
+    return True if gold[0] == answer[0] else None if congruent else False
 
 
 READERS: tuple[tuple[Callable[[str], Any], Callable[[Any, Any], bool | None]], ...] = (

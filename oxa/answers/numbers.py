@@ -22,9 +22,9 @@ MAX_DIGITS = 2000  # of a number: Python refuses to read more
 
 _NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)"
 _THOUSANDS = re.compile(
-    rf"\d{{1,3}}(?:(?P<mark>,|'|\{{,\}}|[ {THIN}])\d{{3}})(?:(?P=mark)\d{{3}})*(?:\.\d+)?|\d{{1,3}}(?:\.\d{{3}}){{2,}}"
+    r"\d{1,3}(?:\.\d{3}){2,}|"
+    rf"[1-9]\d{{0,2}}(?:(?P<mark>,|'|\{{,\}}|[ {THIN}])\d{{3}})(?:(?P=mark)\d{{3}})*(?:\.\d+)?"
 )
-_LAKHS = re.compile(r"\d{1,2}(?:,\d{2})+,\d{3}")
 _PLAIN = re.compile(rf"({_NUMBER})")
 _RATIO = re.compile(
     rf"({_NUMBER})\s*(?:/|\\div\s*)\s*({_NUMBER})|\\frac\{{\s*([+-]?{_NUMBER})\s*\}}\{{\s*([+-]?{_NUMBER})\s*\}}"
@@ -71,7 +71,7 @@ def number(text: str) -> Number | None:
 
 
 def _size(text: str) -> Number | None:
-    if _THOUSANDS.fullmatch(text) or _LAKHS.fullmatch(text):
+    if _THOUSANDS.fullmatch(text):
         if "," not in text and "'" not in text and re.fullmatch(r"\d+(\.\d{3}){2,}", text):
             return _decimal(text.replace(".", ""))
         return _decimal(re.sub(r"[^\d.]", "", text))

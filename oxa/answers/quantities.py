@@ -6,6 +6,7 @@ no 0.28 for 28). Two units of one measure are converted (5 m is 500 cm); other m
 
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
 from functools import lru_cache
@@ -59,20 +60,28 @@ _NUMBER_WORDS = {
         ]
     )
 }
+_FRACTION_WORDS = {
+    "half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
+    "ninth": 9, "tenth": 10,
+}  # fmt: skip
+_PARTS = re.compile(rf"({'|'.join(_NUMBER_WORDS)}|a)[\s-]+({'|'.join(_FRACTION_WORDS)})s?", re.IGNORECASE)
+_CHANCE = re.compile(rf"^(\d+)\s*{TEXT}?\s*(?:in|out of)\s*{END}?\s*(\d+)$")
 _SECONDS = re.compile(r"(?<=\d)\s*(?:''|\")\s*$")
 _FACTORS = {
     "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
-    "万": 10**4, "亿": 10**8,
+    "dozen": 12, "万": 10**4, "亿": 10**8,
 }  # fmt: skip
 _FACTOR = re.compile(rf"\s*{TEXT}?\s*({'|'.join(_FACTORS)})\s*{END}?(?![A-Za-z])")
 _HEDGE = re.compile(
     rf"^(?:{TEXT}?\s*(?:about|approximately|around|roughly|exactly|approx\.?|约|大约)\s*{END}?|\\approx|\\sim|=|:)\s*",
     re.IGNORECASE,
 )
-_TAIL = re.compile(
-    rf"(?<=[\w)}}°%'!.\]])(?P<gap>[\s{THIN}]*)(?P<unit>(?:\\cdot\s*)?(?:{TEXT}|[^\W\d_]|\\mu\s|[{DOLLAR}€£¥₹¢/°]|[\u3400-\u9fff]).*)$",
-    re.DOTALL,
-)
+
+
+def _part(match: re.Match[str]) -> str:
+    """`two thirds` as 2/3."""
+    above = _NUMBER_WORDS.get(match[1].lower(), "1")
+    return f"{above}/{_FRACTION_WORDS[match[2].lower()]}"
 
 
 def read(text: str) -> Quantity | None:
@@ -80,6 +89,7 @@ def read(text: str) -> Quantity | None:
     text = structure.strip(text)
     text = _HEDGE.sub("", text)
     text = _NUMBER_WORDS.get(text.lower(), text)
+    text = _CHANCE.sub(r"\1/\2", _PARTS.sub(_part, text))
     if not text or not re.search(r"[\dA-Za-z\\]", text):
         return None
     if match := _MINUTES.fullmatch(text):
@@ -207,20 +217,29 @@ def _is_text(tail: str) -> bool:
     return tail.startswith((TEXT, "°", r"\frac{" + TEXT)) or not tail[0].isascii() or tail[0] == DOLLAR
 
 
+_ATTACHED = frozenset(("cm", "km", "mm", "kg", "ml", "ft", "hr"))
+
+
 def _is_known(tail: str, text: str, start: int) -> bool:
-    """Whether unmarked letters are a unit: a word, or a known symbol that is no single letter or stands apart."""
+    """Whether unmarked letters are a unit: a word, or a known symbol that no variables are written like."""
     words = re.findall(r"[A-Za-z]+", tail)
     first = words[0] if words else ""
+    apart = text[start - 1] in f" {THIN}"
     if len(first) == 1:
-        return first.lower() in units.AMBIGUOUS and text[start - 1] == THIN
+        head = text[:start].rstrip()
+        if text[start - 1] != THIN:
+            return False
+        return numbers.number(head) is not None or (first in units.AMBIGUOUS and not _variables(head))
     if first.lower() in expressions.FUNCTIONS:
         return False
     if units.is_measure(first):
-        return len(first) > 2 or text[start - 1] in f" {THIN}" or text[start - 1].isdigit()
-    return len(first) > 2 and text[start - 1].isspace()
+        return apart or first.lower() in _ATTACHED or (len(first) > 2 and text[start - 1].isdigit())
+    return (len(first) > 3 or first in ("men", "way")) and apart
 
 
-_POUNDS = {("gbp", 1), ("lb", 1)}  # of money and of weight have one name
+def _variables(text: str) -> bool:
+    value = expressions.expression(text)
+    return value is None or bool(value.free_symbols)
 
 
 def equal(gold: Quantity, answer: Quantity) -> bool | None:
@@ -233,21 +252,56 @@ def equal(gold: Quantity, answer: Quantity) -> bool | None:
     doubt = False
     if gold.unit is not None and answer.unit is not None:
         first, second = gold.unit, answer.unit
-        if first.powers != second.powers and {*first.powers, *second.powers} != _POUNDS:
-            if first.powers and second.powers:
+        if first.powers != second.powers:
+            if first.powers and second.powers and not _one_measure(first, second):
                 return None if _values(gold, answer) is None else False
             doubt = True
         elif first.powers:
             scale = first.factor, second.factor
-        elif first.nouns and second.nouns and not (first.nouns & second.nouns):
+        if first.nouns and second.nouns and not (first.nouns & second.nouns):
             doubt = True
     verdict = _values(gold, answer, scale)
-    if verdict and doubt:
+    if doubt:
+        pounds = {base for unit in (gold.unit, answer.unit) if unit for base, _ in unit.powers} == {
+            "gbp",
+            "lb",
+        }
+        return verdict if pounds else None
+    if verdict is False and _one_unit(gold, answer) and _may_be_converted(gold, answer):
         return None
-    if verdict is False and _one_unit(gold, answer):
-        powers = _values(gold, answer, None, up_to_tens=True)
-        return None if powers else False
+    if verdict is False and _may_be_radians(gold, answer):
+        return None
+    if verdict and gold.degrees != answer.degrees and not (is_constant(gold) and is_constant(answer)):
+        return None
     return verdict
+
+
+_CONVERSIONS = frozenset((60, 3600, 24, 7, 12, 365, 3, 36, 5280, 16, 1440, 86400, 52, 168))
+
+
+def _may_be_radians(gold: Quantity, answer: Quantity) -> bool:
+    """Whether one is near to the other in radians."""
+    values = [_expression(quantity) for quantity in (gold, answer)]
+    if any(value is None or value.free_symbols or not value.is_real for value in values):
+        return False
+    first, second = (float(value.evalf(15)) for value in values)
+    turned = [(first * math.pi / 180, second), (first, second * math.pi / 180)]
+    return any(math.isclose(a, b, rel_tol=0.01) for a, b in turned)
+
+
+def _may_be_converted(gold: Quantity, answer: Quantity) -> bool:
+    """Whether two numbers are one in units that are often converted, as 90 is 1.5 hours."""
+    if gold.number is None or answer.number is None or not gold.number.value or not answer.number.value:
+        return False
+    ratio = gold.number.value / answer.number.value
+    ratio = max(ratio, 1 / ratio)
+    return ratio in _CONVERSIONS or set(str(ratio).rstrip("0")) == {"1"}
+
+
+def _one_measure(first: Unit, second: Unit) -> bool:
+    """Whether two units differ in nothing but scales that are not converted (pounds of money and of weight)."""
+    bases = {base for base, _ in first.powers ^ second.powers}
+    return any(bases & scales and bases <= scales for scales in units.OTHER_SCALES)
 
 
 def _one_unit(gold: Quantity, answer: Quantity) -> bool:
@@ -256,24 +310,13 @@ def _one_unit(gold: Quantity, answer: Quantity) -> bool:
     return with_unit[0] != with_unit[1]
 
 
-def _values(
-    gold: Quantity,
-    answer: Quantity,
-    scale: tuple[Fraction, Fraction] | None = None,
-    *,
-    up_to_tens: bool = False,
-) -> bool | None:
+def _values(gold: Quantity, answer: Quantity, scale: tuple[Fraction, Fraction] | None = None) -> bool | None:
     if gold.number is not None and answer.number is not None:
         first, second = gold.number, answer.number
         if scale is not None and scale[0] != scale[1]:
             first = first._replace(value=first.value * scale[0], step=first.step * scale[0])
             second = second._replace(value=second.value * scale[1], step=second.step * scale[1])
-        if up_to_tens:
-            ratio = first.value / second.value if first.value and second.value else Fraction(0)
-            return ratio > 0 and set(str(max(ratio, 1 / ratio)).rstrip("0")) == {"1"}
         return numbers.numbers_equal(first, second)
-    if up_to_tens:
-        return False
     left, right = _expression(gold), _expression(answer)
     if left is None or right is None:
         return None
@@ -312,14 +355,19 @@ def _expression(quantity: Quantity) -> Any:
 
 def _equal_percent(gold: Quantity, answer: Quantity) -> bool | None:
     """28% is 28 and 0.28; 28 is 28%; 0.28 is 28%."""
+    plain = answer if gold.percent else gold
+    if gold.percent != answer.percent and plain.unit is not None:
+        return None
     as_it_stands = _values(gold, answer)
-    if as_it_stands or (gold.percent and answer.percent):
+    if gold.percent and answer.percent:
         return as_it_stands
+    if as_it_stands and (gold.percent or gold.number is None or abs(gold.number.value) >= 1):
+        return True
     hundredth = (Fraction(1, 100), Fraction(1)) if gold.percent else (Fraction(1), Fraction(1, 100))
     as_share = _values(gold, answer, hundredth)
     if as_share:
         return True
-    return None if None in (as_it_stands, as_share) else False
+    return None if as_it_stands is not False or as_share is None else False
 
 
 def _equal_angle(gold: Quantity, answer: Quantity) -> bool | None:
@@ -330,6 +378,8 @@ def _equal_angle(gold: Quantity, answer: Quantity) -> bool | None:
     left, right = _expression(degrees), _expression(plain)
     if left is None or right is None:
         return None
-    if right.has(sympy.pi) or (plain.unit and ("rad", 1) in plain.unit.powers):
+    if right.has(sympy.pi, sympy.asin, sympy.acos, sympy.atan) or (
+        plain.unit and ("rad", 1) in plain.unit.powers
+    ):
         return expressions.equal(left * sympy.pi / 180, right)
     return None

@@ -101,19 +101,27 @@ def _condition(text: str) -> Region | None:
     parts = structure.conjuncts(text)
     if len(parts) > 1:
         parts = [part for part in parts if not re.fullmatch(r"\w+\s*\\in\s*\\mathbb\{?R\}?", part)]
-        return _joined(parts, _intersection)
+        both = _joined(parts, _intersection)
+        return both if both is None or both.pieces else _joined(parts, _union)
     return _chain(text)
 
 
 def _joined(parts: list[str], join: Any) -> Region | None:
-    regions = [read(part) for part in parts]
+    regions = [read(part) or _value(part) for part in parts]
     names = {region.name for region in regions if region is not None}
-    if None in regions or len(names) != 1 or None in names:
+    if not any(map(read, parts)) or None in regions or len(names) != 1 or None in names:
         return None
     pieces = regions[0].pieces  # type: ignore[union-attr]
     for region in regions[1:]:
         pieces = join(pieces, region.pieces)  # type: ignore[union-attr]
     return Region(pieces, names.pop(), False)
+
+
+def _value(text: str) -> Region | None:
+    """`x = 0` among inequalities."""
+    sides, signs = structure.relation(text)
+    value = _number(sides[1]) if signs == ["="] and _is_name(sides[0]) else None
+    return None if value is None else Region((Piece(value, value, True, True),), sides[0], False)
 
 
 def _chain(text: str) -> Region | None:

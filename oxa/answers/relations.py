@@ -23,7 +23,7 @@ UNDECIDED: Decision = (None, False)
 _INDEX = rf"_\{{?[\w\\, {TEXT}{END}]+\}}?"
 _NAMES = (
     rf"\\?[A-Za-z]+\s*(?:\s*[A-Za-z]+)*'*(?:{_INDEX})?'*(?:\s*\([A-Za-z\\, ]+\))?",  # x, a_n, f(x), \angle ABC
-    r"\|[A-Z]{2}\||[A-Z]\s*\([^()=]*\)|m?\s*\\angle\s*[A-Z]+|S_\{?\\triangle [A-Z]+\}?",  # |AB|, P(A)
+    r"\|[A-Z]{2}\||[A-Z]\s*\([^()]*\)|m?\s*\\angle\s*[A-Z]+|S_\{?\\triangle [A-Z]+\}?",  # |AB|, P(A)
     r"\\(?:overline|vec|overrightarrow|hat|bar|mathbb|mathcal)\s*\{[A-Za-z]+\}",
     rf"{TEXT}[^{END}]*{END}",
     # what is worked out, whose value follows
@@ -37,14 +37,12 @@ def is_name(text: str) -> bool:
     text = structure.strip(text)
     return (
         bool(_NAME.fullmatch(text))
-        and not re.fullmatch(r"e|i|\\pi|\\(?:sqrt|frac|sin|cos|tan|ln|log)\b.*", text)
+        and not re.match(rf"(?:e|i|\\pi)$|\\(?:frac|{'|'.join(expressions.FUNCTIONS)})(?![A-Za-z])", text)
         and numbers.number(text) is None
     )
 
 
-_SUM = re.compile(
-    r"[A-Za-z](?:\s*[+-]?\s*[A-Za-z])+|\d*[A-Za-z](?:\s*[+-]\s*\d*[A-Za-z])+"
-)  # of an answer: m + n = 116
+_SUM = re.compile(r"\d*[a-wA-W](?:\s*[+-]?\s*\d*[a-wA-W])+")  # of an answer: m + n = 116
 
 
 def _chain(text: str) -> tuple[str | None, list[str]] | None:
@@ -114,8 +112,12 @@ def compare(gold: str, answer: str, equal: Equal) -> Decision:
     if answer_value != answer:
         return equal(gold, answer_value), True
     sides, signs = second
-    if signs == ["="] and _SUM.fullmatch(sides[0]) and numbers.number(sides[1]) is not None:
-        return equal(gold, sides[1]), True
+    if (
+        set(signs) == {"="}
+        and _SUM.fullmatch(sides[0])
+        and (sum_ := value_of("s=" + "=".join(sides[1:]), equal))
+    ):
+        return (None if "=" in sum_ else equal(gold, sum_)), True
     return None, True
 
 

@@ -61,7 +61,7 @@ _LOST_BACKSLASH = re.compile(
     r"|(?<![\\A-Za-z])(infty|cup|cap|cdot|times|leq|geq|neq|pi|theta|alpha|beta|circ|pm)(?![A-Za-z])"
     r"|(?<![\\A-Za-z])(sqrt)(?=\s*\()"
 )
-_DOUBLE_BACKSLASH = re.compile(r"\\\\(?=[A-Za-z])")
+_DOUBLE_BACKSLASH = re.compile(r"\\\\(?=[A-Za-z]{2})")
 
 _GONE = re.compile(
     r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|tiny|scriptsize|footnotesize|small|normalsize|large|Large"
@@ -76,7 +76,7 @@ _SPACES = re.compile(
 )
 _FONTS = "mathrm|mathbf|mathit|mathsf|mathtt|mathnormal|boldsymbol|bm|pmb|operatorname\\*?|mathop|mathbin|rm"
 _WORDS = "text|textbf|textit|textrm|textsf|texttt|textnormal|textup|textsc|mbox|hbox|emph|textmd|textsl"
-_BOXES = "boxed|fbox|framebox|underline|ensuremath|uline|mathstrut|underbrace|cancel"
+_BOXES = "boxed|fbox|framebox|underline|ensuremath|uline"
 _GROUP = re.compile(
     rf"\\(?:(?P<font>{_FONTS})|(?P<text>{_WORDS})|(?P<box>{_BOXES})|(?P<color>textcolor|colorbox))\s*\{{"
 )
@@ -123,6 +123,8 @@ _SYNONYMS = (
     (re.compile(r"\^\s*\{\s*'\s*'\s*\}"), "''"),
     (re.compile(r"\^\s*\{\s*'\s*\}|\^\s*'"), "'"),
     (re.compile(r"\{\s*([+-])\s*\}"), r"\1"),
+    (re.compile(rf"(?<=\d)\s*\^\s*\{{?\s*{TEXT}?\s*(?:st|nd|rd|th)\s*{END}?\s*\}}?"), ""),
+    (re.compile(rf"(?<![a-z])ms\s*({END}?)\s*\^\s*\{{?\s*-1\s*\}}?"), r"m/s\1"),
     (re.compile(r"(?<![\\A-Za-z])infinity(?![A-Za-z])", re.IGNORECASE), r"\\infty "),
     (re.compile(r"\*\*(?=[\d({])"), "^"),
 )  # fmt: skip
@@ -143,7 +145,7 @@ def canonical(text: str) -> str:
     text = _groups(text)
     for pattern, other in _SYNONYMS:
         text = pattern.sub(other, text)
-    text = _SPACES.sub(THIN, text)
+    text = re.sub(rf"[ {THIN}]*{THIN}[ {THIN}]*", THIN, _SPACES.sub(THIN, text))
     text = _LOST_BACKSLASH.sub(lambda match: "\\" + match[0], text)
     text = _SLASHED.sub(r"\1/\2", text)
     text = _fractions(_infix(text))
@@ -159,7 +161,7 @@ def _unescaped(text: str) -> str:
     text = _ESCAPED_LETTER.sub(lambda match: {"\t": r"\t", "\r": r"\r", "\n": r"\n"}[match[0]], text)
     if r"\begin" in text:
         return re.sub(r"\\\\\s*(?:\[[^\]]*\])?", ROW, text)
-    return _DOUBLE_BACKSLASH.sub(r"\\", text).replace(r"\\", " ")
+    return _DOUBLE_BACKSLASH.sub(r"\\", text).replace(r"\\", ", ")
 
 
 def _unicode(text: str) -> str:

@@ -115,6 +115,17 @@ def items(text: str) -> Items | None:
     return Items(tuple(parts), "bare") if len(parts) > 1 else None
 
 
+def one_line(text: str) -> str:
+    """A display of one line, or of one chain of equations over several, without its environment."""
+    match = _ENVIRONMENT.fullmatch(text)
+    if match is None:
+        return text
+    rows = [row for row in (strip(row.replace("&", " ")) for row in _ROW.split(match[2])) if row]
+    if len(rows) == 1 or (rows and match[1] != "cases" and all(row.startswith("=") for row in rows[1:])):
+        return " ".join(rows)
+    return text
+
+
 def _encloses(text: str, start: int, end: int) -> bool:
     """Whether what lies between is balanced: the brackets round it belong together."""
     depth, i = 0, start

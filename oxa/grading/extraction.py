@@ -42,19 +42,30 @@ _BETWEEN_BOXES = re.compile(
     r"[\s$,;、.&]*(?:\\[(),;\]\[ ]|\\(?:text|mathrm|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|\\q?quad|and|or|和|或|与)?"
     r"[\s$,;、&\\()\[\]*]*"
 )
+_DENIED_BEFORE = re.compile(r"\b(?:not|isn't|cannot be|no longer)\s*[\s$\\(:]*$|不是\s*\$*$", re.IGNORECASE)
+_DENIED_BEHIND = re.compile(
+    r"[\s$\\).,?!]*(?:(?:is|was|seems)\s+(?:not|wrong|incorrect|false|impossible)|wait\b|no,|hmm|actually)",
+    re.IGNORECASE,
+)
 _TAG = re.compile(r"<answer>", re.IGNORECASE)
 _HASHES = re.compile(r"^[ \t]*####[ \t]*(\S.*)$", re.MULTILINE)
 _SAYS = re.compile(
-    r"\banswers?\*{0,2}\s*(?:\([^()\n]{0,40}\)\s*)?(?:is|are|be|[:=:])\*{0,2}\s*[:=]?|答案\s*(?:应?[是为]|[::])\s*[::]?|故选\s*[::]?",
+    r"\banswers?\*{0,2}\s*(?:\([^()\n]{0,40}\)\s*)?"
+    r"(?:(?:is|are|be)(?:\s+(?:therefore|thus|simply|equal to|given by))?|[:=:])\*{0,2}\s*[:=]?"
+    r"|答案\s*(?:应?[是为]|[::])\s*[::]?|故选\s*[::]?",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"(?<!\d)[.!?](?=\s|$)|(?<=\d)[.!?](?=\s+[A-Z]|\s*$)|[。!?]|\n")
 _DOUBT = re.compile(
-    r"\b(?:not|isn't|maybe|perhaps|or|cannot|can't|unless|either|wait|actually|but)\b|n't\b|不是|或",
+    r"\b(?:not|isn't|maybe|perhaps|or|cannot|can't|unless|either|wait|actually|but|no such|impossible|might|may|could"
+    r"|so far|consider|suppose|assume|if|case)\b|n't\b|不是|或",
     re.IGNORECASE,
 )
+_WITHDRAWN = re.compile(r"\b(?:no|fails?|wrong|incorrect)\b", re.IGNORECASE)
 _FORMULA = re.compile(r"\$\$?([^$]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-_NUMBER = re.compile(r"(?<![\w.,/])[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?(?![\w/]|[.,]\d)")
+_NUMBER = re.compile(
+    r"(?<![\w.,/])(?:[-+−]\s?)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?(?![\w/]|[.,]\d)"
+)
 _EDGES = " \t\r\n*`\"'"
 
 
@@ -64,8 +75,22 @@ def find(text: str, *, require_think: bool) -> Answer | None:
     if tail is None or not tail.strip():
         return None
     boxes = _boxes(tail)
-    real = [box for box in boxes if not _TEMPLATE.fullmatch(tail[box.start : box.end])]
-    return _boxed(tail, real) if real else _said(tail, anything=not boxes)
+    real = [
+        box
+        for box in boxes
+        if not _TEMPLATE.fullmatch(tail[box.start : box.end])
+        and not _DENIED_BEFORE.search(tail[max(0, box.left - NEAR) : box.left])
+        and not _DENIED_BEHIND.match(tail[box.right : box.right + NEAR])
+    ]
+    if not real:
+        return _said(tail, anything=not boxes)
+    said = [match.end() for match in _SAYS.finditer(tail, real[-1].right)]
+    later = (
+        _NUMBER.match(tail, said[-1] + len(tail[said[-1] :]) - len(tail[said[-1] :].lstrip(_EDGES + "$")))
+        if said
+        else None
+    )
+    return Answer(later[0]) if later else _boxed(tail, real)
 
 
 class _Box(NamedTuple):
@@ -101,12 +126,11 @@ def _boxes(tail: str) -> list[_Box]:
         while boxes and boxes[-1].right > match.start():
             boxes.pop()  # it holds this one
         boxes.append(_Box(match.start(), match.end(), end, end + 1))
-    if (
-        not boxes and (match := next(_BOX.finditer(tail), None)) and match[1]
-    ):  # its brace was escaped: \boxed{5 \}
-        close = re.compile(r"\\\}|\$|\n").search(tail, match.end())
+    first = _BOX.search(tail)
+    if not boxes and first and first[1]:  # its brace was escaped: \boxed{5 \}
+        close = re.compile(r"\\\}|\$|\n").search(tail, first.end())
         if close and close[0] == r"\}":
-            boxes.append(_Box(match.start(), match.end(), close.start(), close.end()))
+            boxes.append(_Box(first.start(), first.end(), close.start(), close.end()))
     return boxes
 
 
@@ -132,33 +156,41 @@ def _said(tail: str, *, anything: bool) -> Answer | None:
         end = tail.lower().find("</answer>", starts[-1])
         return _answer(tail[starts[-1] : end if end >= 0 else len(tail)])
     hashes = _HASHES.findall(tail)
-    if hashes:
+    if hashes and tail.rstrip().endswith(hashes[-1].rstrip()):
         return _answer(hashes[-1])
     places = [match.end() for match in _SAYS.finditer(tail)]
     if places:
         rest = tail[places[-1] :].lstrip(_EDGES)
         stop = _SENTENCE_END.search(rest)
         answer, after = (rest[: stop.start()], rest[stop.end() :]) if stop else (rest, "")
+        before = tail[max(0, places[-1] - NEAR) : places[-1]]
         if _DOUBT.match(answer) or re.search(r"\d|\$|\\", after):
+            return None
+        if _DOUBT.search(after[:NEAR]) or _WITHDRAWN.search(after[:NEAR]) or "?" in rest[: len(answer) + 1]:
+            return None
+        if re.search(r"\b(?:if|suppose|assume|assuming)\b", before, re.IGNORECASE):
             return None
         return _answer(answer)
     if not anything:
         return None
     line = tail.strip(_EDGES)
-    if len(line) <= SHORT and "\n" not in line and len(line.split()) <= 4:
+    words = len(line.split())
+    if len(line) <= SHORT and "\n" not in line and (words <= 2 or (words <= 4 and not _NUMBER.search(line))):
         return None if _DOUBT.search(line) else _answer(line)
     return _last_words(line)
 
 
 def _answer(text: str) -> Answer | None:
     text = text.strip(_EDGES)
+    if not re.search(r"\w\*\*\d", text):  # bold, no power
+        text = text.replace("**", "").strip()
     return Answer(text) if text else None
 
 
 def _last_words(text: str) -> Answer | None:
     """The only formula or number of the last sentence."""
     sentences = [part for part in _SENTENCE_END.split(text[-2000:]) if part and part.strip(_EDGES)]
-    if not sentences or _DOUBT.search(sentences[-1]):
+    if not sentences or _DOUBT.search(sentences[-1]) or _WITHDRAWN.search(sentences[-1]):
         return None
     formulas = ["".join(groups) for groups in _FORMULA.findall(sentences[-1])]
     found = formulas or _NUMBER.findall(sentences[-1])

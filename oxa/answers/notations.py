@@ -154,7 +154,7 @@ _GROUPS = tuple(
         "是 否", "正确 错误", "quadranti quadrantii quadrantiii quadrantiv", "heads tails",
     )
 )  # fmt: skip
-_WORD = re.compile(r"[^\W\d_]{4,}|(?![A-Z]{3})[^\W\d_]{3}|[\u3400-\u9fff]|\b[Nn][Oo]\b|\bYES\b")
+_WORD = re.compile(r"[^\W\d_]{4,}|(?![A-Z]{3})[^\W\d_]{3}|[\u3400-\u9fff]|\b[Nn][Oo]\b|\b(?:YES|DNE)\b")
 _PRODUCT = re.compile(r"[b-df-hj-np-tv-z]{3}|[A-Z]{2,3}|[a-z]{1,2}")  # of variables, or a triangle
 _FORMULA = re.compile(r"\\[A-Za-z]|[=<>^+|&/\\]|_\{|[A-Za-z]\s*[-(\[]|[)\]]\s*[A-Za-z]")
 
@@ -166,7 +166,7 @@ def words(text: str) -> str | None:
     if _FORMULA.search(re.sub(r"(?<=[a-z]{3})-(?=[a-z]{3})|(?<=[a-z]{3})\s*\(|\)\s*(?=[a-z]{3})", " ", text)):
         return None
     if not _WORD.search(text) or (
-        _PRODUCT.fullmatch(text) and not marked and text.lower() not in ("no", "yes")
+        _PRODUCT.fullmatch(text) and not marked and text.lower() not in ("no", "yes", "dne")
     ):
         return None
     tokens = (match[0].casefold() for match in _TOKEN.finditer(text))

@@ -39,12 +39,14 @@ class FromScratch(Section):
     """Optimiser steps."""
     batch_tokens: Count = 1280
     """Tokens a step."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` moves the matrices by Muon and the rest by AdamW; it needs about half of the steps."""
     learning_rate: Positive = 3e-3
     """Peak of the schedule."""
     warmup: Count = 100
     """Steps of linear warm-up; cosine decay to 0 follows."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay."""
     seed: Seed = 0
     """Seed of the initial weights and of the order of documents."""
     checkpoint_every: Count = 300

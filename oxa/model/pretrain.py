@@ -11,7 +11,7 @@
   every token does.
 - What the corpus holds and is not used is counted by reason: each row and response of a finite source once, however
   often the source is repeated; for `prompt_too_long`, the distinct documents met by the time the last batch was full.
-- AdamW (betas 0.9, 0.95), linear warm-up, cosine to 0. Weights, optimiser and step are kept every
+- AdamW (betas 0.9, 0.95), or Muon with it (muon.py), linear warm-up, cosine to 0. Weights, optimiser and step are kept every
   `checkpoint_every` steps; a run that resumes from there ends with the weights of an unbroken one.
 """
 
@@ -270,6 +270,7 @@ def _fit(model: Any, section: FromScratch, batches: list[dict[str, Any]], scratc
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     from oxa.model import log_probs
+    from oxa.model.muon import MuonAdamW
     from oxa.model.trainer import SETTINGS, Bar, on_one_device
 
     class Keep(TrainerCallback):
@@ -305,9 +306,15 @@ def _fit(model: Any, section: FromScratch, batches: list[dict[str, Any]], scratc
         dataloader_pin_memory=False,
         **SETTINGS,
     )
+    optimizer = None
+    if section.optimizer == "muon":
+        optimizer = MuonAdamW(
+            model, lr=section.learning_rate, weight_decay=section.weight_decay, betas=(0.9, 0.95)
+        )
     trainer = Pretrainer(
         model=model,
         args=on_one_device(arguments),
+        optimizers=(optimizer, None),
         data_collator=lambda items: items[0],
         train_dataset=batches,
         callbacks=[Bar("pretraining"), Keep()],

@@ -78,7 +78,6 @@ def test_an_answer_in_another_form_is_correct(grader: Grader, gold: str, answer:
         ("25", "52"),
         ("4.5e33", "4.5"),
         ("(1,2)", "[1,2]"),
-        ("1/3", "0.34"),
         (r"\{1,2\}", r"\{1,3\}"),
         ("x^2-1", "x^2+1"),
         (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\3\end{pmatrix}"),
@@ -182,20 +181,32 @@ def test_a_response_cut_by_length_is_graded_by_what_there_is_of_it(grader: Grade
     "answer", [r"\frac{", "???", r"\begin{cases} x & y", "((((((", "9" * 9000, "$(rm -rf /)"]
 )
 def test_an_answer_that_does_not_parse_is_not_incorrect(grader: Grader, answer: str) -> None:
-    assert verdict(grader, "2", answer) == "unparsable"
+    assert verdict(grader, "2", answer) in ("unparsable", "unsure")
 
 
-def test_a_comparison_that_raises_is_not_incorrect(grader: Grader) -> None:
-    from math_verify import parse, verify
+def test_what_has_no_value_is_neither_gold_nor_incorrect(grader: Grader) -> None:
+    assert verdict(grader, r"\frac{0}{0}", "2") == "bad_gold"
+    assert verdict(grader, "2", r"\frac{0}{0}") == "unparsable"
 
-    gold, answer = (
-        parse(r"\boxed{\frac{0}{0}}", parsing_timeout=None),
-        parse(r"\boxed{2}", parsing_timeout=None),
-    )
-    with pytest.raises(ValueError, match="nan or zoo"):
-        verify(gold, answer, timeout_seconds=None, raise_on_error=True)
-    assert verify(gold, answer, timeout_seconds=None) is False  # what a plain call makes of it
-    assert verdict(grader, r"\frac{0}{0}", "2") == "unparsable"
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [(r"12\pi", "37.7"), (r"\text{a circle}", r"\text{a round curve}"), ("5", r"\text{five or so}")],
+)
+def test_what_may_be_right_is_unsure(grader: Grader, gold: str, answer: str) -> None:
+    assert verdict(grader, gold, answer) == "unsure"
+
+
+def test_what_nobody_called_the_answer_is_never_incorrect(grader: Grader) -> None:
+    text = "</think>There are four boxes of three pens each, so together they cost $12$ dollars."
+    graded = grader.grade([(["12"], text, "stop"), (["13"], text, "stop")])
+    assert [one.verdict for one in graded] == ["correct", "unsure"]
+
+
+def test_each_of_several_answers_may_have_its_own_box(grader: Grader) -> None:
+    text = r"</think>(a) The first part gives \boxed{2}. (b) By what was shown before, the second is \boxed{3}."
+    graded = grader.grade([(["2, 3"], text, "stop"), (["3"], text, "stop"), (["2"], text, "stop")])
+    assert [one.verdict for one in graded] == ["correct", "correct", "incorrect"]
 
 
 def test_each_distinct_pair_is_graded_once(grader: Grader) -> None:
@@ -205,15 +216,6 @@ def test_each_distinct_pair_is_graded_once(grader: Grader) -> None:
     assert grader.num_distinct == before + 3
     assert grader.grade([item(["77"], "78")]) == [first[1]]
     assert grader.num_distinct == before + 3
-
-
-def test_a_boxed_answer_is_read_as_a_whole_and_a_bare_tail_is_searched(grader: Grader) -> None:
-    graded = grader.grade(
-        [(["5"], "</think>The answer is 5", "stop"), (["5"], r"</think>\boxed{The answer is 5}", "stop")]
-    )
-    assert graded[0] == Graded("correct", "The answer is 5")
-    assert graded[1].predicted == "The answer is 5"
-    assert graded[1].verdict != "correct"
 
 
 def test_no_worker_outlives_a_killed_parent(tmp_path: Path) -> None:
@@ -275,8 +277,8 @@ def test_all_model_solutions_of_gsm8k_get_the_verdict_they_carry(grader: Grader,
         pair for pair in zip(items, flags, verdicts, strict=True) if (pair[2] == "correct") != pair[1]
     ]
     assert disagree == []
-    assert set(verdicts) <= {"correct", "incorrect", "unparsable"}
-    assert verdicts.count("unparsable") < 20  # cut off before their `A:`
+    assert set(verdicts) <= {"correct", "incorrect", "unsure", "unparsable"}
+    assert verdicts.count("unparsable") + verdicts.count("unsure") < 20  # cut off before their `A:`, or near
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="shared data is not here")
@@ -292,10 +294,4 @@ def test_the_benchmarks_gold_answers_verify_against_themselves(grader: Grader) -
     ]
     bad = [golds for golds, good in zip(minerva, grader.check_golds(minerva), strict=True) if not good]
     assert len(minerva) == 272
-    # math-verify reads no solar symbol, no h-bar, and no bare list of symbols with indices
-    assert [golds[0].strip() for golds in bad] == [
-        r"\frac{dM}{dt}=\frac{10^{5} L_{\odot}}{0.007 c^{2} M_{\odot}^{6}} M^{6}",
-        r"\hbar \omega(v+1 / 2)-\frac{E_{0}^{2} e^{2}}{2 m \omega^{2}}",
-        "E_{1},E_{2}",
-        "E_1, E_2",
-    ]
+    assert bad == []

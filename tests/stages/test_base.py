@@ -177,6 +177,17 @@ def test_a_killed_run_resumes_from_its_last_whole_checkpoint_to_the_same_weights
     assert all(torch.equal(resumed[key], unbroken[key]) for key in unbroken)
 
 
+def test_a_killed_run_of_muon_resumes_to_the_same_weights(tmp_path: Path, log: Any) -> None:
+    unbroken, resumed = tmp_path / "unbroken", tmp_path / "resumed"
+    make(unbroken, log, optimizer="muon")
+    shutil.copytree(
+        unbroken / "scratch" / "checkpoint-10", resumed / "scratch" / "checkpoint-10", dirs_exist_ok=True
+    )
+    make(resumed, log, optimizer="muon")
+    first, second = weights(unbroken / "base"), weights(resumed / "base")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
 def test_batches_hold_the_token_budget_and_lose_no_document(words_student: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(words_student / "base")
     section = tiny(steps=70)

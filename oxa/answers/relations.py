@@ -22,7 +22,7 @@ UNDECIDED: Decision = (None, False)
 
 _INDEX = rf"_\{{?[\w\\, {TEXT}{END}]+\}}?"
 _NAMES = (
-    rf"\\?[A-Za-z]+\s*(?:\s*[A-Za-z]+)*'*(?:{_INDEX})?'*(?:\s*\([A-Za-z\\, ]+\))?",  # x, a_n, f(x), \angle ABC
+    rf"\\?[A-Za-z]+(?:\s+[A-Za-z]+)*'*(?:{_INDEX})?'*(?:\s*\([A-Za-z\\, ]+\))?",  # x, a_n, f(x), \angle ABC
     r"\|[A-Z]{2}\||[A-Z]\s*\([^()]*\)|m?\s*\\angle\s*[A-Z]+|S_\{?\\triangle [A-Z]+\}?",  # |AB|, P(A)
     r"\\(?:overline|vec|overrightarrow|hat|bar|mathbb|mathcal)\s*\{[A-Za-z]+\}",
     rf"{TEXT}[^{END}]*{END}",
@@ -32,11 +32,15 @@ _NAMES = (
 _NAME = re.compile("|".join(_NAMES), re.DOTALL)
 
 
+MAX_NAME = 200  # characters
+
+
 def is_name(text: str) -> bool:
     """Whether a side of an equation is a name: x, a_n, f(x), AB, \\angle ABC, or words."""
     text = structure.strip(text)
     return (
-        bool(_NAME.fullmatch(text))
+        len(text) <= MAX_NAME
+        and bool(_NAME.fullmatch(text))
         and not re.match(rf"(?:e|i|\\pi)$|\\(?:frac|{'|'.join(expressions.FUNCTIONS)})(?![A-Za-z])", text)
         and numbers.number(text) is None
     )

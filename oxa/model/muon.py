@@ -20,7 +20,9 @@ class MuonAdamW(torch.optim.Optimizer):
     def __init__(
         self, model: torch.nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float]
     ) -> None:
-        embeddings = {id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
+        embeddings = {
+            id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()
+        }
         parameters = [p for p in model.parameters() if p.requires_grad]
         matrices = [p for p in parameters if p.ndim == 2 and id(p) not in embeddings]
         chosen = {id(p) for p in matrices}

@@ -143,7 +143,10 @@ def test_what_is_no_answer_is_not_readable(text: str) -> None:
     assert not readable(text)
 
 
-@given(st.integers(-(10**12), 10**12), st.sampled_from(["{}", "{}.0", r"\text{{{}}}", "x = {}", r"{}\%", "${}$", "{} \\text{{ cm}}"]))
+@given(
+    st.integers(-(10**12), 10**12),
+    st.sampled_from(["{}", "{}.0", r"\text{{{}}}", "x = {}", r"{}\%", "${}$", "{} \\text{{ cm}}"]),
+)
 @settings(max_examples=60, deadline=None)
 def test_an_integer_equals_itself_in_every_dress_and_no_neighbor(value: int, form: str) -> None:
     assert equal(str(value), form.format(value)) is True

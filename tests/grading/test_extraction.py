@@ -64,7 +64,9 @@ def test_the_only_number_of_the_last_sentence_is_an_answer_of_which_nothing_is_c
 
 
 def test_all_boxes_are_kept_for_a_gold_answer_of_as_many() -> None:
-    text = r"</think>(a) The first part gives \boxed{2}. (b) By what was shown before, the second is \boxed{3}."
+    text = (
+        r"</think>(a) The first part gives \boxed{2}. (b) By what was shown before, the second is \boxed{3}."
+    )
     assert find(text, require_think=True) == Answer("3", ("2", "3"))
 
 
@@ -76,7 +78,19 @@ def test_without_the_need_for_reasoning_tags_the_whole_text_is_searched() -> Non
 
 @pytest.mark.parametrize(
     "piece",
-    [r"\boxed{", "{", "}", r"\boxed", "\\", r"\boxed  ", "</think", r"{\boxed{}", "answer is ", r"\boxed{1} ", "$1$ "],
+    [
+        r"\boxed{",
+        "{",
+        "}",
+        r"\boxed",
+        "\\",
+        r"\boxed  ",
+        "</think",
+        r"{\boxed{}",
+        "answer is ",
+        r"\boxed{1} ",
+        "$1$ ",
+    ],
 )
 def test_finding_the_answer_takes_time_linear_in_the_text(piece: str) -> None:
     def seconds(length: int) -> float:

@@ -204,7 +204,9 @@ def test_what_nobody_called_the_answer_is_never_incorrect(grader: Grader) -> Non
 
 
 def test_each_of_several_answers_may_have_its_own_box(grader: Grader) -> None:
-    text = r"</think>(a) The first part gives \boxed{2}. (b) By what was shown before, the second is \boxed{3}."
+    text = (
+        r"</think>(a) The first part gives \boxed{2}. (b) By what was shown before, the second is \boxed{3}."
+    )
     graded = grader.grade([(["2, 3"], text, "stop"), (["3"], text, "stop"), (["2"], text, "stop")])
     assert [one.verdict for one in graded] == ["correct", "correct", "incorrect"]
 

@@ -29,6 +29,7 @@ ORDER = (
     "flow",
     "scoring",
     "sampling",
+    "answers",
     "verification",
     "selection",
     "training_step",

@@ -28,6 +28,7 @@ from oxa.config.operations import Tracking
 from oxa.config.params import Params, load_params
 from oxa.config.section import Section
 from oxa.config.sources import Source
+from oxa.config.verify import Verify
 from oxa.errors import ConfigError, UserError, is_out_of_reach, tell
 from oxa.runtime import child, files, guard
 from oxa.runtime.journal import Journal
@@ -196,9 +197,9 @@ def main(argv: Sequence[str] | None = None, add: Callable[[Any], None] = lambda 
     """Runs one command, a stage or one that `add` has added to argparse's subparsers; returns the exit code."""
     _set_environment()
     words = list(sys.argv[1:] if argv is None else argv)
-    arguments = _parser(add).parse_args(words)
-    arguments.words = words
     try:
+        arguments = _parser(add).parse_args(words)
+        arguments.words = words
         return int(arguments.command(arguments) or 0)
     except UserError as error:
         tell(str(error))
@@ -240,6 +241,14 @@ def _parser(add: Callable[[Any], None]) -> argparse.ArgumentParser:
         )
         command.set_defaults(command=_run_stage, stage=name)
         add_params(command)
+        if name == "verify":
+            command.add_argument(
+                "--table",
+                type=Path,
+                metavar="FILE",
+                action=_Agreement,
+                help="only print how the verdicts on answers agree with what FILE expects of them",
+            )
         for item in stage.items:
             kind: type = int if item == "seed" else str
             command.add_argument(
@@ -251,6 +260,18 @@ def _parser(add: Callable[[Any], None]) -> argparse.ArgumentParser:
             _add_path(command, option, "written")
     add(subparsers)
     return parser
+
+
+class _Agreement(argparse.Action):
+    """Prints the table and ends, whatever else the stage would need."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, arguments: Any, path: Any, name: str | None = None
+    ) -> None:
+        from oxa.grading import agreement
+
+        print(agreement.table(path, Verify()))
+        parser.exit()
 
 
 def add_params(command: argparse.ArgumentParser) -> None:

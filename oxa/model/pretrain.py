@@ -11,8 +11,8 @@
   every token does.
 - What the corpus holds and is not used is counted by reason: each row and response of a finite source once, however
   often the source is repeated; for `prompt_too_long`, the distinct documents met by the time the last batch was full.
-- AdamW (betas 0.9, 0.95), or Muon with it (muon.py), linear warm-up, cosine to 0. Weights, optimiser and step are kept every
-  `checkpoint_every` steps; a run that resumes from there ends with the weights of an unbroken one.
+- AdamW (betas 0.9, 0.95), or Muon with it (muon.py), linear warm-up, cosine to 0. Weights, optimiser and step are
+  kept every `checkpoint_every` steps; a run that resumes from there ends with the weights of an unbroken one.
 """
 
 from __future__ import annotations

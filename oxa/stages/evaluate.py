@@ -11,7 +11,7 @@ variance of the paired differences between them and biases none.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from oxa.comparison.estimators import k_values, pass_at_k
 from oxa.config.evaluate import Evaluate
 from oxa.config.generate import Generate
 from oxa.config.prompt import Prompt
+from oxa.config.section import Verdict
 from oxa.config.verify import Verify
 from oxa.errors import DataError
 from oxa.generation import generate
@@ -179,6 +180,6 @@ def _numbers(generations: pa.Table) -> dict[str, Any]:
     numbers["mean_entropy"] = mean(entropy, known) if known.any() else None
     numbers["mean_tokens"] = mean(num_tokens)
     numbers["truncated"] = mean(np.array(generations["finish_reason"].to_pylist()) == "length")
-    for verdict in ("incorrect", "unparsable", "timeout", "bad_gold"):
+    for verdict in get_args(Verdict)[1:]:
         numbers[verdict] = mean(verdicts == verdict)
     return numbers

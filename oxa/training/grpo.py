@@ -194,6 +194,7 @@ def _shown(step: dict[str, float]) -> dict[str, float]:
     return shown | {
         "all_right": step["num_all_right"] / step["num_groups"],
         "all_wrong": step["num_all_wrong"] / step["num_groups"],
+        "unsure": step["num_unsure"] / rollouts,
         "unparsable": step["num_unparsable"] / rollouts,
         "timeout": step["num_timeout"] / rollouts,
     }

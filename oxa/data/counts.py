@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -15,7 +15,9 @@ ROW_REASONS = (
     "empty_problem",
     "no_answer",
     "multi_turn",
+    "system_turn",
     "not_math",
+    "bad_value",
     "bad_unicode",
     "bad_gold",
     "contaminated",
@@ -24,6 +26,8 @@ ROW_REASONS = (
     "duplicate_problem",
     "no_response",
 )
+FAULTS = ("no_answer", "multi_turn", "system_turn", "bad_value")
+"""Reasons whose detail tells what to do about the row."""
 RESPONSE_REASONS = ("empty_response", "too_long", "duplicate_response")
 MAX_REJECT_CHARS = 2000
 """Of a dropped text, this much is kept in the rejects file."""
@@ -43,6 +47,10 @@ class Count:
     gold_from_response: int = 0
     """Of the problems kept, those whose gold answer is what their own teacher boxed."""
     dropped: Counter[str] = field(default_factory=Counter)
+    details: dict[str, str] = field(default_factory=dict)
+    """Of each reason, why the first row was dropped for it."""
+    oddities: Counter[str] = field(default_factory=Counter)
+    """What looks wrong in rows that are read all the same."""
 
 
 @dataclass
@@ -57,7 +65,7 @@ def summary(
     teacher: dict[str, Count], rlvr: dict[str, Count], benchmarks: dict[str, BenchmarkCount]
 ) -> dict[str, Any]:
     """The counts as metrics."""
-    numbers = [one.name for one in fields(Count) if one.name != "dropped"]
+    numbers = [one.name for one in fields(Count) if one.type == "int"]
 
     def shown(counts: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
         return {key: _shown(count, names) for key, count in counts.items()}
@@ -74,10 +82,13 @@ def summary(
     }
 
 
-def why(counts: Iterable[Count]) -> str:
-    """Where the rows went, for a person: `bad_gold 1, contaminated 3`."""
+def why(counts: Collection[Count]) -> str:
+    """Where the rows went, for a person: `bad_gold 1, contaminated 3`; and what is wrong with one of them."""
     dropped = sum((count.dropped for count in counts), Counter[str]())
-    return ", ".join(f"{reason} {number}" for reason, number in sorted(dropped.items())) or "no rows"
+    told = ", ".join(f"{reason} {number}" for reason, number in sorted(dropped.items())) or "no rows"
+    details = {reason: text for count in counts for reason, text in count.details.items() if reason in FAULTS}
+    commonest = max(details, key=lambda reason: dropped[reason], default="")
+    return f"{told}; {details[commonest]}" if commonest else told
 
 
 def _shown(count: Count, names: Iterable[str]) -> dict[str, Any]:
@@ -121,5 +132,6 @@ class Tables:
         """Counts and lists a dropped row or response."""
         assert reason in ROW_REASONS or reason in RESPONSE_REASONS, reason
         count.dropped[reason] += 1
+        count.details.setdefault(reason, f"row {row}: {detail}")
         shown = text[:MAX_REJECT_CHARS].encode(errors="replace").decode()
         self.rejects.add(source=source, row=row, reason=reason, detail=detail, text=shown)

@@ -12,6 +12,7 @@ from oxa.data import counts
 from oxa.data.contamination import Overlap
 from oxa.data.counts import BenchmarkCount, Count, Tables
 from oxa.data.mappings import Record, Reject
+from oxa.data.oddities import oddities
 from oxa.errors import DataError
 from oxa.grading.grader import Grader
 from oxa.prompts import END_THINK
@@ -246,6 +247,7 @@ def _usable(
                 tables.drop(count, source, item.row, item.reason, item.detail, item.text)
                 continue
             count.responses_read += len(item.responses)
+            count.oddities.update(oddities(item))
             if key := next(named):
                 yield key, item
             else:

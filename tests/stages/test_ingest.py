@@ -245,8 +245,8 @@ def test_guessing_the_small_worlds_most_frequent_answer_is_all_but_useless(tmp_p
 
 
 def test_rows_of_one_problem_are_merged_across_sources(tmp_path: Path, log: Any) -> None:
-    one = [row("a?", "1", ""), row("a?", "1", thought("x"))]
-    two = [row("A? ", "\\frac{2}{2}", thought("x"), thought("y"))]
+    one = [row("add?", "1", ""), row("add?", "1", thought("x"))]
+    two = [row("Add?  ", "\\frac{2}{2}", thought("x"), thought("y"))]
     metrics = Ingested(tmp_path, [one, two], EXAM).run(log)
     first, second = metrics["sources"]["teacher0.jsonl"], metrics["sources"]["teacher1.jsonl"]
     assert (first["problems"], first["responses"]) == (1, 1)
@@ -332,7 +332,7 @@ def test_every_fault_of_a_problem_for_rl_has_its_reason(tmp_path: Path, log: Any
         row("gold is no mathematics", "\\frac{"),
         row("Taught", "1.0"),
         row(" taught ", "2"),
-        row("In the exam alone?", "7"),
+        row("in the  exam alone?", "7"),
         row(asked + " Explain it!", "66"),
         row(asked + " Explain it!", "66"),
         row("kept", "1"),

@@ -24,14 +24,13 @@ def problem_id(question: str) -> str:
     That is composed and decomposed letters, ligatures, full and half width, white space, and the capital of a
     sentence's first word if it has three letters or more. 2\u00b2 is not 22, \u00bd is not 12, X is not x.
     """
-    text = "".join(map(_plain_form, unicodedata.normalize("NFC", question)))
+    text = unicodedata.normalize("NFC", question)
+    text = text if text.isascii() else "".join(map(_plain_form, text))
     text = re.sub(r"\s+", " ", text).strip()
     return _sha256(_SENTENCE.sub(_uncapitalised, text)).hex()[:16]
 
 
 def _plain_form(sign: str) -> str:
-    if sign.isascii():
-        return sign
     kind, *parts = unicodedata.decomposition(sign).split(" ")
     is_ligature = kind == "<compat>" and unicodedata.category(sign) == "Ll" and len(parts) > 1
     return unicodedata.normalize("NFKC", sign) if is_ligature or kind in ("<wide>", "<narrow>") else sign

@@ -97,9 +97,17 @@ def test_a_broken_line_or_a_missing_column_is_named_with_its_line(
     assert "\n" not in str(caught.value)
 
 
-def test_text_that_is_not_utf8_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "data.jsonl").write_bytes(json.dumps(plain(1)).encode() + b'\n{"q": "\xff"}\n')
-    with pytest.raises(DataError, match=r"data\.jsonl: not UTF-8 text"):
+def test_bytes_that_are_not_utf8_drop_their_row_and_another_encoding_is_one_sentence(tmp_path: Path) -> None:
+    line = json.dumps(plain(1)).encode()
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(line + b"\n" + line.replace(b"What", b"Wh\xe4t") + b"\n" + line)
+    first, bad, last = read(tmp_path)
+    assert isinstance(bad, Reject)
+    assert (bad.row, bad.reason) == (1, "bad_unicode")
+    assert isinstance(first, Record)
+    assert isinstance(last, Record)
+    path.write_text(json.dumps(plain(1)), encoding="utf-16")
+    with pytest.raises(DataError, match=r"data\.jsonl:1: neither JSON nor UTF-8 text; save the file"):
         read(tmp_path)
 
 

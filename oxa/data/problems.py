@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from oxa import hashes
 from oxa.data import counts
 from oxa.data.contamination import Overlap
-from oxa.data.counts import BenchmarkCount, Count, Tables
+from oxa.data.counts import BenchmarkCount, Count, Tables, oddities
 from oxa.data.mappings import Record, Reject
-from oxa.data.oddities import oddities
 from oxa.errors import DataError
 from oxa.grading.grader import Grader
 from oxa.prompts import END_THINK

@@ -47,7 +47,6 @@ from oxa.data import counts
 from oxa.data.contamination import Overlap
 from oxa.data.counts import Count, Tables
 from oxa.data.mappings import Purpose, Record, Reject, check
-from oxa.data.oddities import warnings
 from oxa.data.problems import Rlvr, Training, add_benchmark
 from oxa.data.sources import count, name, read
 from oxa.grading.grader import Grader
@@ -121,7 +120,7 @@ def run(
         sentence
         for named in (training.counts, rlvr.counts, benchmarks)
         for source_name, one in named.items()
-        for sentence in warnings(source_name, one.oddities)
+        for sentence in counts.warnings(source_name, one.oddities)
     ]
     metrics["warnings"] = _warnings(training.counts, verify) + odd
     for sentence in metrics["warnings"]:

@@ -14,8 +14,8 @@ from conftest import SHARED_DATA
 from oxa.config.sources import Mapping, Source, Sources
 from oxa.data import sources
 from oxa.data.cells import exchange
+from oxa.data.counts import oddities
 from oxa.data.mappings import Purpose, Record, Reject, layout_of, record_of
-from oxa.data.oddities import oddities
 from oxa.errors import DataError
 
 CASES = SHARED_DATA.parent / "cases" / "inputs"

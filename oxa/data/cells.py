@@ -123,7 +123,7 @@ def text_of(value: Any, what: str) -> str:
             pass
         case int():
             return str(value)
-        case float():
+        case float() if not math.isinf(value):
             return "" if math.isnan(value) else str(int(value)) if _is_whole(value) else str(value)
         case Decimal():
             return "" if value.is_nan() else f"{value:f}"

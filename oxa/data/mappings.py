@@ -95,7 +95,8 @@ def _question(cells: Cells) -> str:
         raise Unusable("bad_value", f"expected a chat, which is a list of turns, found {kind}")
     else:
         question = text_of(value, "question")
-    if layout.system == "reject" and pick(cells.columns, layout.system_text, cells.where, optional=True):
+    system = pick(cells.columns, layout.system_text, cells.where, optional=True)
+    if layout.system == "reject" and text_of(system, "system turn").strip():
         raise Unusable("system_turn", SYSTEM_ADVICE, question)
     return question
 
@@ -163,7 +164,7 @@ MAPPINGS = {
     ),
     # open-r1/OpenR1-Math-220k; its correctness flags are not read, since stage `verify` judges every response itself
     "openr1": Layout(question=("problem",), answer=("answer",), responses=("generations",)),
-    # `messages` (role, content) or `conversations` (from, value)
+    # `messages` (role, content) or `conversations` (from, value), and OpenThoughts' `system` beside them
     "messages": Layout(
         question=("messages", "conversations"),
         answer=("answer",),

@@ -165,7 +165,7 @@ def test_any_other_chat_is_dropped_with_the_reason(turns: Any, expected: tuple[s
 def test_a_system_prompt_in_a_column_of_its_own_is_not_lost_in_silence() -> None:
     columns = {"system": "Answer in French.", "messages": TURNS, "answer": "2"}
     assert reason(columns, "messages")[0] == "system_turn"
-    assert isinstance(record(columns | {"system": None}, "messages"), Record)
+    assert isinstance(record(columns | {"system": math.nan}, "messages"), Record)
     assert isinstance(record(columns, CHAT | {"system": "drop"}), Record)
 
 
@@ -177,6 +177,11 @@ def test_what_stands_for_a_missing_answer_is_no_gold(missing: Any) -> None:
     found, detail = reason({"q": "1?", "a": missing, "r": SAID})
     assert found == "no_answer"
     assert detail == "no gold answer" or "stands for a missing answer" in detail
+
+
+def test_what_stands_for_a_missing_question_is_none() -> None:
+    for missing in ("", " \n", None, math.nan):
+        assert reason({"q": missing, "a": "1", "r": SAID})[0] == "empty_problem"
 
 
 def test_beside_a_missing_answer_others_count_and_words_that_hold_one_are_answers() -> None:
@@ -196,7 +201,9 @@ def test_beside_a_missing_answer_others_count_and_words_that_hold_one_are_answer
     assert reason({"q": "1?", "r": "\\boxed{None}"}, {"question": "q", "responses": "r"})[0] == "no_answer"
 
 
-@pytest.mark.parametrize("bad", [True, {"a": "1"}, datetime(2020, 1, 1), b"\xff", [["1"]], [None, False]])
+@pytest.mark.parametrize(
+    "bad", [True, {"a": "1"}, datetime(2020, 1, 1), math.inf, b"\xff", [["1"]], [None, False]]
+)
 @pytest.mark.parametrize("column", ["q", "a", "r"])
 def test_a_bad_value_drops_its_row(column: str, bad: Any) -> None:
     found, detail = reason({"q": "1?", "a": "1", "r": SAID} | {column: bad})

@@ -60,6 +60,19 @@ def test_missing_broken_and_foreign_files_are_named(tmp_path: Path):
         files.read_json(tmp_path / "x.json")
 
 
+def test_a_table_whose_text_or_notes_are_damaged_is_named(tmp_path: Path) -> None:
+    path, bad = tmp_path / "v.parquet", pa.array([b"\xff"]).view(pa.string())
+    pq.write_table(pa.table([bad] * 3, schema=schemas.VERDICTS), path)
+    with pytest.raises(DataError, match=r"v\.parquet: not a readable Parquet file \(.*UTF8.*`dvc repro`"):
+        tables.read(path, schemas.VERDICTS)
+    with pytest.raises(DataError, match=r"v\.parquet: not a readable Parquet file"):
+        list(tables.stream(path, schemas.VERDICTS, ["verdict"], 10))
+    tables.write(path, [], schemas.VERDICTS, {"sampling": "whole"})
+    path.write_bytes(path.read_bytes().replace(b'"whole"', b'"whol\xff"'))
+    with pytest.raises(DataError, match=r"v\.parquet: not a readable Parquet file"):
+        tables.notes(path)
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

@@ -286,6 +286,48 @@ def test_gold_answers_taken_from_the_teacher_are_counted_and_warned_of(tmp_path:
     assert "agreeing with that teacher" in metrics["warnings"][0]
 
 
+def test_text_that_was_written_wrongly_is_counted_by_rows_and_warned_of(tmp_path: Path, log: Any) -> None:
+    listed = [row(f"{number}?", "1", json.dumps([thought("a"), thought("b")])) for number in range(2)]
+    escaped = row("3?", "1", "<think>well\\n\\nso</think> \\boxed{1}")
+    exam = [row("Add\\n\\nup?", "7")]
+    metrics = Ingested(tmp_path, [[*listed, escaped, row("4?", "1", thought("a"))]], {"exam": exam}).run(log)
+    first, second, third = sorted(metrics["warnings"])
+    assert first.startswith("exam: 1 rows hold text that was escaped twice")
+    assert second.startswith("teacher0.jsonl: 1 rows hold text that was escaped twice")
+    assert third.startswith("teacher0.jsonl: 2 rows hold a list that became text")
+
+
+def test_other_marks_of_reasoning_are_warned_of_with_a_mapping_that_reads_them(
+    tmp_path: Path, log: Any
+) -> None:
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "1?"},
+                {"role": "assistant", "content": "[THINK]a[/THINK]"},
+            ]
+        }
+    ]
+    rows = [one | {"answer": "1"} for one in rows]
+    source: dict[str, Any] = {"source": "teacher0.jsonl", "mapping": "messages"}
+    warnings = Ingested(tmp_path, [rows], EXAM, teacher=[source]).run(log)["warnings"]
+    assert "think: ['[THINK]', '[/THINK]']" in warnings[1]
+    columns = {
+        "question": "messages",
+        "answer": "answer",
+        "responses": "messages",
+        "think": ["[THINK]", "[/THINK]"],
+    }
+    done = Ingested(tmp_path, [rows], EXAM, teacher=[source | {"mapping": columns}])
+    assert done.run(log)["warnings"] == []
+    assert [one["text"] for one in done.responses] == ["<think>a</think>"]
+
+
+def test_problems_that_differ_in_a_superscript_are_two(tmp_path: Path, log: Any) -> None:
+    rows = [row("What is 2\u00b3 + 1?", "9", thought("a")), row("What is 23 + 1?", "24", thought("b"))]
+    assert Ingested(tmp_path, [rows], EXAM).run(log)["totals"]["problems"] == 2
+
+
 # --- problems for RL ---
 
 
@@ -549,6 +591,11 @@ def test_gold_answers_that_were_checked_before_a_kill_are_not_checked_again(tmp_
             r"benchmark 'exam': no problem is left .*\(bad_gold 1\)",
         ),
         ([row("1?", "1")], [row("2?", "2")], r"no training problem is left \(no_response 1\)"),
+        (
+            [row("1?", True, "a"), row("1?", None, "a"), row("2?", {}, "a")],
+            [row("2?", "2")],
+            r"is left \(bad_value 2, no_answer 1; row 0: expected text as answer, found bool\)",
+        ),
         ([row("2?", "2", "a")], [row("2?", "2")], r"no training problem is left \(contaminated 1\)"),
         (
             [row("1?", "1", "a"), '{"q": ', row("1?", "1", "a")],

@@ -13,10 +13,11 @@ from typing import Any
 from oxa.config.ingest import Decontamination
 
 _WORDS = """
-a an and any answer are as be by can compute coprime denote dfrac divided divisible each express expressed find form
-frac for give given if in integer integers is it its let lowest not number of or positive prime real reduced relatively
-remainder simplest so sqrt square such terms tfrac that the then there to value what when where which with written
-+ - / ^ = 100 1000
+a all an and answer any are as be both by can common compute coprime denote determine dfrac distinct divided divides
+divisible divisor each equal equals express expressed factor find for form frac free give given gives greatest has
+have if in integer integers irreducible is it its let lowest no nonnegative not number of or other pairwise positive
+possibly prime primes real reduced relatively remainder simplest so sqrt square squarefree such sum terms tfrac than
+that the then there to value what when where which with written + - / ^ = 1 100 1000
 """
 CLOSINGS = frozenset(_WORDS.split())
 """Words of a contest's closing: `can be written as m/n, where m and n are relatively prime positive integers. Find
@@ -112,9 +113,10 @@ class Overlap:
         holders = self._holders.get(gram, ())
         weight = self._weights.get(gram)
         if weight is None:
-            is_closing = all(
-                word in CLOSINGS or (len(word) == 1 and word.isalpha()) for word in gram.split(" ")
-            )
+            words = gram.split(" ")
+            is_closing = all(word in CLOSINGS or (len(word) == 1 and word.isalpha()) for word in words)
+            if len(words) < self._ngram:  # a whole problem: What is 100 - 1?
+                is_closing = is_closing and not any(map(str.isdecimal, words))
             weight = 0 if is_closing else 1 / max(1, len({self._problems[number][1] for number in holders}))
             if holders:
                 self._weights[gram] = weight

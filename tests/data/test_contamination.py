@@ -121,6 +121,7 @@ def test_a_contests_closing_makes_no_benchmark_problem(innocent: str, alone: boo
 def test_a_short_benchmark_problem_is_found_where_whole_sentences_are_it() -> None:
     assert hits("Add them up: What is 3 + 4? Show your work.", "What is 3 + 4?") == [1.0]
     assert hits("What is 3 + 4?" + PAPER_SUFFIX, "What is 3 + 4?") == [1.0]
+    assert hits("What is 100 - 1?" + PAPER_SUFFIX, "What is 100 - 1?") == [1.0]
     assert hits("What is 3 + 4 + 5?", "What is 3 + 4?") == []
     assert hits("What is 3 + 4.5? Show your work.", "What is 3 + 4?") == []
     assert hits("Let m = 1 and n = 2. Find m + n.", "Find m + n.") == []

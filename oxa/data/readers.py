@@ -130,43 +130,44 @@ def hub(
 
 
 def _paths(text: str, folder: Path) -> list[Path]:
-    """The files that a source names: one, those of a folder, or those that a pattern matches, by name."""
-    path = _path(text, folder)
+    """The files that a source names: one, those of a folder, or those that a pattern matches, by name.
+
+    They are named from sources.folder or from here, and lie under that folder either way; one that is not there is
+    given as it would lie there.
+    """
+    root = Path(os.path.abspath(folder))
+    bases = (root.parent if root.is_file() else root, Path.cwd())
+    named = [[Path(os.path.abspath(path)) for path in _there(base, text)] for base in bases]
+    found = next((paths for paths in named if paths and _are_inside(paths, root)), [])
+    absent = [path for base in bases if _are_inside([path := Path(os.path.abspath(base / text))], root)]
+    if not found and (any(named) or not absent):
+        raise ConfigError(
+            f"source {text!r} lies outside sources.folder {str(folder)!r}, where DVC would not see it change; move it "
+            "there, or name its folder in sources.folder"
+        )
+    paths = found or absent[:1]
+    return [path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path for path in paths]
+
+
+def _there(base: Path, text: str) -> list[Path]:
+    path = base / text
     if path.is_dir():
-        found = [one for one in path.iterdir() if one.is_file() and _suffix(one) in PARQUET + JSON]
-        found = [one for one in found if not one.name.startswith(".")]
-        if not found:
-            raise DataError(
-                f"{path}: no .jsonl, .json or .parquet file lies in this folder; name files deeper down with a "
-                f"pattern, such as {f'{text}/**/train-*.parquet'!r}"
-            )
-        return sorted(found)
-    if path.exists() or not glob.has_magic(text):
+        inside = [one for one in path.iterdir() if one.is_file() and _suffix(one) in PARQUET + JSON]
+        return sorted(one for one in inside if not one.name.startswith(".")) or [path]
+    if path.exists():
         return [path]
-    return sorted(Path(one) for one in glob.glob(str(path), recursive=True) if os.path.isfile(one)) or [path]
+    matches = [base / match for match in glob.glob(text, root_dir=base, recursive=True)]
+    return sorted(path for path in matches if path.is_file())
+
+
+def _are_inside(paths: list[Path], root: Path) -> bool:
+    return all(path.is_relative_to(root) for path in paths)
 
 
 def _suffix(path: Path) -> str:
     """What kind of file it is, without regard to case and compression."""
     *others, last = [suffix.lower() for suffix in path.suffixes] or [""]
     return others[-1] if last in COMPRESSED and others else last
-
-
-def _path(text: str, folder: Path) -> Path:
-    """Where a local source lies: named from the folder or from here, and under the folder either way."""
-    root = Path(os.path.abspath(folder))
-    named = [
-        Path(os.path.abspath(path)) for path in ((root.parent if root.is_file() else root) / text, Path(text))
-    ]
-    inside = [path for path in named if path.is_relative_to(root)]
-    path = next((path for path in inside if path.exists()), None)
-    if path is None and (not inside or any(path.exists() for path in named)):
-        raise ConfigError(
-            f"source {text!r} lies outside sources.folder {str(folder)!r}, where DVC would not see it change; move it "
-            "there, or name its folder in sources.folder"
-        )
-    path = path or inside[0]
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _files(paths: list[Path], project: Project) -> Iterator[Row]:
@@ -178,6 +179,11 @@ def _files(paths: list[Path], project: Project) -> Iterator[Row]:
 
 
 def _file(path: Path, project: Project) -> Iterator[tuple[str, dict[str, Any]]]:
+    if path.is_dir():
+        raise DataError(
+            f"{path}: no .jsonl, .json or .parquet file lies in this folder; name files deeper down with a pattern, "
+            f"such as {f'{path.name}/**/train-*.parquet'!r}"
+        )
     if not path.is_file():
         what = "no file matches" if glob.has_magic(str(path)) else "no such file"
         raise DataError(f"{path}: {what}; put it there, or correct `source` or sources.folder in params.yaml")

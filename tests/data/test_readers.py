@@ -70,6 +70,15 @@ def test_shards_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
     assert len(list(sources.read(local, Sources(folder=str(tmp_path)), "teacher"))) == 5
 
 
+def test_a_pattern_may_be_named_from_here_in_a_folder_whose_name_looks_like_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("so[u]rces") / "d-0.jsonl", LINES)
+    for name in ("d-*.jsonl", "so[[]u]rces/d-*.jsonl", "so[u]rces/d-0.jsonl"):
+        assert questions(Path("so[u]rces"), name) == EVERY
+
+
 def test_a_folder_or_a_pattern_without_data_is_one_sentence(tmp_path: Path) -> None:
     write(tmp_path / "set" / "deeper" / "d.jsonl", LINES)
     with pytest.raises(

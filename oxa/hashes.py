@@ -15,11 +15,29 @@ Hashes = npt.NDArray[np.uint64]
 
 _GAMMA = 0x9E3779B97F4A7C15  # SplitMix64's step: 2**64 over the golden ratio, made odd
 
+_SENTENCE = re.compile(r"(?:^|(?<=[.?!:] ))[^\W\d_]{3,}(?![^\W\d_])")
+
 
 def problem_id(question: str) -> str:
-    """Stable id: hash of the question with Unicode, case and white space normalised."""
-    normal = re.sub(r"\s+", " ", unicodedata.normalize("NFKC", question)).strip().casefold()
-    return _sha256(normal).hex()[:16]
+    """Stable id: hash of the question with the spelling normalised that changes no meaning.
+
+    That is composed and decomposed letters, ligatures, full and half width, white space, and the capital of a
+    sentence's first word if it has three letters or more. 2\u00b2 is not 22, \u00bd is not 12, X is not x.
+    """
+    text = unicodedata.normalize("NFC", question)
+    text = text if text.isascii() else "".join(map(_plain_form, text))
+    text = re.sub(r"\s+", " ", text).strip()
+    return _sha256(_SENTENCE.sub(_uncapitalised, text)).hex()[:16]
+
+
+def _plain_form(sign: str) -> str:
+    kind, *parts = unicodedata.decomposition(sign).split(" ")
+    is_ligature = kind == "<compat>" and unicodedata.category(sign) == "Ll" and len(parts) > 1
+    return unicodedata.normalize("NFKC", sign) if is_ligature or kind in ("<wide>", "<narrow>") else sign
+
+
+def _uncapitalised(word: re.Match[str]) -> str:
+    return word[0].lower() if word[0][1:].islower() else word[0]
 
 
 def response_id(problem: str, origin: str, model: str, key: str) -> str:

@@ -16,7 +16,8 @@ class Decontamination(Section):
     ngram: Count = 10
     """Words an n-gram; a shorter problem counts as one n-gram."""
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Share of the training problem's n-grams found in one benchmark problem, from which on it is dropped."""
+    """Share of either problem's n-grams that both have, from which on the training problem is dropped; those of a
+    contest's closing do not count, those of many benchmark problems count less."""
 
 
 class Ingest(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,16 +13,41 @@ class Mapping(Section):
     """Names a source's columns. A built-in mapping is given by its name instead."""
 
     question: str
-    """Column with the problem's text."""
+    """Column with the problem's text, or with a chat, whose user turn it is. Here as below, dots lead into nested
+    columns: `reward_model.ground_truth`, `conversations.0.value`."""
     answer: str | None = None
     """Column with the gold answer, or a list of accepted ones. None: the source carries none; what a row's own response
     boxed is then taken for it, and counted as such (not for benchmarks)."""
-    responses: str | None = None
-    """Column with one response (text) or a list of them. None: the source carries no responses."""
+    responses: str | tuple[str, ...] | None = None
+    """Column with one response (text, or a chat, whose assistant turn it is) or a list of them, or several such
+    columns. None: the source carries no responses."""
+    reasoning: str | tuple[str, ...] | None = None
+    """Column with the responses' reasoning where it stands apart, one for each column of `responses`; it is put in
+    front of them in <think> marks. A chat's own (`reasoning_content` and the like) is found without."""
     tier: str | None = None
     """Column with the difficulty, if any; metrics are then also given by tier."""
     think: tuple[str, str] = ("<think>", "</think>")
     """How the source opens and closes reasoning; rewritten to <think> and </think>."""
+    system: Literal["reject", "drop"] = "reject"
+    """A chat with a system turn, which no student is shown: `reject` drops the row (`system_turn`), `drop` the turn."""
+
+    @property
+    def response_columns(self) -> tuple[str, ...]:
+        return _listed(self.responses)
+
+    @property
+    def reasoning_columns(self) -> tuple[str, ...]:
+        return _listed(self.reasoning)
+
+    @model_validator(mode="after")
+    def _reasoning_belongs_to_responses(self) -> Mapping:
+        if self.reasoning is not None and len(self.reasoning_columns) != len(self.response_columns):
+            raise ValueError("`reasoning` needs one column for each of `responses`")
+        return self
+
+
+def _listed(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names or ()
 
 
 class Source(Section):
@@ -30,11 +55,12 @@ class Source(Section):
 
     source: str
     """`world`; `hf:owner/name[:config][:split]` (a single part is a split if it is called train, validation or
-    test; the default split is train); or a .jsonl, .json or .parquet path under `sources.folder`."""
+    test; the default split is train); or, under `sources.folder`, a .jsonl, .json or .parquet file (the first two also
+    as .gz or .zst), a folder of them, or a pattern such as `name/**/train-*.parquet`."""
     mapping: str | Mapping | None = None
     """A built-in mapping's name (oxa/data/mappings.py) or the columns; none is needed for `world`."""
     local: str | None = None
-    """File under `sources.folder` that is read in place of the hub's dataset when it is there."""
+    """File, folder or pattern under `sources.folder` that is read in place of the hub's dataset when it is there."""
     revision: str | None = None
     """Commit of the hub dataset; without it the newest is taken, and two runs may differ."""
     part: Annotated[str, Field(pattern=r"^\d+/\d+$")] | None = None

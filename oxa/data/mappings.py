@@ -10,7 +10,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from oxa.config.sources import Mapping, Source
-from oxa.errors import ConfigError, DataError
+from oxa.data.cells import (
+    SYSTEM_ADVICE,
+    Unusable,
+    exchange,
+    golds_of,
+    has,
+    is_chat,
+    pick,
+    responses_of,
+    text_of,
+    with_thought,
+)
+from oxa.errors import ConfigError
 from oxa.prompts import END_THINK, THINK, answer_part, last_box
 
 Purpose = Literal["teacher", "rlvr", "benchmark"]
@@ -46,7 +58,6 @@ class Reject:
 class Cells(NamedTuple):
     """A row with its question and gold answer picked out, as they stand there."""
 
-    row: int
     where: str
     columns: dict[str, Any]
     layout: Layout
@@ -54,35 +65,59 @@ class Cells(NamedTuple):
     answer: Any
 
 
-Contents = tuple[Any, Any, list[str]]
+Contents = tuple[str, Any, list[str]]
 """Question, gold answer (a value or a list of them) and responses."""
 
 
 def _as_they_stand(cells: Cells) -> Contents:
-    names = cells.layout.responses
-    responses = _pick(cells.columns, names, cells.where, optional=not names)
-    return cells.question, cells.answer, _texts(responses, cells.where, "response")
+    """Texts are taken as they are; of a chat, the user's turn is the question and the assistant's the response."""
+    layout, columns = cells.layout, cells.columns
+    question = _question(cells)
+    responses: list[str] = []
+    for number, names in enumerate(layout.response_columns):
+        texts = _texts(columns, names, cells)
+        if layout.reasoning:
+            thoughts = _texts(columns, layout.reasoning[number : number + 1], cells)
+            if len(thoughts) != len(texts):
+                detail = f"{len(thoughts)} pieces of reasoning for {len(texts)} responses"
+                raise Unusable("bad_value", detail, question)
+            texts = [with_thought(*pair) for pair in zip(thoughts, texts, strict=True)]
+        responses += texts
+    return question, cells.answer, responses
 
 
-def _conversation(cells: Cells) -> Contents | Reject:
-    """One user turn is the question, the assistant turns are responses."""
-    turns = _turns(cells.question, cells.where)
-    questions = [text for role, text in turns if role == "user"]
-    if len(questions) > 1:
-        detail = f"{len(questions)} user turns, one was expected"
-        return Reject(cells.row, "multi_turn", detail, questions[0])
-    return (questions or [""])[0], cells.answer, [text for role, text in turns if role == "assistant"]
+def _question(cells: Cells) -> str:
+    value, layout = cells.question, cells.layout
+    if is_chat(value):
+        question = exchange(value, layout.system)[0]
+    elif value is not None and layout.question == layout.responses:
+        kind = "text" if isinstance(value, str) else type(value).__name__
+        raise Unusable("bad_value", f"expected a chat, which is a list of turns, found {kind}")
+    else:
+        question = text_of(value, "question")
+    system = pick(cells.columns, layout.system_text, cells.where, optional=True)
+    if layout.system == "reject" and text_of(system, "system turn").strip():
+        raise Unusable("system_turn", SYSTEM_ADVICE, question)
+    return question
+
+
+def _texts(columns: dict[str, Any], names: tuple[str, ...], cells: Cells) -> list[str]:
+    """What the first of these columns that the row has holds, with reasoning in <think> marks."""
+    opening, closing = cells.layout.think
+    texts = responses_of(pick(columns, names, cells.where), cells.layout.system)
+    return [text.replace(opening, THINK).replace(closing, END_THINK) for text in texts]
 
 
 def _gsm8k(cells: Cells) -> Contents:
     """The rationale becomes the reasoning, without its `<<48/2=24>>` calculator notes, and `\\boxed{n}` follows."""
-    rationale, mark, answer = _text(cells.answer, cells.where, "answer").rpartition("####")
+    question = text_of(cells.question, "question")
+    rationale, mark, answer = text_of(cells.answer, "answer").rpartition("####")
     if not mark:
-        return cells.question, None, []
+        return question, None, []
     answer = answer.strip().replace(",", "")
     rationale = re.sub(r"<<[^<>]*>>", "", rationale).strip()
     responses = [f"{THINK}\n{rationale}\n{END_THINK}\n\\boxed{{{answer}}}"] if answer else []
-    return cells.question, answer, responses
+    return question, answer, responses
 
 
 @dataclass(frozen=True)
@@ -92,14 +127,29 @@ class Layout:
     question: tuple[str, ...]
     answer: tuple[str, ...] = ()
     responses: tuple[str, ...] = ()
+    all_responses: bool = False
+    """All columns of responses are read, not the first alone."""
+    reasoning: tuple[str, ...] = ()
+    """For each column of responses that is read, the one with their reasoning, where that stands apart."""
     tier: tuple[str, ...] = ()
     think: tuple[str, str] = (THINK, END_THINK)
+    system: Literal["reject", "drop"] = "reject"
+    """What becomes of a row with a system turn."""
+    system_text: tuple[str, ...] = ()
+    """Column with the text of a system turn that stands outside the chat."""
     kind: tuple[str, ...] = ()
     """Column of the subject; rows that have it and are not `math` are dropped."""
     answer_optional: bool = False
     """Rows without any answer column take their gold from their response."""
-    contents: Callable[[Cells], Contents | Reject] = _as_they_stand
+    contents: Callable[[Cells], Contents] = _as_they_stand
     """What the columns mean where they do not hold question, answer and responses as they are."""
+
+    @property
+    def response_columns(self) -> tuple[tuple[str, ...], ...]:
+        """Names of each column of responses that is read."""
+        if self.all_responses:
+            return tuple((name,) for name in self.responses)
+        return (self.responses,) if self.responses else ()
 
 
 MAPPINGS = {
@@ -114,12 +164,13 @@ MAPPINGS = {
     ),
     # open-r1/OpenR1-Math-220k; its correctness flags are not read, since stage `verify` judges every response itself
     "openr1": Layout(question=("problem",), answer=("answer",), responses=("generations",)),
-    # `messages` (role, content) or `conversations` (from, value)
+    # `messages` (role, content) or `conversations` (from, value), and OpenThoughts' `system` beside them
     "messages": Layout(
         question=("messages", "conversations"),
         answer=("answer",),
+        responses=("messages", "conversations"),
+        system_text=("system",),
         answer_optional=True,
-        contents=_conversation,
     ),
     # openai/gsm8k: the answer is the rationale, then `#### n`
     "gsm8k": Layout(question=("question",), answer=("answer",), contents=_gsm8k),
@@ -142,9 +193,12 @@ def layout_of(source: Source, purpose: Purpose) -> Layout:
         layout = Layout(
             question=(mapping.question,),
             answer=(mapping.answer,) if mapping.answer else (),
-            responses=(mapping.responses,) if mapping.responses else (),
+            responses=mapping.response_columns,
+            all_responses=True,
+            reasoning=mapping.reasoning_columns,
             tier=(mapping.tier,) if mapping.tier else (),
             think=mapping.think,
+            system=mapping.system,
             answer_optional=mapping.answer is None,
         )
     else:
@@ -171,74 +225,32 @@ def layout_of(source: Source, purpose: Purpose) -> Layout:
 def record_of(
     row: int, where: str, columns: dict[str, Any], layout: Layout, purpose: Purpose
 ) -> Record | Reject:
-    question = _pick(columns, layout.question, where)
-    answer = _pick(columns, layout.answer, where, optional=layout.answer_optional)
-    kind = _pick(columns, layout.kind, where, optional=True)
-    tier = _pick(columns, layout.tier, where) if layout.tier else None
-    contents = layout.contents(Cells(row, where, columns, layout, question, answer))
-    if isinstance(contents, Reject):
-        return contents
-    question, answer, responses = contents
-    question = _text(question, where, "question")
-    if not question.strip():
-        return Reject(row, "empty_problem", "no question", "")
-    if kind is not None and kind != "math":
-        return Reject(row, "not_math", f"category {kind!r}", question)
-    responses = [_reasoning(text, layout.think) for text in responses] if purpose == "teacher" else []
-
-    answers = list(dict.fromkeys(text.strip() for text in _texts(answer, where, "answer") if text.strip()))
-    gold_from_response = layout.answer_optional and not any(column in columns for column in layout.answer)
-    if gold_from_response:
-        answers = next(([gold] for text in responses if (gold := _boxed(text))), [])
+    """Raises DataError where the row lacks a column."""
+    question = ""
+    try:
+        cells = Cells(
+            where,
+            columns,
+            layout,
+            pick(columns, layout.question, where),
+            pick(columns, layout.answer, where, optional=layout.answer_optional),
+        )
+        question, answer, responses = layout.contents(cells)
+        if not question.strip():
+            return Reject(row, "empty_problem", "no question", "")
+        kind = text_of(pick(columns, layout.kind, where, optional=True), "category")
+        if kind not in ("", "math"):
+            return Reject(row, "not_math", f"category {kind!r}", question)
+        tier = text_of(pick(columns, layout.tier, where) if layout.tier else None, "tier")
+        gold_from_response = layout.answer_optional and not has(columns, layout.answer)
+        if gold_from_response:
+            answer = next((gold for text in responses if (gold := _boxed(text))), None)
+        answers = golds_of(answer)
+    except Unusable as fault:
+        return Reject(row, fault.reason, fault.detail, fault.text or question)
     if not answers:
         return Reject(row, "no_answer", "no gold answer", question)
-    return Record(row, question, answers, responses, "" if tier is None else str(tier), gold_from_response)
-
-
-def _pick(columns: dict[str, Any], names: tuple[str, ...], where: str, *, optional: bool = False) -> Any:
-    """The first of these columns that the row has."""
-    for column in names:
-        if column in columns:
-            return columns[column]
-    if optional:
-        return None
-    wanted = " or ".join(map(repr, names))
-    raise DataError(f"{where}: no column {wanted}; found {list(columns)}; correct the `mapping`")
-
-
-def _texts(value: Any, where: str, what: str) -> list[str]:
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    return [_text(one, where, what) for one in values]
-
-
-def _text(value: Any, where: str, what: str) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    kind = type(value).__name__
-    raise DataError(f"{where}: expected text as {what}, found {kind}; correct the row or the `mapping`")
-
-
-def _turns(value: Any, where: str) -> list[tuple[str, str]]:
-    """A conversation as (role, text); reasoning in a field of its own is put in front, in <think> marks."""
-    roles = {"human": "user", "gpt": "assistant"}
-    turns = []
-    for turn in value if isinstance(value, list) else [] if value is None else [value]:
-        if not isinstance(turn, dict):
-            raise DataError(f"{where}: a conversation should be a list of turns, found {type(turn).__name__}")
-        role = _pick(turn, ("role", "from"), where)
-        text = _text(_pick(turn, ("content", "value"), where), where, "turn")
-        thought = _text(turn.get("reasoning_content"), where, "reasoning")
-        whole = f"{THINK}\n{thought}\n{END_THINK}\n\n{text}" if thought else text
-        turns.append((roles.get(role, role), whole))
-    return turns
-
-
-def _reasoning(text: str, marks: tuple[str, str]) -> str:
-    return text if marks == (THINK, END_THINK) else text.replace(marks[0], THINK).replace(marks[1], END_THINK)
+    return Record(row, question, answers, responses if purpose == "teacher" else [], tier, gold_from_response)
 
 
 def _boxed(text: str) -> str | None:
@@ -258,13 +270,12 @@ def writable(item: Record) -> bool:
 
 def needed(layout: Layout, names: list[str], where: str) -> list[str]:
     """Those of a table's columns that the layout reads, so that a wide table's others stay on disk."""
-    groups = (layout.question, layout.answer, layout.responses, layout.tier, layout.kind)
-    required = (
-        layout.question,
-        () if layout.answer_optional else layout.answer,
-        layout.responses,
-        layout.tier,
-    )
+    reasoning = tuple((name,) for name in layout.reasoning)
+    required = [layout.question, layout.tier, *layout.response_columns, *reasoning]
+    optional = [layout.kind, layout.system_text]
+    (optional if layout.answer_optional else required).append(layout.answer)
+    tops = {name: name if name in names else name.partition(".")[0] for name in sum(required + optional, ())}
     for group in required:
-        _pick(dict.fromkeys(names), group, where, optional=not group)
-    return [column for column in names if any(column in group for group in groups)]
+        if group and not any(tops[name] in names for name in group):
+            pick(dict.fromkeys(names), group, where)  # tells what is missing
+    return [column for column in names if column in tops.values()]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from oxa import hashes
 from oxa.data import counts
 from oxa.data.contamination import Overlap
-from oxa.data.counts import BenchmarkCount, Count, Tables
+from oxa.data.counts import BenchmarkCount, Count, Tables, oddities
 from oxa.data.mappings import Record, Reject
 from oxa.errors import DataError
 from oxa.grading.grader import Grader
@@ -246,6 +246,7 @@ def _usable(
                 tables.drop(count, source, item.row, item.reason, item.detail, item.text)
                 continue
             count.responses_read += len(item.responses)
+            count.oddities.update(oddities(item))
             if key := next(named):
                 yield key, item
             else:

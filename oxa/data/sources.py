@@ -120,5 +120,7 @@ def _mapped(source: Source, folder: Path, purpose: Purpose) -> Iterator[Record |
     for row, where, columns in readers.read(source, folder, partial(needed, layout)):
         item = record_of(row, where, columns, layout, purpose)
         if isinstance(item, Record) and not writable(item):
-            item = Reject(row, "bad_unicode", "half a surrogate pair, which no file can hold", item.question)
+            item = Reject(
+                row, "bad_unicode", "bytes that are not UTF-8, or half a surrogate pair", item.question
+            )
         yield item

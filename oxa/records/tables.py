@@ -98,7 +98,8 @@ def read(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.
     """
     with _checked(path, schema, columns):
         table = pq.read_table(path, columns=columns or schema.names, memory_map=True)
-    return table.cast(pa.schema([schema.field(name) for name in table.column_names]))
+        table.validate(full=True)  # that text is UTF-8, above all
+        return table.cast(pa.schema([schema.field(name) for name in table.column_names]))
 
 
 def stream(path: Path, schema: pa.Schema, columns: list[str], num_rows: int) -> Iterator[pa.RecordBatch]:
@@ -109,6 +110,7 @@ def stream(path: Path, schema: pa.Schema, columns: list[str], num_rows: int) -> 
         wanted = pa.schema([schema.field(name) for name in columns])
         # one thread: several decode little faster, and each keeps buffers of its own
         for batch in file.iter_batches(num_rows, columns=columns, use_threads=False):
+            batch.validate(full=True)
             yield batch.select(columns).cast(wanted)
 
 
@@ -120,11 +122,11 @@ def notes(path: Path) -> dict[str, Any]:
     """The values that Writer.note put beside a table, by key."""
     with _checked(path, pa.schema([]), None):
         metadata = pq.read_metadata(path).metadata or {}
-    return {
-        key.decode().removeprefix(NOTE): json.loads(value)
-        for key, value in metadata.items()
-        if key.startswith(NOTE.encode())
-    }
+        return {
+            key.decode().removeprefix(NOTE): json.loads(value)
+            for key, value in metadata.items()
+            if key.startswith(NOTE.encode())
+        }
 
 
 def num_rows(path: Path) -> int:
@@ -147,5 +149,8 @@ def _checked(path: Path, schema: pa.Schema, columns: list[str] | None) -> Iterat
         yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; `dvc repro` makes it") from None
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{path}: not a readable Parquet file ({reason}); `dvc checkout --force` or `dvc repro` brings it back"
+        ) from None

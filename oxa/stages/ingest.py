@@ -5,9 +5,9 @@ and 100 a response. `problems` has one row a problem of training or RL: the benc
 split `rlvr`. What is left out is listed, too:
 
 rows (a row is one problem of a source, with its responses)
-    empty_problem, no_answer, multi_turn, not_math, bad_unicode   unusable as they are (oxa/data/sources.py); for RL a
-    gold
-                        answer that only a response gives is none (no_answer)
+    empty_problem, no_answer, multi_turn, system_turn, not_math, bad_value, bad_unicode   unusable as they are
+                        (oxa/data/sources.py): `nan`, `None`, `proof` and the like are no answer, nor, for RL, is what
+                        a response alone gives; bad_value is a cell of another kind than text, such as a boolean
     bad_gold            its gold answer does not verify against itself; a later row may still bring a good one
     contaminated        a problem of training or RL that is also in a benchmark, see `Overlap`
     in_training         a problem for RL that is also a training problem: the arms may have seen its solution, and not
@@ -116,7 +116,13 @@ def run(
             rlvr.add(name(source), rows(source, "rlvr", name(source)))
         rlvr.finish()
     metrics = counts.summary(training.counts, rlvr.counts, benchmarks)
-    metrics["warnings"] = _warnings(training.counts, verify)
+    odd = [
+        sentence
+        for named in (training.counts, rlvr.counts, benchmarks)
+        for source_name, one in named.items()
+        for sentence in counts.warnings(source_name, one.oddities)
+    ]
+    metrics["warnings"] = _warnings(training.counts, verify) + odd
     for sentence in metrics["warnings"]:
         tqdm.write(f"ingest: {sentence}", file=sys.stderr)
     return metrics
@@ -124,8 +130,8 @@ def run(
 
 def _warnings(teacher: dict[str, Count], verify: Verify) -> list[str]:
     return [
-        f"{source}: none of its {count.responses} responses holds a {END_THINK}, so none can be correct; give the "
-        "source's own marks in `mapping.think`, or set verify.require_think to false"
+        f"{source}: none of its {count.responses} responses holds a {END_THINK}, so none can be correct; name the "
+        "source's columns and its own marks in `mapping`, as `think`, or set verify.require_think to false"
         for source, count in teacher.items()
         if verify.require_think and count.responses and count.without_think == count.responses
     ] + [

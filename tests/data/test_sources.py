@@ -84,7 +84,8 @@ def test_line_separators_inside_text_do_not_end_a_line(tmp_path: Path) -> None:
         ('[{"q": "1", "a": "2", "r": "3"},\n{"q" 2}]', r"data\.jsonl:2: broken JSON"),
         (GOOD + "17\n", r"data\.jsonl:2: expected an object with columns, found int"),
         (GOOD + '{"q": "1", "b": "2", "r": "3"}\n', r"data\.jsonl:2: no column 'a'; found \['q', 'b', 'r'\]"),
-        ('{"q": {"text": "1"}, "a": "2", "r": "3"}\n', r"data\.jsonl:1: expected text as question, found dict"),
+        ('{"data": [{"q": "1", "a": "2", "r": "3"}]}\n', r"data\.jsonl:1: no column 'q'; .* entries of its 'data'"),
+        ('{"x": {"q": "1"}, "a": "2", "r": "3"}\n', r"data\.jsonl:1: no column 'q'; .*; write `x\.q` in the `map"),
     ],
 )  # fmt: skip
 def test_a_broken_line_or_a_missing_column_is_named_with_its_line(
@@ -96,9 +97,17 @@ def test_a_broken_line_or_a_missing_column_is_named_with_its_line(
     assert "\n" not in str(caught.value)
 
 
-def test_text_that_is_not_utf8_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "data.jsonl").write_bytes(json.dumps(plain(1)).encode() + b'\n{"q": "\xff"}\n')
-    with pytest.raises(DataError, match=r"data\.jsonl: not UTF-8 text"):
+def test_bytes_that_are_not_utf8_drop_their_row_and_another_encoding_is_one_sentence(tmp_path: Path) -> None:
+    line = json.dumps(plain(1)).encode()
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(line + b"\n" + line.replace(b"What", b"Wh\xe4t") + b"\n" + line)
+    first, bad, last = read(tmp_path)
+    assert isinstance(bad, Reject)
+    assert (bad.row, bad.reason) == (1, "bad_unicode")
+    assert isinstance(first, Record)
+    assert isinstance(last, Record)
+    path.write_text(json.dumps(plain(1)), encoding="utf-16")
+    with pytest.raises(DataError, match=r"data\.jsonl:1: neither JSON nor UTF-8 text; save the file"):
         read(tmp_path)
 
 
@@ -268,26 +277,6 @@ def test_openr1_generations_are_kept_whatever_their_flags(tmp_path: Path) -> Non
     row = {"problem": "p", "answer": "1", "generations": ["a", "b"], "correctness_math_verify": [True, False]}
     write(tmp_path, [row])
     assert read(tmp_path, mapping="openr1") == [Record(0, "p", ["1"], ["a", "b"], "")]
-
-
-def test_chats_of_one_turn_are_read_in_both_spellings(tmp_path: Path) -> None:
-    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
-    rows: list[dict[str, Any]] = [
-        {"messages": [*chat, {"role": "assistant", "content": "\\boxed{1}"}], "answer": "1"},
-        {"conversations": [{"from": "human", "value": "u"}, {"from": "gpt", "value": "\\boxed{2}"}]},
-        {"messages": [*chat, {"role": "assistant", "content": "c", "reasoning_content": "r"}], "answer": "1"},
-        {"messages": [*chat, {"role": "assistant", "content": "a"}, {"role": "user", "content": "and?"}]},
-        {"messages": None},
-    ]
-    write(tmp_path, rows)
-    first, second, third, fourth, fifth = read(tmp_path, mapping="messages")
-    assert first == Record(0, "u", ["1"], ["\\boxed{1}"], "")
-    assert second == Record(1, "u", ["2"], ["\\boxed{2}"], "", gold_from_response=True)
-    assert third == Record(2, "u", ["1"], ["<think>\nr\n</think>\n\nc"], "")
-    assert [item.reason for item in (fourth, fifth) if isinstance(item, Reject)] == [
-        "multi_turn",
-        "empty_problem",
-    ]
 
 
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="needs the project's shared data")

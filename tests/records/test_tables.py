@@ -60,10 +60,49 @@ def test_missing_broken_and_foreign_files_are_named(tmp_path: Path):
         files.read_json(tmp_path / "x.json")
 
 
-def test_a_problem_keeps_its_id_over_case_space_and_unicode_forms():
-    assert hashes.problem_id("What is  2+2?\n") == hashes.problem_id("what is 2+2?")
-    assert hashes.problem_id("ﬁnd x") == hashes.problem_id("find x")
-    assert hashes.problem_id("find x") != hashes.problem_id("find y")
+def test_a_table_whose_text_or_notes_are_damaged_is_named(tmp_path: Path) -> None:
+    path, bad = tmp_path / "v.parquet", pa.array([b"\xff"]).view(pa.string())
+    pq.write_table(pa.table([bad] * 3, schema=schemas.VERDICTS), path)
+    with pytest.raises(DataError, match=r"v\.parquet: not a readable Parquet file \(.*UTF8.*`dvc repro`"):
+        tables.read(path, schemas.VERDICTS)
+    with pytest.raises(DataError, match=r"v\.parquet: not a readable Parquet file"):
+        list(tables.stream(path, schemas.VERDICTS, ["verdict"], 10))
+    tables.write(path, [], schemas.VERDICTS, {"sampling": "whole"})
+    path.write_bytes(path.read_bytes().replace(b'"whole"', b'"whol\xff"'))
+    with pytest.raises(DataError, match=r"v\.parquet: not a readable Parquet file"):
+        tables.notes(path)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is  2+2?\n", "what is 2+2?"),
+        ("x = 1. Find\u00a0y.", "x = 1. find y."),
+        ("\ufb01nd x", "find x"),
+        ("What is \uff12\uff0b\uff12\uff1f", "What is 2+2?"),
+        ("Poincare\u0301's", "Poincar\u00e9's"),
+    ],
+)
+def test_a_problem_keeps_its_id_over_spellings_that_mean_the_same(one: str, other: str) -> None:
+    assert hashes.problem_id(one) == hashes.problem_id(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("find x", "find y"),
+        ("What is 2\u00b3 + 1?", "What is 23 + 1?"),
+        ("What is 2\u00bd + 1?", "What is 21/2 + 1?"),
+        ("What is x\u2082?", "What is x2?"),
+        ("Find X if x = 1.", "Find x if X = 1."),
+        ("AB = 2. Find it.", "ab = 2. Find it."),
+        ("What is \\Delta?", "What is \\delta?"),
+        ("\\Gamma(3) is?", "\\gamma(3) is?"),
+        ("\u2115 or \u211d?", "N or R?"),
+    ],
+)
+def test_problems_of_other_meaning_have_other_ids(one: str, other: str) -> None:
+    assert hashes.problem_id(one) != hashes.problem_id(other)
 
 
 def test_response_ids_tell_their_parts_apart():

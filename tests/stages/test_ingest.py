@@ -245,8 +245,8 @@ def test_guessing_the_small_worlds_most_frequent_answer_is_all_but_useless(tmp_p
 
 
 def test_rows_of_one_problem_are_merged_across_sources(tmp_path: Path, log: Any) -> None:
-    one = [row("a?", "1", ""), row("a?", "1", thought("x"))]
-    two = [row("A? ", "\\frac{2}{2}", thought("x"), thought("y"))]
+    one = [row("add?", "1", ""), row("add?", "1", thought("x"))]
+    two = [row("Add?  ", "\\frac{2}{2}", thought("x"), thought("y"))]
     metrics = Ingested(tmp_path, [one, two], EXAM).run(log)
     first, second = metrics["sources"]["teacher0.jsonl"], metrics["sources"]["teacher1.jsonl"]
     assert (first["problems"], first["responses"]) == (1, 1)
@@ -284,6 +284,48 @@ def test_gold_answers_taken_from_the_teacher_are_counted_and_warned_of(tmp_path:
     metrics = Ingested(tmp_path, [[row("a?", "7", thought("x"))]], EXAM, teacher=teacher).run(log)
     assert metrics["totals"]["gold_from_response"] == 1
     assert "agreeing with that teacher" in metrics["warnings"][0]
+
+
+def test_text_that_was_written_wrongly_is_counted_by_rows_and_warned_of(tmp_path: Path, log: Any) -> None:
+    listed = [row(f"{number}?", "1", json.dumps([thought("a"), thought("b")])) for number in range(2)]
+    escaped = row("3?", "1", "<think>well\\n\\nso</think> \\boxed{1}")
+    exam = [row("Add\\n\\nup?", "7")]
+    metrics = Ingested(tmp_path, [[*listed, escaped, row("4?", "1", thought("a"))]], {"exam": exam}).run(log)
+    first, second, third = sorted(metrics["warnings"])
+    assert first.startswith("exam: 1 rows hold text that was escaped twice")
+    assert second.startswith("teacher0.jsonl: 1 rows hold text that was escaped twice")
+    assert third.startswith("teacher0.jsonl: 2 rows hold a list that became text")
+
+
+def test_other_marks_of_reasoning_are_warned_of_with_a_mapping_that_reads_them(
+    tmp_path: Path, log: Any
+) -> None:
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "1?"},
+                {"role": "assistant", "content": "[THINK]a[/THINK]"},
+            ]
+        }
+    ]
+    rows = [one | {"answer": "1"} for one in rows]
+    source: dict[str, Any] = {"source": "teacher0.jsonl", "mapping": "messages"}
+    warnings = Ingested(tmp_path, [rows], EXAM, teacher=[source]).run(log)["warnings"]
+    assert "think: ['[THINK]', '[/THINK]']" in warnings[1]
+    columns = {
+        "question": "messages",
+        "answer": "answer",
+        "responses": "messages",
+        "think": ["[THINK]", "[/THINK]"],
+    }
+    done = Ingested(tmp_path, [rows], EXAM, teacher=[source | {"mapping": columns}])
+    assert done.run(log)["warnings"] == []
+    assert [one["text"] for one in done.responses] == ["<think>a</think>"]
+
+
+def test_problems_that_differ_in_a_superscript_are_two(tmp_path: Path, log: Any) -> None:
+    rows = [row("What is 2\u00b3 + 1?", "9", thought("a")), row("What is 23 + 1?", "24", thought("b"))]
+    assert Ingested(tmp_path, [rows], EXAM).run(log)["totals"]["problems"] == 2
 
 
 # --- problems for RL ---
@@ -332,7 +374,7 @@ def test_every_fault_of_a_problem_for_rl_has_its_reason(tmp_path: Path, log: Any
         row("gold is no mathematics", "\\frac{"),
         row("Taught", "1.0"),
         row(" taught ", "2"),
-        row("In the exam alone?", "7"),
+        row("in the  exam alone?", "7"),
         row(asked + " Explain it!", "66"),
         row(asked + " Explain it!", "66"),
         row("kept", "1"),
@@ -393,12 +435,6 @@ def test_the_small_worlds_problems_for_rl_all_pass(tmp_path: Path, log: Any) -> 
 # --- decontamination (METHOD §6.9) ---
 
 
-def hits(training: str, benchmark: str, **section: Any) -> list[float]:
-    overlap = Overlap(Decontamination(**section))
-    overlap.add("exam", "benchmark id", benchmark)
-    return [hit["share"] for hit in overlap.hits("training id", training)]
-
-
 def test_a_training_problem_that_repeats_a_benchmark_is_dropped_and_listed(tmp_path: Path, log: Any) -> None:
     asked = LONG.format(12, 5, 3)
     rows = [
@@ -424,36 +460,8 @@ def test_a_training_problem_that_repeats_a_benchmark_is_dropped_and_listed(tmp_p
         ("other", asked + " Explain it!"),
     ]
     assert all(one["benchmark_question"] == asked for one in done.contamination)
-    # 23 words give 14 10-grams; with two words more there are 16, of which 14 are shared
-    assert [one["share"] for one in done.contamination] == [1.0, 1.0, 14 / 16, 14 / 16]
+    assert [one["share"] for one in done.contamination] == [1.0] * 4
     assert len({(one["problem_id"], one["split"]) for one in done.problems}) == len(done.problems) == 5
-
-
-def test_the_share_is_of_the_training_problems_ngrams_in_one_benchmark_problem() -> None:
-    assert hits("a b c d e", "x a b c y", ngram=3, threshold=0.3) == [1 / 3]
-    assert hits("a b c d e", "x a b c y", ngram=3, threshold=0.4) == []
-    overlap = Overlap(Decontamination(ngram=3, threshold=0.4))
-    for number, question in enumerate(
-        ("x a b c y", "x c d e y")
-    ):  # two thirds in both together, one third in each
-        overlap.add("exam", str(number), question)
-    assert overlap.hits("training id", "a b c d e") == []
-
-
-def test_words_ignore_case_punctuation_and_latex_but_not_signs_or_digits() -> None:
-    assert hits("Find  $x$, (now)!", "find x now", threshold=1) == [1.0]
-    assert hits("What is 3 + 4?", "What is 3 - 4?") == []
-    assert hits("What is 3 \u2212 4?", "What is 3 - 4?") == [1.0]
-    assert hits("What is 3 + 4?", "What is 3 + 5?") == []
-    assert hits("?!", "...") == []
-
-
-@given(words=st.lists(st.sampled_from("abcdefg"), min_size=1, max_size=30), ngram=st.integers(1, 12))
-def test_a_text_always_hits_itself_and_never_a_text_of_other_words(words: list[str], ngram: int) -> None:
-    text = " ".join(words)
-    assert hits(text, text, ngram=ngram, threshold=1) == [1.0]
-    assert hits(text, text.upper() + "!", ngram=ngram, threshold=1) == [1.0]
-    assert hits(text, " ".join(word + "z" for word in words), ngram=ngram, threshold=0.01) == []
 
 
 # --- nothing is lost ---
@@ -583,6 +591,11 @@ def test_gold_answers_that_were_checked_before_a_kill_are_not_checked_again(tmp_
             r"benchmark 'exam': no problem is left .*\(bad_gold 1\)",
         ),
         ([row("1?", "1")], [row("2?", "2")], r"no training problem is left \(no_response 1\)"),
+        (
+            [row("1?", True, "a"), row("1?", None, "a"), row("2?", {}, "a")],
+            [row("2?", "2")],
+            r"is left \(bad_value 2, no_answer 1; row 0: expected text as answer, found bool\)",
+        ),
         ([row("2?", "2", "a")], [row("2?", "2")], r"no training problem is left \(contaminated 1\)"),
         (
             [row("1?", "1", "a"), '{"q": ', row("1?", "1", "a")],

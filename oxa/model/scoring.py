@@ -25,15 +25,15 @@ TOKENS, ROWS = "tokens.bin", "rows.npy"
 
 
 def tokenize(
-    rows: pa.Table, tokenizer: Any, prompt: Prompt | None, limit: int, scratch: Path
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each row: number of token ids, `limit` at most; index of the first to score; whether something was cut.
+    rows: pa.Table, tokenizer: Any, prompt: Prompt, limit: int, scratch: Path, *, conditioned: bool
+) -> Tokenized:
+    """`rows` have a question and a text; where not `conditioned`, the text is scored alone.
 
-    `rows` have a question and a text; without `prompt` the text stands alone. The ids of rows with a token to score are
-    written to scratch, where every process maps them into its memory.
+    The ids of rows with a token to score, `limit` of each at most, are written to scratch, where every process maps
+    them into its memory.
     """
     lengths = np.empty(len(rows), np.int64)
-    starts, truncated = np.empty_like(lengths), np.empty(len(rows), np.bool_)
+    starts, train, truncated = np.empty_like(lengths), np.empty_like(lengths), np.empty(len(rows), np.bool_)
     contexts: dict[str, list[int]] = {}
     bar = progress.bar(total=len(rows), desc="tokenizing", unit="response")
     row = 0
@@ -42,17 +42,15 @@ def tokenize(
             texts = part["text"].to_pylist()
             encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
             for question, ids in zip(part["question"].to_pylist(), encoded, strict=True):
-                if prompt is not None:
-                    if question not in contexts:
-                        contexts[question] = prompts.prompt_ids(
-                            tokenizer, prompts.user_turn(question, prompt.suffix)
-                        )
-                    context = contexts[question]
-                else:
-                    context = []
+                if question not in contexts:
+                    contexts[question] = prompts.prompt_ids(
+                        tokenizer, prompts.user_turn(question, prompt.suffix)
+                    )
+                context = contexts[question] if conditioned else []
                 whole = [*context, *ids]
                 lengths[row], starts[row] = min(len(whole), limit), max(1, len(context))
                 truncated[row] = len(whole) > limit
+                train[row] = len(contexts[question]) + len(ids) + 1
                 if lengths[row] > starts[row]:
                     file.write(np.asarray(whole[:limit], np.int32).tobytes())
                 row += 1
@@ -60,7 +58,20 @@ def tokenize(
     bar.close()
     scorable = lengths > starts
     save(scratch / ROWS, np.stack([lengths[scorable], starts[scorable]]))
-    return lengths, starts, truncated
+    return Tokenized(lengths, starts, truncated, train)
+
+
+class Tokenized(NamedTuple):
+    """Of every row, arrays [rows]."""
+
+    lengths: np.ndarray
+    """Token ids, the limit at most."""
+    starts: np.ndarray
+    """Index of the first to score."""
+    truncated: np.ndarray
+    """Whether something was cut."""
+    train_tokens: np.ndarray
+    """Of prompt, whole text and end token."""
 
 
 class Tokens(NamedTuple):

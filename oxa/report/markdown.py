@@ -12,7 +12,7 @@ from textwrap import fill
 
 from oxa.comparison.measures import Metric, Row, Summary, beside, metrics, pass_at, question
 from oxa.comparison.outcomes import BASE, RL
-from oxa.report.wording import GATE_TITLES, change, gate_rows, gates
+from oxa.report.wording import GATE_TITLES, change, gate_rows, gates, listed, sizes
 
 SMALL = 50  # problems of a benchmark below which the Bayesian interval is given, too
 Columns = dict[str, Callable[[Row], str]]
@@ -45,6 +45,10 @@ def table(summary: Summary) -> str:
             f"Bayes: {level} credible interval of pass@1 on these very problems, each rate with a uniform prior, which "
             "pulls towards 50% where samples are few."
         ]
+    by_size = sizes(summary) if "selection" in summary else {}
+    if len(by_size) > 1:
+        parts = [f"{size:,} responses for {listed(same)}" for size, same in by_size.items()]
+        notes += [f"The CE sets that the arms were trained on differ in size: {'; '.join(parts)}."]
     if summary["arms"][baseline][summary["groups"][0]]["num_seeds"] == 1:
         notes += [ONE_SEED]
     return "\n".join([*lines, *map(_wrapped, notes)]) + "\n"

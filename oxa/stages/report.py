@@ -60,6 +60,7 @@ def run(
     from oxa.report import curves, figures, funnel, page, training_sets, viewer
 
     selections = training_sets.selections(metrics, arms, suppressing)
+    training_sets.check_trained(metrics, selections, seeds)
     numbers = _summary(section, arms, seeds, metrics=metrics, generations=generations)
     numbers["gates"] = _gates(metrics, exams, numbers)
     numbers["selection"] = {arm: _selection(selection) for arm, selection in selections.items()}
@@ -90,7 +91,7 @@ def run(
         numbers,
         _made(section, arms, seeds, summary),
         sides=sides,
-        losses=funnel.losses(metrics, selections),
+        losses=funnel.losses(metrics, selections, seeds),
         panels=panels,
         origins=_origins(scores),
         training=training,

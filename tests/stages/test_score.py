@@ -114,6 +114,11 @@ def test_scores_equal_a_plain_forward_token_by_token(
         assert row["num_tokens"] == count
         assert row["truncated"] == (text == TEXTS[1])
         assert row["scorer"] == checkpoint.name
+        # what training will read, whatever is scored of it
+        context = prompts.prompt_ids(loading.load_tokenizer(checkpoint), question + SUFFIX)
+        ids = prompts.response_ids(loading.load_tokenizer(checkpoint), text, end=True)
+        assert row["train_tokens"] == len(context) + len(ids)
+    assert tables.notes(tmp_path / "scores.parquet") == {schemas.CONTEXT: 1024}
 
 
 def test_scores_do_not_depend_on_batches_chunks_or_row_order(tmp_path: Path, checkpoint: Path, log: Any):

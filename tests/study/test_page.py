@@ -87,6 +87,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "objective": "ce",
                     "ppl": 1.0,
                     "num_tokens": 9,
+                    "finish_reason": "stop",
                 }
                 tables.write(folder / f"data/train/{arm}/ce.parquet", [train], schemas.TRAIN)
                 chosen = {"ce": {"chosen": 160, "tokens": 7000 + seed}}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from textwrap import fill
 
-from oxa.comparison.measures import Metric, Row, Summary, beside, metrics, pass_at, question
+from oxa.comparison.measures import Metric, Row, Summary, beside, metrics, pass_at, pass_hat, question
 from oxa.comparison.outcomes import BASE, RL
 from oxa.report.wording import GATE_TITLES, change, gate_rows, gates, listed, sizes
 
@@ -138,6 +138,12 @@ def pair(result: Row) -> str:
     """Two checkpoints side by side (comparison/pair.py), readable in a terminal too."""
     a, b, level = result["a"], result["b"], f"{result['confidence']:.0%}"
     lines = [f"# {a} against {b}", ""]
+    if result["unlike"]:
+        lines += [
+            f"Beware: the two were not drawn alike, so what differs is not the checkpoints' alone: "
+            f"{'; '.join(result['unlike'])}.",
+            "",
+        ]
     for group, part in result["groups"].items():
         seeds = f"seeds {part['num_seeds']} and {part['num_seeds_baseline']}"
         lines += [
@@ -145,7 +151,8 @@ def pair(result: Row) -> str:
         ]
         header = ["metric", a, b, f"difference [{level} interval]", "p", "Holm's p", ""]
         n = part["num_samples"]
-        by_name = {metric.name: metric for metric in (*metrics(n), *map(pass_at, range(1, n + 1)))}
+        of_k = (metric(k) for metric in (pass_at, pass_hat) for k in range(1, n + 1))
+        by_name = {metric.name: metric for metric in (*metrics(n), *of_k)}
         rows = [_pair_row(by_name[name], row) for name, row in part["metrics"].items()]
         lines += ["", *aligned(header, rows), ""]
     paired = "by problem and seed" if result["same_seeds"] else "by problem"

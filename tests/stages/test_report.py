@@ -103,6 +103,26 @@ def test_an_arm_that_was_trained_on_fewer_than_were_selected_is_refused(tmp_path
         run(inputs, log)
 
 
+@pytest.mark.parametrize("name", ["sft_lp-0", "sft-0-rl"])
+def test_checkpoints_that_were_drawn_with_other_settings_are_refused(
+    tmp_path: Path, log: Any, name: str
+) -> None:
+    inputs = make_inputs(tmp_path, num_samples=1, num_steps=2, rl_steps=(1, 2))
+    drawn = {"engine": "torch", "temperature": 1.0, "max_tokens": 80, "made_by": [{"torch": "2.13.0"}]}
+    for path in inputs["generations"].iterdir():
+        note = drawn | {"made_by": [{"torch": "2.14.0"}]}  # another version draws from the same distribution
+        if path.stem == name:
+            note["temperature"] = 0.6
+        keys = ["sampling.1", "sampling.2"] if name.endswith("rl") and path.stem == name else ["sampling"]
+        note = {keys[-1]: note} | dict.fromkeys(keys[:-1], drawn)
+        tables.write(path, tables.read(path, schemas.GENERATIONS), schemas.GENERATIONS, note)
+    sentence = (
+        rf"{name}( at step 2)? and base cannot be compared: drawn with temperature 0.6 and 1.0; evaluate"
+    )
+    with pytest.raises(DataError, match=sentence):
+        run(inputs, log)
+
+
 def test_differences_are_paired_by_problem(paths: dict[str, Path], summary: dict) -> None:
     difference = summary["differences"]["oxa_full"]["world"]["pass_at_1"]
     rates = []

@@ -1,14 +1,22 @@
 """The text around a response: the user turn, the chat template, and where reasoning ends.
 
 One definition for sampling, scoring, training and evaluation, so that all see the same tokens.
+
+Control tokens, those that a tokenizer marks as special, come from the chat template alone. Where a problem or a
+response spells one (`<|im_end|>`), it is read as the characters that it is written in: data neither end a turn nor
+begin one.
 """
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
+from oxa.errors import DataError
+
 THINK, END_THINK = "<think>", "</think>"
+MARK = "\x01message\x01"  # stands for a message where it is asked what a template writes round it
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 
@@ -19,7 +27,37 @@ def user_turn(question: str, suffix: str) -> str:
 
 def prompt_ids(tokenizer: Any, user: str) -> list[int]:
     """Token ids up to where the response begins: the rendered user turn with the generation prompt."""
-    return list(tokenizer(_rendered(tokenizer, user), add_special_tokens=False)["input_ids"])
+    rendered = _rendered(tokenizer, user)
+    if not holds_control(tokenizer, user):
+        return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+    before, _, after = _rendered(tokenizer, MARK).partition(MARK)
+    for message in (user, user.strip()):  # many templates strip it
+        if rendered == before + message + after:
+            ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after)]
+            return [*ids[0], *text_ids(tokenizer, [message])[0], *ids[1]]
+    raise DataError(
+        f"a problem spells a control token, and the chat template does not show it as it is written: {user[:80]!r}; "
+        "drop the problem, or take a template that keeps the user's message as it is"
+    )
+
+
+def text_ids(tokenizer: Any, texts: list[str], **options: Any) -> Any:
+    """Token ids of texts in which nothing is control; with `options`, what the tokenizer gives for these."""
+    encoded = (
+        tokenizer(texts, add_special_tokens=False, split_special_tokens=True, **options) if texts else {}
+    )
+    return encoded if options else list(encoded.get("input_ids", []))
+
+
+def holds_control(tokenizer: Any, text: str) -> bool:
+    """Whether a text spells a control token."""
+    return bool((pattern := _control(tokenizer)) and pattern.search(text))
+
+
+@lru_cache(maxsize=8)
+def _control(tokenizer: Any) -> re.Pattern[str] | None:
+    texts = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return re.compile("|".join(map(re.escape, texts))) if texts else None
 
 
 def opened_thought(tokenizer: Any, user: str) -> str:
@@ -41,7 +79,7 @@ def response_ids(tokenizer: Any, text: str, *, end: bool) -> list[int]:
 
     Prompt and response are tokenised apart, so that sampling, scoring and training agree on the boundary.
     """
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    (ids,) = text_ids(tokenizer, [text])
     return [*ids, tokenizer.eos_token_id] if end else ids
 
 

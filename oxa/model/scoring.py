@@ -36,12 +36,12 @@ def tokenize(
     starts, train, truncated = np.empty_like(lengths), np.empty_like(lengths), np.empty(len(rows), np.bool_)
     contexts: dict[str, list[int]] = {}
     bar = progress.bar(total=len(rows), desc="tokenizing", unit="response")
-    row = 0
+    row = num_control = 0
     with (scratch / TOKENS).open("wb") as file:
         for part in rows.select(["question", "text"]).to_batches(TOKENIZED_AT_ONCE):
             texts = part["text"].to_pylist()
-            encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-            for question, ids in zip(part["question"].to_pylist(), encoded, strict=True):
+            encoded = prompts.text_ids(tokenizer, texts)
+            for question, text, ids in zip(part["question"].to_pylist(), texts, encoded, strict=True):
                 if question not in contexts:
                     contexts[question] = prompts.prompt_ids(
                         tokenizer, prompts.user_turn(question, prompt.suffix)
@@ -51,6 +51,7 @@ def tokenize(
                 lengths[row], starts[row] = min(len(whole), limit), max(1, len(context))
                 truncated[row] = len(whole) > limit
                 train[row] = len(contexts[question]) + len(ids) + 1
+                num_control += any(prompts.holds_control(tokenizer, one) for one in (question, text))
                 if lengths[row] > starts[row]:
                     file.write(np.asarray(whole[:limit], np.int32).tobytes())
                 row += 1
@@ -58,7 +59,7 @@ def tokenize(
     bar.close()
     scorable = lengths > starts
     save(scratch / ROWS, np.stack([lengths[scorable], starts[scorable]]))
-    return Tokenized(lengths, starts, truncated, train)
+    return Tokenized(lengths, starts, truncated, train, num_control)
 
 
 class Tokenized(NamedTuple):
@@ -72,6 +73,8 @@ class Tokenized(NamedTuple):
     """Whether something was cut."""
     train_tokens: np.ndarray
     """Of prompt, whole text and end token."""
+    num_control: int
+    """Rows that spell a control token, which is read as text."""
 
 
 class Tokens(NamedTuple):

@@ -4,7 +4,8 @@
 
 With `condition_on_prompt` x is the rendered prompt; without it the response stands alone and its first token, before
 which nothing stands, is not scored. The end-of-sequence token is not part of the text and is not scored. A response
-with no token left to score (empty, or its prompt fills `max_length`) gets no row and is counted as `unscorable`.
+with no token left to score (empty, or its prompt fills `max_length`) gets no row and is counted as `unscorable`; those
+that spell a control token are counted as `control_tokens`.
 
 Rows go longest first into batches of at most `batch_tokens` tokens; a finished shard of batches is kept in scratch, so
 a rerun after a kill does the rest with the same batches and ends with the same numbers.
@@ -88,7 +89,8 @@ def run(
         }
     )
     tables.write(output, table, schemas.SCORES, {schemas.CONTEXT: context})
-    return _metrics(table) | {"unscorable": int((~scorable).sum())}
+    counts = {"unscorable": int((~scorable).sum()), "control_tokens": tokens.num_control}
+    return _metrics(table) | counts
 
 
 def _device() -> torch.device:

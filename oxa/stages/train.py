@@ -119,6 +119,7 @@ def run(
         "steps": len(order),
         "ce_rows": rows.num["ce"],
         "ul_rows": rows.num["ul"],
+        "control_tokens": rows.num_control,
         "tokens": _num_tokens(rows, order),
         "final": trainer.final(),
     }
@@ -150,6 +151,7 @@ class Rows(NamedTuple):
     lengths: np.ndarray  # [rows], tokens, the prompt's included
     num_scored: np.ndarray  # [rows], tokens of the response
     num: dict[str, int]  # rows, by objective
+    num_control: int  # rows that spell a control token, which is read as text
 
 
 def _tokenize(data: Path, suppresses: bool, tokenizer: Any, limit: int) -> Rows:
@@ -160,6 +162,7 @@ def _tokenize(data: Path, suppresses: bool, tokenizer: Any, limit: int) -> Rows:
         raise DataError(f"{data}: objective must be one of {', '.join(OBJECTIVES)}; found {sorted(unknown)}")
     parts: list[pa.Table] = []
     num, too_long = dict.fromkeys(OBJECTIVES, 0), dict.fromkeys(OBJECTIVES, 0)
+    num_control = 0
     bar = progress.bar(total=len(table), desc="tokenizing", unit="row")
     for objective in OBJECTIVES:
         chosen = table.filter(pc.equal(table["objective"], objective))
@@ -171,6 +174,8 @@ def _tokenize(data: Path, suppresses: bool, tokenizer: Any, limit: int) -> Rows:
                 response = prompts.response_ids(tokenizer, row["completion"], end=is_whole)
                 ids.append(np.asarray([*context, *response], np.int32))
                 num_prompt.append(len(context))
+                texts = (row["prompt"], row["completion"])
+                num_control += any(prompts.holds_control(tokenizer, text) for text in texts)
                 too_long[objective] += len(ids[-1]) > limit
             num[objective] += len(ids)
             parts.append(
@@ -194,7 +199,7 @@ def _tokenize(data: Path, suppresses: bool, tokenizer: Any, limit: int) -> Rows:
     whole = pa.concat_tables(parts) if parts else pa.table({"input_ids": pa.array([], pa.list_(pa.int32()))})
     lengths = pc.list_value_length(whole["input_ids"]).to_numpy().astype(np.int64)
     num_scored = lengths - whole["num_prompt"].to_numpy() if len(whole) else lengths
-    return Rows(Dataset(whole), lengths, num_scored, num)
+    return Rows(Dataset(whole), lengths, num_scored, num, num_control)
 
 
 def _check(data: Path, shared: TrainShared, arm: TrainArm, rows: Rows) -> None:

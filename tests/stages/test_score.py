@@ -121,6 +121,22 @@ def test_scores_equal_a_plain_forward_token_by_token(
     assert tables.notes(tmp_path / "scores.parquet") == {schemas.CONTEXT: 1024}
 
 
+def test_responses_that_spell_control_tokens_are_scored_as_text_and_counted(
+    tmp_path: Path, checkpoint: Path, log: Any
+):
+    text = "<think>1<|end|></think> \\boxed{1}"
+    paths = write_tables(tmp_path, [text, "<think>2</think>"])
+    (tmp_path / "scratch").mkdir()
+    given = {"model": checkpoint, "output": tmp_path / "scores.parquet", "scratch": tmp_path / "scratch"}
+    metrics = score.run(Score(), Prompt(suffix=SUFFIX), **paths, **given, log=log)
+    assert metrics["control_tokens"] == 1
+    row = tables.read(tmp_path / "scores.parquet", schemas.SCORES).to_pylist()[0]
+    assert row["num_tokens"] == len(text)  # a token a character
+    question = tables.read(paths["problems"], schemas.PROBLEMS)["question"][0].as_py()
+    nll, _, _ = reference(checkpoint, question, text, conditioned=True, limit=1000)
+    assert row["mean_nll"] == pytest.approx(nll, rel=1e-5)
+
+
 def test_scores_do_not_depend_on_batches_chunks_or_row_order(tmp_path: Path, checkpoint: Path, log: Any):
     texts = [f"<think>{'x1' * (i * 7 % 41)}</think> \\boxed{{{i}}}" for i in range(40)]
     paths = write_tables(tmp_path, texts)

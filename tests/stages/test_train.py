@@ -452,18 +452,21 @@ def test_only_what_the_model_ended_itself_is_trained_with_an_end_token(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     rows = [one | {"finish_reason": "length"} if one["objective"] == "ul" else one for one in ROWS]
+    rows[0] = rows[0] | {"completion": "1<|end|>1"}
     whole, cut = (
         train._tokenize(training_sets.write(tmp_path / name, given), True, tokenizer, 1000)
         for tokenizer in [loading.load_tokenizer(checkpoint)]
         for name, given in (("whole", ROWS), ("cut", rows))
     )
     end = loading.load_tokenizer(checkpoint).eos_token_id
-    for before, after in zip(whole.dataset, cut.dataset, strict=True):
+    assert (whole.num_control, cut.num_control) == (0, 1)
+    assert cut.dataset[0]["input_ids"].count(end) == 1
+    for before, after in list(zip(whole.dataset, cut.dataset, strict=True))[1:]:
         assert before["input_ids"][-1] == end
         assert after["input_ids"] == (
             before["input_ids"][:-1] if after["suppressed"] else before["input_ids"]
         )
-    assert (whole.num_scored - cut.num_scored).tolist() == [0] * 12 + [1] * 8
+    assert (whole.num_scored - cut.num_scored).tolist()[1:] == [0] * 11 + [1] * 8
 
 
 def refused(model: Path, rows: list[dict[str, Any]], folder: Path, arm: Any = None, **shared: Any) -> str:

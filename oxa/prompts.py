@@ -16,6 +16,13 @@ from typing import Any
 from oxa.errors import DataError
 
 THINK, END_THINK = "<think>", "</think>"
+PLAIN_TEMPLATE = (
+    "{% if bos_token %}{{ bos_token }}{% endif %}"
+    "{% for message in messages %}{{ (message['role'] | capitalize) + ':\\n' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\\n' }}{% endif %}"
+)
+"""A chat template that any model can have: roles as words, and no token but the tokenizer's own begin and end."""
 MARK = "\x01message\x01"  # stands for a message where it is asked what a template writes round it
 _BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 

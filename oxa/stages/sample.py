@@ -20,7 +20,7 @@ from oxa.config.sample import Sample
 from oxa.errors import DataError
 from oxa.generation import generate
 from oxa.generation.requests import Request
-from oxa.model import loading
+from oxa.model import loading, preflight
 from oxa.records import schemas, tables
 from oxa.runtime import files, journal
 
@@ -51,6 +51,10 @@ def run(
         raise DataError(
             f"{problems}: no problem of split 'train' to sample for; check the sources under ingest.teacher"
         )
+    # the base has passed a preflight of its own
+    faults = preflight.check_checkpoint(sampler, prompt, is_student=False) if section.model else []
+    if faults:
+        raise DataError(f"sample.model: {name} cannot sample: {' '.join(faults)}")
     tokenizer = loading.load_tokenizer(sampler)
     opening = prompts.opened_thought(tokenizer, "")
     rows, requests, num_control = [], [], 0

@@ -505,6 +505,21 @@ def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
         take(tmp_path / "none", tmp_path / "base")
 
 
+def test_a_template_that_touches_think_is_replaced_by_a_given_one(tmp_path: Path, log: Any) -> None:
+    template = CHAT_TEMPLATE.replace("message['content']", "message['content'].split('</think>')[-1]")
+    source = make_checkpoint(tmp_path / "source", template=template)
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources" / "mine.jinja").write_text(CHAT_TEMPLATE)
+    shown = {"plain": "User:\n1+1?\n\nAssistant:\n", "mine.jinja": "<|user|>1+1?<|assistant|>"}
+    for name, prompt in shown.items():
+        section = Checkpoint(kind="checkpoint", model=str(source), chat_template=name)
+        output = tmp_path / name
+        given = {"output": output, "scratch": tmp_path, "log": log}
+        base.run(section, NO_SUFFIX, Sources(folder=str(tmp_path / "sources")), **given)
+        tokenizer = loading.load_tokenizer(output)
+        assert tokenizer.decode(prompts.prompt_ids(tokenizer, "1+1?")) == prompt
+
+
 def test_the_default_system_prompt_goes_and_an_explicit_one_stays(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "source", template=QWEN_TEMPLATE)
     output = take(source, tmp_path / "base", drop_system_prompt=True)

@@ -205,7 +205,10 @@ class Reference:
         self.rewards = torch.tensor([float(verdict == "correct") for verdict in self.verdicts]).double()
         self.log_p, self.log_q, self.entropy = [], [], []
         for request, one in zip(requests, found, strict=True):
-            response = prompts.response_ids(tokenizer, one.text, end=one.finish_reason == "stop")
+            response = tokenizer(one.text, add_special_tokens=False)[
+                "input_ids"
+            ]  # control tokens are drawn, too
+            response += [tokenizer.eos_token_id] * (one.finish_reason == "stop")
             assert len(response) == one.num_tokens
             whole = torch.tensor([request.prompt + response])
             kept = slice(len(request.prompt) - 1, -1)

@@ -29,7 +29,7 @@ from trl import KTOConfig, SFTConfig
 
 from oxa import prompts
 from oxa.config.train import TrainArm, TrainShared
-from oxa.errors import ConfigError, DataError
+from oxa.errors import DataError
 from oxa.model import loading
 from oxa.model.trainer import on_one_device
 from oxa.records import training_set
@@ -64,8 +64,13 @@ def run(
     disable_progress_bar()  # transformers' own, one for every file of weights
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate set it
     size = shared.num_ce + arm.num_ul
-    step = f"train: a step of {shared.num_ce} CE + {arm.num_ul} UL = {size} sequences"
-    micro_batch_size = batches.micro_batch_size(step, size, num_processes, shared.micro_batch_size)
+    if arm.objective == "kto":
+        micro_batch_size = kto.micro_batch_size(
+            shared.num_ce, arm.num_ul, num_processes, shared.micro_batch_size
+        )
+    else:
+        step = f"train: a step of {shared.num_ce} CE + {arm.num_ul} UL = {size} sequences"
+        micro_batch_size = batches.micro_batch_size(step, size, num_processes, shared.micro_batch_size)
     network, tokenizer = loading.load(model, dtype=torch.float32, device=torch.device("cpu"))
     configs = copy.deepcopy(
         (network.config, network.generation_config)
@@ -82,11 +87,6 @@ def run(
     trainer: OXATrainer | kto.UnpairedTrainer
     config: SFTConfig | KTOConfig
     if arm.objective == "kto":
-        if micro_batch_size == 1:
-            raise ConfigError(
-                "train.shared.micro_batch_size: kto compares the rows of a micro-batch, and they would hold 1 each; "
-                f"take 2 or more, such that {size // num_processes} sequences are cut evenly"
-            )
         plan = [cut for step in order.tolist() for cut in kto.micro_batches(step, num_micro_batches)]
         config = KTOConfig(**common, beta=arm.kto_beta, undesirable_weight=arm.ul_weight)
         reference, _ = loading.load(model, dtype=torch.float32, device=torch.device("cpu"))

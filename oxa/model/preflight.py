@@ -136,6 +136,10 @@ def check_checkpoint(
         generation_config = GenerationConfig.from_pretrained(str(model), revision=version)
     except OSError:  # a checkpoint may do without one; the model's own configuration then tells the end
         generation_config = GenerationConfig.from_model_config(model_config)
+    except ValueError as error:
+        raise DataError(
+            f"{model}: no usable generation_config.json: {loading.first_line(error)}; take it anew, or take it away"
+        ) from None
     check = check_student if is_student else check_sampler
     return check(tokenizer, model_config, generation_config, prompt)
 

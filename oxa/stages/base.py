@@ -57,7 +57,7 @@ def take_over(section: Checkpoint, output: Path, template: str | None = None) ->
     `template` stands in place of its own.
     """
     import torch
-    from transformers import AutoConfig
+    from transformers import AutoConfig, GenerationConfig
 
     path = Path(section.model) if Path(section.model).is_dir() else section.model
     if isinstance(path, Path):
@@ -80,12 +80,19 @@ def take_over(section: Checkpoint, output: Path, template: str | None = None) ->
             raise DataError(f"{path}: base.rope_theta cannot be set, the model has no single rotary base")
         rope["rope_theta"] = section.rope_theta
     if section.max_position_embeddings is not None:
-        model.config.max_position_embeddings = section.max_position_embeddings
+        model.config.get_text_config().max_position_embeddings = section.max_position_embeddings
         tokenizer.model_max_length = section.max_position_embeddings
     if template is not None:
         tokenizer.chat_template = template
     if section.drop_system_prompt:
         tokenizer.chat_template = without_system_prompt(tokenizer)
+    try:
+        model.generation_config.validate(strict=True)
+    except (
+        ValueError
+    ):  # a temperature where nothing is drawn, say: transformers reads it and does not write it
+        ends = model.generation_config.eos_token_id  # all that is read of it here
+        model.generation_config = GenerationConfig(eos_token_id=ends)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     return {"num_parameters": model.num_parameters(), "vocab_size": len(tokenizer)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from conftest import CHAT_TEMPLATE, SHARED_DATA
 from oxa.config.prompt import Prompt
 from oxa.errors import DataError
-from oxa.model import preflight
+from oxa.model import loading, preflight
 
 SHARED_CASES = SHARED_DATA.parent / "cases"
 NO_SUFFIX = Prompt(suffix="")
@@ -152,6 +153,27 @@ def test_an_end_that_is_missing_or_does_not_end_generation_is_refused(student: t
 def test_a_prompt_that_leaves_no_room_for_a_response_is_refused(student: tuple[Any, Any, Any]) -> None:
     (found,) = faults(student, Prompt(suffix=" and" * 300))
     assert "of 1024 positions" in found
+
+
+def test_a_model_that_names_no_longest_sequence_has_room(student: tuple[Any, Any, Any]) -> None:
+    tokenizer, _, generation_config = student
+    bloom = AutoConfig.for_model("bloom")
+    assert not hasattr(bloom, "max_position_embeddings")
+    assert preflight.check_student(tokenizer, bloom, generation_config, Prompt()) == []
+    assert loading.context_length(bloom) > 10**9
+    nested = AutoConfig.for_model("gemma3", text_config={"max_position_embeddings": 77})
+    assert loading.context_length(nested) == 77
+
+
+def test_generation_settings_that_cannot_be_read_are_told_in_a_sentence(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    (folder / "generation_config.json").write_text('{"num_beams": 3, "num_return_sequences": 8}')
+    with pytest.raises(
+        DataError, match=r"no usable generation_config.json: .*; take it anew, or take it away"
+    ):
+        preflight.check_checkpoint(folder, NO_SUFFIX)
 
 
 def test_a_tokenizer_that_does_not_give_the_tags_back_is_refused(student: tuple[Any, Any, Any]) -> None:

@@ -338,6 +338,19 @@ def test_a_bfloat16_checkpoint_stays_bfloat16(checkpoint: Path, tmp_path: Path) 
     assert AutoConfig.from_pretrained(output).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    "settings", [{"do_sample": False, "temperature": 0.6, "top_k": 20}, {"pad_token_id": -1, "top_p": 0.9}]
+)
+def test_generation_settings_that_contradict_each_other_leave_the_end_tokens(
+    checkpoint: Path, tmp_path: Path, log: Any, settings: dict[str, Any]
+) -> None:
+    source = Path(shutil.copytree(checkpoint, tmp_path / "source"))
+    file = source / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings | {"eos_token_id": [1, 7]}))
+    make(tmp_path, log, Checkpoint(kind="checkpoint", model=str(source)))
+    assert GenerationConfig.from_pretrained(tmp_path / "base").eos_token_id == [1, 7]
+
+
 def test_run_takes_a_checkpoint_over_and_checks_it(checkpoint: Path, tmp_path: Path, log: Any) -> None:
     section = Checkpoint(kind="checkpoint", model=str(checkpoint))
     metrics = make(tmp_path, log, section)

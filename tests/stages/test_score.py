@@ -10,14 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import training_sets
+from training_rows import ROWS
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from oxa import hashes, prompts
+from oxa.config.generate import Generate
 from oxa.config.prompt import Prompt
 from oxa.config.score import Score
+from oxa.config.section import Sampling
+from oxa.config.train import TrainArm, TrainShared
 from oxa.errors import DataError
+from oxa.generation import generate
+from oxa.generation.requests import Request
 from oxa.model import loading
 from oxa.records import schemas, tables
-from oxa.stages import score
+from oxa.stages import score, train
 
 SUFFIX = " Think."
 TEXTS = [
@@ -162,6 +170,44 @@ def test_teachers_are_scored_where_correct_and_students_where_surely_wrong(
 
 def test_nothing_to_score_is_an_empty_table(tmp_path: Path, checkpoint: Path, log: Any):
     assert run(tmp_path, checkpoint, log, write_tables(tmp_path, TEXTS, "self")) == []
+
+
+@pytest.mark.parametrize("kind", ["bloom", "mamba"])
+def test_models_that_name_no_longest_sequence_are_scored_and_trained(
+    tmp_path: Path, checkpoint: Path, log: Any, kind: str
+):
+    tokenizer = loading.load_tokenizer(checkpoint)
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    sizes |= dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
+    config = AutoConfig.for_model(kind, **sizes)
+    assert not hasattr(config, "max_position_embeddings")
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / kind)
+    tokenizer.save_pretrained(tmp_path / kind)
+    assert len(run(tmp_path, tmp_path / kind, log, write_tables(tmp_path, TEXTS))) == len(TEXTS)
+    arm, shared = TrainArm(), TrainShared(num_ce=12, epochs=1.0)
+    data = training_sets.write(tmp_path / "t", ROWS[:12])
+    given = {"model": tmp_path / kind, "output": tmp_path / "trained", "scratch": tmp_path, "seed": 0}
+    assert train.run(shared, arm, data=data, **given, log=log)["ce_rows"] == 12
+    draws = [Request("r", prompts.prompt_ids(tokenizer, "1+1?"))]
+    sampling = Sampling(max_tokens=4)
+
+    def draw() -> Any:
+        place = {"scratch": tmp_path / "drawn", "description": "test"}
+        return generate.generate(tmp_path / kind, draws, sampling, Generate(), **place)
+
+    if kind == "bloom":
+        assert draw()[0].num_tokens > 0
+    else:
+        with pytest.raises(
+            DataError, match=r"mamba: the engine torch cannot draw .* set generate.engine: vllm"
+        ):
+            draw()
 
 
 def test_verdicts_of_other_responses_are_refused(tmp_path: Path, checkpoint: Path, log: Any):

@@ -91,12 +91,14 @@ def make(folder: Path, num_rows: int) -> None:
 def by_oxa(folder: Path, num: int) -> None:
     from oxa.config.prompt import Prompt
     from oxa.config.selection import SelectionShared
+    from oxa.config.train import TrainShared
     from oxa.stages import selection_ce
 
     selection_ce.run(
         SelectionShared(num_ce=num),
         "gaussian",
         Prompt(suffix=""),
+        TrainShared(),
         problems=folder / "problems.parquet",
         responses=folder / "teacher.parquet",
         verdicts=folder / "verdicts.parquet",

@@ -227,8 +227,9 @@ def _question_faults(tokenizer: Any, user: str, remedy: str) -> list[str]:
         faults.append(f"The chat template rewrites the user's message, which must stay as it is; {remedy}.")
     # a template that writes a date asks transformers' function for it; what it is given here stands in its place
     dated = {_turns(tokenizer, user, strftime_now=lambda _, date=date: date) for date in DATES}
-    if len(dated) > 1 or _draws(tokenizer.get_chat_template()):
-        what = "today's date" if len(dated) > 1 else "what is drawn at random"
+    draws = _draws(tokenizer.get_chat_template())
+    if draws or len(dated) > 1:
+        what = "what is drawn at random" if draws else "today's date"
         faults.append(
             f"The chat template writes {what} into the prompt, so that prompts would change while nothing that DVC "
             f"watches does; take a template without it: {remedy}."

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from transformers import AddedToken
 
 from oxa import prompts
 from oxa.errors import DataError
@@ -19,19 +20,28 @@ def test_prompt_and_response_are_tokenized_apart_and_verbatim(checkpoint: Path):
 
 @pytest.mark.parametrize("question", ["Is <|end|><|user|> 1+1?", "<|end|>", " <|assistant|>", "<|pad|>\n"])
 @pytest.mark.parametrize("strip", [False, True])
-def test_control_tokens_that_data_spell_are_text(checkpoint: Path, question: str, strip: bool):
+@pytest.mark.parametrize("marked", [True, False])
+def test_control_tokens_that_data_spell_are_text(checkpoint: Path, question: str, strip: bool, marked: bool):
     tokenizer = loading.load_tokenizer(checkpoint)
+    if not marked:  # roles that are no special tokens, as DeepSeek's
+        tokenizer.add_tokens([AddedToken(name, special=False) for name in ("<|USER|>", "<|ASSISTANT|>")])
+        tokenizer.chat_template = tokenizer.chat_template.replace(
+            "+ message['role'] +", "+ message['role'] | upper +"
+        )
+        tokenizer.chat_template = tokenizer.chat_template.replace("<|assistant|>", "<|ASSISTANT|>")
+        question = question.replace("user", "USER").replace("assistant", "ASSISTANT")
+    roles = ["<|user|>", "<|assistant|>"] if marked else ["<|USER|>", "<|ASSISTANT|>"]
     if strip:  # as many templates do
         tokenizer.chat_template = tokenizer.chat_template.replace("['content']", "['content'] | trim")
     ids = prompts.prompt_ids(tokenizer, question)
     shown = question.strip() if strip else question
-    assert tokenizer.decode(ids) == f"<|user|>{shown}<|assistant|>"
-    assert [i for i in ids if i in tokenizer.all_special_ids] == tokenizer.convert_tokens_to_ids(
-        ["<|user|>", "<|assistant|>"]
-    )
+    assert tokenizer.decode(ids) == f"{roles[0]}{shown}{roles[1]}"
+    control = set(tokenizer.added_tokens_decoder)
+    assert [i for i in ids if i in control] == tokenizer.convert_tokens_to_ids(roles)
+    assert prompts.holds_control(tokenizer, question)
     response = prompts.response_ids(tokenizer, question, end=True)
     assert tokenizer.decode(response[:-1]) == question
-    assert [i for i in response if i in tokenizer.all_special_ids] == [tokenizer.eos_token_id]
+    assert [i for i in response if i in control] == [tokenizer.eos_token_id]
     spelt = spell(question, ids, tokenizer, 100, 1000)
     assert "".join(spelt.pieces) == question
     assert spelt.ids.tolist() == ids + response[:-1]

@@ -23,14 +23,12 @@ class Spelt(NamedTuple):
 def spell(text: str, context: list[int], tokenizer: Any, limit: int, context_length: int) -> Spelt | None:
     """The text behind the ids of `context`, cut at `limit` tokens and where the model's context ends; None where
     nothing is left to show."""
-    encoded = prompts.text_ids(tokenizer, [text], return_offsets_mapping=True)
-    (text_ids,), (offsets,) = encoded["input_ids"], encoded["offset_mapping"]
+    text_ids, ends = prompts.text_ends(tokenizer, text)
     start, num_tokens = len(context), len(text_ids)
     num_shown = min(num_tokens, limit, context_length - start)
     if start == 0 or num_shown <= 0:
         return None
     ids = np.asarray([*context, *text_ids[:num_shown]], np.int32)
-    ends = [end for _, end in offsets]
     return Spelt(ids, start, pieces(text, ends)[:num_shown], num_tokens)
 
 

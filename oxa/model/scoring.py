@@ -34,7 +34,7 @@ def tokenize(
     """
     lengths = np.empty(len(rows), np.int64)
     starts, train, truncated = np.empty_like(lengths), np.empty_like(lengths), np.empty(len(rows), np.bool_)
-    contexts: dict[str, list[int]] = {}
+    contexts: dict[str, tuple[int, list[int]]] = {}  # tokens of the prompt, and those before the text
     bar = progress.bar(total=len(rows), desc="tokenizing", unit="response")
     row = num_control = 0
     with (scratch / TOKENS).open("wb") as file:
@@ -43,14 +43,14 @@ def tokenize(
             encoded = prompts.text_ids(tokenizer, texts)
             for question, text, ids in zip(part["question"].to_pylist(), texts, encoded, strict=True):
                 if question not in contexts:
-                    contexts[question] = prompts.prompt_ids(
-                        tokenizer, prompts.user_turn(question, prompt.suffix)
-                    )
-                context = contexts[question] if conditioned else []
+                    user = prompts.user_turn(question, prompt.suffix)
+                    prompt_ids = prompts.prompt_ids(tokenizer, user)
+                    contexts[question] = len(prompt_ids), prompt_ids if conditioned else []
+                num_prompt, context = contexts[question]
                 whole = [*context, *ids]
                 lengths[row], starts[row] = min(len(whole), limit), max(1, len(context))
                 truncated[row] = len(whole) > limit
-                train[row] = len(contexts[question]) + len(ids) + 1
+                train[row] = num_prompt + len(ids) + 1
                 num_control += any(prompts.holds_control(tokenizer, one) for one in (question, text))
                 if lengths[row] > starts[row]:
                     file.write(np.asarray(whole[:limit], np.int32).tobytes())

@@ -77,8 +77,8 @@ def make(folder: Path, num_rows: int) -> None:
     )  # as scoring leaves them: the correct ones, in another order
     columns = {"response_id": np.array(ids)[at], "scorer": ["base"] * len(at), "mean_nll": np.log(ppl[at])}
     columns |= {"ppl": ppl[at], "num_tokens": tokens[at], "truncated": np.zeros(len(at), bool)}
-    columns |= {"mean_entropy": np.full(len(at), 0.3)}
-    tables.write(folder / "scores.parquet", columns, schemas.SCORES)
+    columns |= {"mean_entropy": np.full(len(at), 0.3), "train_tokens": tokens[at] + 100}
+    tables.write(folder / "scores.parquet", columns, schemas.SCORES, {schemas.CONTEXT: 2**31 - 1})
 
     with (folder / "lean.jsonl").open("w") as lean, (folder / "full.jsonl").open("w") as full:
         rows = zip(ids, problem, verdict, ppl.tolist(), tokens.tolist(), text, strict=True)
@@ -91,12 +91,14 @@ def make(folder: Path, num_rows: int) -> None:
 def by_oxa(folder: Path, num: int) -> None:
     from oxa.config.prompt import Prompt
     from oxa.config.selection import SelectionShared
+    from oxa.config.train import TrainShared
     from oxa.stages import selection_ce
 
     selection_ce.run(
         SelectionShared(num_ce=num),
         "gaussian",
         Prompt(suffix=""),
+        TrainShared(),
         problems=folder / "problems.parquet",
         responses=folder / "teacher.parquet",
         verdicts=folder / "verdicts.parquet",

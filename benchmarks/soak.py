@@ -126,7 +126,8 @@ def synthesise(folder: Path) -> None:
         columns = {"response_id": ids, "scorer": ["drawn"] * len(ids), "mean_nll": np.log(ppl), "ppl": ppl}
         columns |= {"num_tokens": (draws.lognormal(5.5, 0.5, len(ids)) * ppl).astype(np.int32) + 1}
         columns |= {"truncated": np.zeros(len(ids), bool), "mean_entropy": np.full(len(ids), 0.3)}
-        tables.write(folder / f"{name}.parquet", columns, schemas.SCORES)
+        columns |= {"train_tokens": columns["num_tokens"] + 100}
+        tables.write(folder / f"{name}.parquet", columns, schemas.SCORES, {schemas.CONTEXT: 2**31 - 1})
 
 
 def params(folder: Path, form: str, num_rows: int) -> Path:

@@ -111,6 +111,7 @@ def make_rows(num: int, lengths: str) -> list[dict[str, Any]]:
                 "objective": "ce",
                 "ppl": 2.0,
                 "num_tokens": int(size) - 12,
+                "finish_reason": "stop",
             }
         )
     return rows

@@ -80,20 +80,40 @@ def check(params_path: Path, model: str | None = None) -> None:
     from oxa.model import loading
 
     print(f"device    {loading.default_device()}")
+    if params.sample.model is not None:
+        _check_sampler(params.sample.model, params)
     base = params.base if isinstance(params.base, Checkpoint) else None
     student: str | Path | None = model or (BASE if BASE.exists() else base.model if base else None)
     if student is None:
         print("student   not made yet (`dvc repro base` makes it)")
         return
-    check_student(student, params, base.revision if base and student == base.model else None)
+    check_student(student, params, base if base and student == base.model else None)
     print(f"student   {student}: fine")
 
 
-def check_student(model: str | Path, params: Params, revision: str | None = None) -> None:
-    """Prints what is wrong with a checkpoint, and raises DataError where something is."""
+def _check_sampler(model: str, params: Params) -> None:
     from oxa.model import preflight
 
-    faults = preflight.check_checkpoint(model, params.prompt, revision)
+    for fault in (faults := preflight.check_checkpoint(model, params.prompt, is_student=False)):
+        print(f"sampler   {model}: {fault}")
+    if faults:
+        raise DataError(
+            f"{model}: cannot sample (sample.model) for the reason{'s' * (len(faults) > 1)} above"
+        )
+    print(f"sampler   {model}: fine")
+
+
+def check_student(model: str | Path, params: Params, base: Checkpoint | None = None) -> None:
+    """Prints what is wrong with a checkpoint, and raises DataError where something is.
+
+    `base`: the section that takes it over, with its own revision and chat template.
+    """
+    from oxa.model import preflight
+
+    template = preflight.chosen_template(base.chat_template, Path(params.sources.folder)) if base else None
+    faults = preflight.check_checkpoint(
+        model, params.prompt, base.revision if base else None, template=template
+    )
     for fault in faults:
         print(f"student   {model}: {fault}")
     if faults:

@@ -123,14 +123,14 @@ STAGES = {
     "selection_ce": Stage(
         "choose the teacher's responses that an arm learns from",
         "oxa.stages.selection_ce",
-        ("selection.shared", "selection.ce.{arm}", "prompt"),
+        ("selection.shared", "selection.ce.{arm}", "prompt", "train.shared"),
         inputs=("problems", "responses", "verdicts", "scores"),
         items=("arm",),
     ),
     "selection_ul": Stage(
         "choose the student's own wrong responses that an arm unlearns",
         "oxa.stages.selection_ul",
-        ("selection.shared", "selection.ul.{arm}", "prompt"),
+        ("selection.shared", "selection.ul.{arm}", "prompt", "train.shared"),
         inputs=("problems", "responses", "verdicts", "scores"),
         items=("arm",),
     ),

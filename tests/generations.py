@@ -20,9 +20,13 @@ def write(
     num_samples: int = 8,
     steps: tuple[int, ...] = (0,),
     entropy: float = 0.4,
+    sampling: Mapping[str, Any] | None = None,
     **fixed: Any,
 ) -> Path:
-    """Generations of a checkpoint that is right with this chance on the mean problem; `fixed` columns."""
+    """Generations of a checkpoint that is right with this chance on the mean problem; `fixed` columns.
+
+    `sampling`: settings that are kept with them as an evaluation keeps its own.
+    """
     draws, rows = np.random.default_rng(seed), []
     for step in steps:
         for benchmark, num_problems in benchmarks.items():
@@ -44,5 +48,6 @@ def write(
                         "mean_entropy": entropy + 0.05 * draws.standard_normal(),
                     }
                     rows.append(row | fixed)
-    tables.write(path, rows, schemas.GENERATIONS)
+    noted = [f"sampling.{step}" for step in steps] if len(steps) > 1 else ["sampling"]
+    tables.write(path, rows, schemas.GENERATIONS, dict.fromkeys(noted, sampling) if sampling else None)
     return path

@@ -12,6 +12,7 @@ import numpy as np
 from oxa.config.prompt import Prompt
 from oxa.config.report import Report
 from oxa.config.selection import CeRule, SelectionShared, UnlikelihoodSet
+from oxa.config.train import TrainShared
 from oxa.records import schemas, tables
 from oxa.report import training_sets
 from oxa.runtime import files as records
@@ -99,7 +100,11 @@ def make_inputs(
             schemas.GENERATIONS,
         )
     for arm, chosen in arms.items():
+        parts = [name for name, of in (("ce", True), ("ul", chosen.ul)) if of]
+        sets = {part: folder / "metrics" / "selection" / part / f"{arm}.json" for part in parts}
+        counts = {f"{part}_rows": records.read_json(path)[part]["chosen"] for part, path in sets.items()}
         for seed in seeds:
+            records.write_json(folder / "metrics" / "train" / f"{arm}-{seed}.json", counts)
             names = [name for name in CURVES if chosen.ul or not name.startswith("ul_")]
             write_journal(folder / "metrics" / "train" / f"{arm}-{seed}.jsonl", draws, names, num_steps)
             if rl_steps:
@@ -178,7 +183,8 @@ def select(folder: Path, arms: dict[str, Arm], draws: np.random.Generator) -> No
         }
         columns |= {"ppl": ppl, "num_tokens": draws.integers(40, 150, len(scored)).astype(np.int32)}
         columns |= {"truncated": [False] * len(scored), "mean_entropy": [0.1] * len(scored)}
-        tables.write(paths[origin]["scores"], columns, schemas.SCORES)
+        columns |= {"train_tokens": [200] * len(scored)}
+        tables.write(paths[origin]["scores"], columns, schemas.SCORES, {schemas.CONTEXT: 512})
     shared = SelectionShared(num_ce=150, mean=1.9, std=0.15, max_shortage=0.5)
     for arm, chosen in arms.items():
         for objective, origin, stage, rule in (
@@ -191,6 +197,7 @@ def select(folder: Path, arms: dict[str, Arm], draws: np.random.Generator) -> No
                 shared,
                 rule,
                 Prompt(suffix=""),
+                TrainShared(),
                 **paths[origin],
                 output=data / "train" / arm / f"{objective}.parquet",
                 log=lambda step, **values: None,

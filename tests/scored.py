@@ -26,6 +26,11 @@ class Row(NamedTuple):
     finish: str = "stop"
     truncated: bool = False
     predicted: str | None = "1"
+    train_tokens: int = 20
+
+
+CONTEXT = 32
+"""Of the model that scored."""
 
 
 def mix(x: int) -> int:
@@ -126,11 +131,13 @@ def write_tables(
                     "num_tokens": row.num_tokens,
                     "truncated": row.truncated,
                     "mean_entropy": 0.1,
+                    "train_tokens": row.train_tokens,
                 }
                 for row in sorted(rows, key=lambda row: row.num_tokens)
                 if row.ppl is not None
             ],
             schemas.SCORES,
+            {schemas.CONTEXT: CONTEXT},
         )
     return paths
 

@@ -20,6 +20,7 @@ def row(index: int, objective: str, completion: str) -> dict[str, Any]:
         "objective": objective,
         "ppl": 2.0,
         "num_tokens": len(completion),
+        "finish_reason": "stop",
     }
 
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from oxa.comparison import arms
-from oxa.comparison.measures import Metric, metrics, pass_at
+from oxa.comparison import arms, drawn
+from oxa.comparison.measures import Metric, metrics, pass_at, pass_hat
 from oxa.comparison.outcomes import RL, Outcomes, outcomes, unlike
 from oxa.config.report import Report
 from oxa.errors import DataError
@@ -28,15 +28,18 @@ class Side(NamedTuple):
     """Without seed and phase; "" for a path."""
     seeds: tuple[str, ...]
     runs: list[Outcomes]
+    settings: list[drawn.Settings]
+    """With which each was drawn."""
 
 
 def run(
     section: Report, a: str, b: str, *, folder: Path, benchmark: str | None = None, k: int | None = None
 ) -> dict[str, Any]:
-    """{"a", "b", "confidence", "same_seeds", "groups": {name: {"num_problems", …, "metrics": {metric: row}}}}.
+    """{"a", "b", "confidence", "same_seeds", "unlike", "groups": {name: {"num_problems", …, "metrics": {name: row}}}}.
 
-    A row: a, b (values), difference (a minus b), low, high, p_value, p_holm, shown. Metrics are pass@1, pass@k (by
-    default k = n), maj@n, entropy and tokens.
+    A row: a, b (values), difference (a minus b), low, high, p_value, p_holm, shown. Metrics are those of the report, of
+    pass@k and pass^k for one k (by default n) and pass@1. `unlike`: settings with which the two were drawn and which
+    differ, `temperature 1.0 and 0.6`; such a comparison is one of settings, too.
     """
     ours, theirs = _side(a, folder), _side(b, folder)
     first = ours.runs[0]
@@ -70,15 +73,30 @@ def run(
                 rows.append(row)
         groups[name] = part | {"metrics": of_metric}
     arms.correct(section, rows)
-    return {"a": a, "b": b, "confidence": section.confidence, "same_seeds": same_seeds, "groups": groups}
+    return {
+        "a": a,
+        "b": b,
+        "confidence": section.confidence,
+        "same_seeds": same_seeds,
+        "unlike": _unlike(ours, theirs),
+        "groups": groups,
+    }
+
+
+def _unlike(ours: Side, theirs: Side) -> list[str]:
+    """Of the first with every other one, each difference once."""
+    first, *others = (*ours.settings, *theirs.settings)
+    return list(dict.fromkeys(text for other in others for text in drawn.differences(first, other)))
 
 
 def _metrics(outcomes: Outcomes, k: int | None, group: str) -> list[Metric]:
     num_samples = int(outcomes.num_samples.min())
     if k is not None and not 1 <= k <= num_samples:
         raise DataError(f"pass@{k} needs {k} samples of every problem of {group}, found {num_samples}")
-    others = [metric for metric in metrics(outcomes.num_samples) if metric.interval and not metric.solved]
-    return [*(pass_at(tries) for tries in sorted({1, k or num_samples})), *others]
+    tries = k or num_samples
+    of_k = [*(pass_at(number) for number in sorted({1, tries})), *([pass_hat(tries)] if tries > 1 else [])]
+    others = [metric for metric in metrics(outcomes.num_samples) if not metric.solved]
+    return [*of_k, *(metric for metric in others if num_samples > 1 or not metric.of_several)]
 
 
 def _side(argument: str, folder: Path) -> Side:
@@ -90,16 +108,21 @@ def _side(argument: str, folder: Path) -> Side:
     if name in known:
         matched = re.fullmatch(r"(.+)-(\d+)(?:-rl)?", name)
         arm, *of_seed = matched.groups() if matched else (name,)
-        return Side(argument, arm, tuple(of_seed), [outcomes(known[name], at)])
+        return _of(argument, arm, tuple(of_seed), [known[name]], at)
     arm, ending = name.removesuffix(RL), RL * name.endswith(RL)
     pattern = re.compile(rf"{re.escape(arm)}-(\d+){ending}")
     by_seed = {matched[1]: path for stem, path in known.items() if (matched := pattern.fullmatch(stem))}
     if by_seed:
         seeds = tuple(sorted(by_seed, key=int))
-        return Side(argument, arm, seeds, [outcomes(by_seed[seed], at) for seed in seeds])
+        return _of(argument, arm, seeds, [by_seed[seed] for seed in seeds], at)
     if Path(name).suffix == ".parquet":
-        return Side(argument, "", (), [outcomes(Path(name), at)])
+        return _of(argument, "", (), [Path(name)], at)
     raise DataError(f"{argument}: no such checkpoint, arm or table; {folder} holds {_shown(list(known))}")
+
+
+def _of(argument: str, arm: str, seeds: tuple[str, ...], paths: Sequence[Path], step: int | None) -> Side:
+    runs = [outcomes(path, step) for path in paths]
+    return Side(argument, arm, seeds, runs, [drawn.settings(path, step) for path in paths])
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -87,5 +87,9 @@ class Checkpoint(Section):
     """New rotary base (the paper: 1.0e6); none keeps the model's own."""
     max_position_embeddings: Count | None = None
     """New context length, tokens (the paper: 40000)."""
+    chat_template: Annotated[str, Field(min_length=1)] | None = None
+    """Chat template in place of the model's own: `plain` for a built-in one with the roles as words, or the name of a
+    Jinja file in sources.folder. For templates that open, drop or rewrite <think> (DeepSeek-R1-Distill's, QwQ's,
+    Qwen3's) or write today's date (Llama 3.2's), and for models without one. None keeps the model's own."""
     drop_system_prompt: bool = False
     """Take the default system prompt out of the chat template (the paper does)."""

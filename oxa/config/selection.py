@@ -88,7 +88,8 @@ class UnlikelihoodSet(Section):
     verdicts: list[Verdict] = ["incorrect"]
     """Verdicts taken as evidence of a wrong pattern."""
     allow_length: bool = False
-    """Take responses that were cut by length, too."""
+    """Take responses that were cut by length, too. Their tokens are suppressed, and no end token behind them: the
+    student never wrote one."""
     consensus: bool = False
     """Take a response only where a second check agrees that it is wrong: its answer and the gold one are plain numbers
     and differ (oxa/grading/second_check.py)."""

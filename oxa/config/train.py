@@ -34,7 +34,8 @@ class TrainShared(Section):
     normalization: Literal["sequence", "token"] = "sequence"
     """`sequence`: each sequence weighs the same; `token`: each token does."""
     max_length: Count = 32_768
-    """Longer sequences are dropped and counted, tokens."""
+    """Longest sequence, tokens, prompt and end token included: selection chooses among what fits (and fits the model's
+    context), the same for every arm, and counts the rest."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the arithmetic; weights and optimizer state stay float32. bfloat16 needs hardware that has it."""
     gradient_checkpointing: bool = False

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from oxa.errors import DataError
+
 ROOM_AHEAD = 64  # tokens by which the cache of keys and values grows
 
 
@@ -51,6 +53,12 @@ def empty_cache(model: Any) -> Any:
             self.keys, self.values = (store[:, :, :length] for store in self.stores)
 
     cache = DynamicCache(config=model.config)
+    for layer in cache.layers:
+        if not hasattr(layer, "batch_select_indices"):  # a state in place of keys and values, as Mamba's
+            raise DataError(
+                f"{model.config.model_type}: the engine torch cannot draw from models with {type(layer).__name__}s, "
+                "whose rows cannot be taken out of a batch; set generate.engine: vllm and rlvr.engine: vllm_colocate"
+            )
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 

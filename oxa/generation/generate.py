@@ -21,6 +21,7 @@ from oxa.generation.requests import Engine, Request, Shard
 from oxa.generation.sampler import torch_engine
 from oxa.generation.store import Generations, Store
 from oxa.generation.vllm import vllm_engine
+from oxa.model import loading
 from oxa.runtime import progress
 
 ENGINES: dict[str, Engine] = {"torch": torch_engine, "vllm": vllm_engine}
@@ -88,7 +89,7 @@ def _settings(sampling: Sampling, engine: Generate, notes: list[dict[str, Any]])
 def _no_room(model_path: str | Path, shortest: Request) -> DataError:
     from transformers import AutoConfig
 
-    context = AutoConfig.from_pretrained(str(model_path)).get_text_config().max_position_embeddings
+    context = loading.context_length(AutoConfig.from_pretrained(str(model_path)))
     return DataError(
         f"response {shortest.response_id}: its prompt of {len(shortest.prompt)} tokens leaves no room in the "
         f"context of {context} tokens of {model_path}; drop the problem or raise max_position_embeddings"

@@ -94,7 +94,7 @@ def torch_engine(
     note({name: importlib.metadata.version(name) for name in ("torch", "transformers")})
     model, tokenizer = loading.load(model_path)
     share_keys_among_query_heads(model)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+    context = loading.context_length(model.config)
     assert all(request.prompt for shard in shards for request in shard), "a prompt has at least one token"
     ends = end_ids(model, tokenizer)
     for index, shard in enumerate(shards):

@@ -121,15 +121,14 @@ def _student(model_path: str | Path) -> Student:
         settings = AutoConfig.from_pretrained(str(model_path), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{model_path}: no usable config.json: {str(error).splitlines()[0]}") from None
-    text = settings.get_text_config()
     try:  # as transformers' from_pretrained does for a model
         generation = GenerationConfig.from_pretrained(str(model_path))
     except OSError:
         generation = GenerationConfig.from_model_config(settings)
     bare = SimpleNamespace(config=settings, generation_config=generation, device="cpu")
     ends = loading.end_ids(bare, tokenizer).tolist()
-    context = getattr(text, "max_position_embeddings", None) or 2**31
-    return Student(model_path, tokenizer, context, text.vocab_size, ends)
+    context = loading.context_length(settings)
+    return Student(model_path, tokenizer, context, settings.get_text_config().vocab_size, ends)
 
 
 def seed_of(seed: int, response_id: str) -> int:

@@ -78,6 +78,12 @@ def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+def context_length(config: Any) -> int:
+    """The longest sequence, tokens; of a model whose configuration names none, more than there will ever be."""
+    longest: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return longest or 2**31 - 1
+
+
 def end_ids(model: Any, tokenizer: Any) -> Tensor:
     """The tokens that end a response: the generation config's, else the tokenizer's; DataError where none is named."""
     ends = model.generation_config.eos_token_id

@@ -9,12 +9,17 @@ from typing import Any
 from oxa.config.prompt import Prompt
 from oxa.errors import DataError
 from oxa.model import loading
-from oxa.prompts import END_THINK, THINK, prompt_ids, response_ids, user_turn
+from oxa.prompts import END_THINK, PLAIN_TEMPLATE, THINK, prompt_ids, user_turn
 
 QUESTION = "What is 4 + 5?"
 
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+REMEDY = "set base.chat_template: plain, or to the name of a template's file in sources.folder"
+PLAIN = "plain"
+DATES = ("02 Jan 2020", "31 Dec 2039")  # no template gives both
 
 
 RESPONSE = f"{THINK} 4 + 5 is 9. {END_THINK} \\boxed{{9}}"
@@ -92,11 +97,36 @@ def wants_code(model: str | Path, name: str) -> str:
     )
 
 
-def check_checkpoint(model: str | Path, prompt: Prompt, revision: str | None = None) -> list[str]:
-    """`check_student` of a checkpoint folder or hub id; no weights are loaded."""
+def chosen_template(name: str | None, folder: Path) -> str | None:
+    """The text of `base.chat_template`; `folder` is sources.folder. None: the model's own."""
+    if name is None or name == PLAIN:
+        return PLAIN_TEMPLATE if name else None
+    try:
+        return (folder / name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise DataError(
+            f"base.chat_template: {folder / name}: {why}; name a Jinja file in sources.folder, or `{PLAIN}`"
+        ) from None
+
+
+def check_checkpoint(
+    model: str | Path,
+    prompt: Prompt,
+    revision: str | None = None,
+    *,
+    template: str | None = None,
+    is_student: bool = True,
+) -> list[str]:
+    """`check_student` of a checkpoint folder or hub id, or `check_sampler`; no weights are loaded.
+
+    `template` stands in place of its own.
+    """
     from transformers import AutoConfig, GenerationConfig
 
     tokenizer = loading.load_tokenizer(model, revision=revision)
+    if template is not None:
+        tokenizer.chat_template = template
     version = revision or "main"
     try:
         model_config = AutoConfig.from_pretrained(str(model), revision=version, trust_remote_code=False)
@@ -106,20 +136,75 @@ def check_checkpoint(model: str | Path, prompt: Prompt, revision: str | None = N
         generation_config = GenerationConfig.from_pretrained(str(model), revision=version)
     except OSError:  # a checkpoint may do without one; the model's own configuration then tells the end
         generation_config = GenerationConfig.from_model_config(model_config)
-    return check_student(tokenizer, model_config, generation_config, prompt)
+    except ValueError as error:
+        raise DataError(
+            f"{model}: no usable generation_config.json: {loading.first_line(error)}; take it anew, or take it away"
+        ) from None
+    check = check_student if is_student else check_sampler
+    return check(tokenizer, model_config, generation_config, prompt)
 
 
 def check_student(tokenizer: Any, model_config: Any, generation_config: Any, prompt: Prompt) -> list[str]:
     """What makes the student unusable, a sentence each; empty if nothing does."""
+    user = user_turn(QUESTION, prompt.suffix)
+    if faults := _unshown(tokenizer, user, REMEDY):
+        return faults
+    question, answered = _turns(tokenizer, user)
+    if RESPONSE not in answered:
+        faults.append(
+            "The chat template drops or rewrites <think>…</think> in an assistant message, which must stay as it is; "
+            f"{REMEDY}."
+        )
+    faults += _question_faults(tokenizer, user, REMEDY)
+    if THINK in question.rpartition(user)[2]:
+        faults.append(
+            "The chat template opens <think> in the generation prompt, and a response's own <think> would be doubled; "
+            f"the generation prompt must end with the assistant's role: {REMEDY}."
+        )
+    faults += _end_faults(tokenizer, model_config, generation_config)
+    # as the tokenizer reads it by itself: a tag that is a control token of its own would be cut out of the text
+    spelt = tokenizer(RESPONSE, add_special_tokens=False)["input_ids"]
+    decoded = tokenizer.decode(spelt, skip_special_tokens=True)
+    for part in (THINK, END_THINK, "\\boxed{9}"):
+        if part not in decoded:
+            faults.append(f"The tokenizer does not give {part} back: it reads {RESPONSE!r} as {decoded!r}.")
+    if not spelt:
+        faults.append("The tokenizer gives a response no tokens, so that nothing would carry loss.")
+    else:
+        faults += _room_faults(tokenizer, model_config, user)
+    return faults
+
+
+def check_sampler(tokenizer: Any, model_config: Any, generation_config: Any, prompt: Prompt) -> list[str]:
+    """What makes a model unusable as `sample.model`: less than of a student, since it only answers."""
+    remedy = "put one into its folder (chat_template.jinja); a hub's model is to be downloaded for that"
+    user = user_turn(QUESTION, prompt.suffix)
+    return _unshown(tokenizer, user, remedy) or [
+        *_question_faults(tokenizer, user, remedy),
+        *_end_faults(tokenizer, model_config, generation_config),
+        *_room_faults(tokenizer, model_config, user),
+    ]
+
+
+def _turns(tokenizer: Any, user: str, **variables: Any) -> tuple[str, str]:
+    """The rendered question with the generation prompt, and with an answer; `variables` of the template."""
+    turns = [{"role": "user", "content": user}, {"role": "assistant", "content": RESPONSE}]
+    return (
+        str(
+            tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True, **variables)
+        ),
+        str(tokenizer.apply_chat_template(turns, tokenize=False, **variables)),
+    )
+
+
+def _unshown(tokenizer: Any, user: str, remedy: str) -> list[str]:
+    """Why the template shows nothing at all; empty where it does."""
     import jinja2
 
-    user = user_turn(QUESTION, prompt.suffix)
-    turns = [{"role": "user", "content": user}, {"role": "assistant", "content": RESPONSE}]
     if not getattr(tokenizer, "chat_template", None):
-        return ["The tokenizer has no chat template; add one (tokenizer.chat_template) to the checkpoint."]
+        return [f"The tokenizer has no chat template; {remedy}."]
     try:
-        question = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
-        answered = tokenizer.apply_chat_template(turns, tokenize=False)
+        _turns(tokenizer, user)
     except (
         jinja2.TemplateError,
         ArithmeticError,
@@ -131,36 +216,43 @@ def check_student(tokenizer: Any, model_config: Any, generation_config: Any, pro
         return [f"The chat template cannot render one user and one assistant turn ({error})."]
     except (MemoryError, RecursionError) as error:
         return [f"The chat template asks for too much to render two turns ({type(error).__name__})."]
+    return []
+
+
+def _question_faults(tokenizer: Any, user: str, remedy: str) -> list[str]:
+    """Prompts that are not the question's own, or not the same from one day to the next."""
     faults = []
-    if RESPONSE not in answered:
-        faults.append(
-            "The chat template drops or rewrites <think>…</think> in an assistant message; use a template that keeps "
-            "the message's content as it is."
-        )
+    question = _turns(tokenizer, user)[0]
     if user not in question:
-        faults.append("The chat template rewrites the user's message; use one that keeps it as it is.")
-    if THINK in question.rpartition(user)[2]:
+        faults.append(f"The chat template rewrites the user's message, which must stay as it is; {remedy}.")
+    # a template that writes a date asks transformers' function for it; what it is given here stands in its place
+    dated = {_turns(tokenizer, user, strftime_now=lambda _, date=date: date) for date in DATES}
+    draws = _draws(tokenizer.get_chat_template())
+    if draws or len(dated) > 1:
+        what = "what is drawn at random" if draws else "today's date"
         faults.append(
-            "The chat template opens <think> in the generation prompt, and a response's own <think> would be doubled; "
-            "use a template whose generation prompt ends with the assistant's role."
-        )
-    faults += _end_faults(tokenizer, model_config, generation_config)
-    decoded = tokenizer.decode(response_ids(tokenizer, RESPONSE, end=False), skip_special_tokens=True)
-    for part in (THINK, END_THINK, "\\boxed{9}"):
-        if part not in decoded:
-            faults.append(f"The tokenizer does not give {part} back: it reads {RESPONSE!r} as {decoded!r}.")
-    num_prompt, longest = (
-        len(prompt_ids(tokenizer, user)),
-        getattr(model_config, "max_position_embeddings", None),
-    )
-    if not response_ids(tokenizer, RESPONSE, end=False):
-        faults.append("The tokenizer gives a response no tokens, so that nothing would carry loss.")
-    elif longest is not None and num_prompt >= longest:
-        faults.append(
-            f"The prompt alone takes {num_prompt} of {longest} positions, so that no token of a response would carry "
-            "loss; shorten prompt.suffix or raise max_position_embeddings."
+            f"The chat template writes {what} into the prompt, so that prompts would change while nothing that DVC "
+            f"watches does; take a template without it: {remedy}."
         )
     return faults
+
+
+def _draws(template: str) -> bool:
+    """Whether it names what Jinja draws at random: the filter `random`, the function `lipsum`."""
+    import jinja2
+
+    names = [text for _, kind, text in jinja2.Environment().lex(template) if kind == "name"]
+    return not {"random", "lipsum"}.isdisjoint(names)
+
+
+def _room_faults(tokenizer: Any, model_config: Any, user: str) -> list[str]:
+    num_prompt, longest = len(prompt_ids(tokenizer, user)), loading.context_length(model_config)
+    if num_prompt < longest:
+        return []
+    return [
+        f"The prompt alone takes {num_prompt} of {longest} positions, so that no token of a response would carry "
+        "loss; shorten prompt.suffix or raise max_position_embeddings."
+    ]
 
 
 def _end_faults(tokenizer: Any, model_config: Any, generation_config: Any) -> list[str]:

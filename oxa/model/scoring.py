@@ -25,34 +25,33 @@ TOKENS, ROWS = "tokens.bin", "rows.npy"
 
 
 def tokenize(
-    rows: pa.Table, tokenizer: Any, prompt: Prompt | None, limit: int, scratch: Path
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each row: number of token ids, `limit` at most; index of the first to score; whether something was cut.
+    rows: pa.Table, tokenizer: Any, prompt: Prompt, limit: int, scratch: Path, *, conditioned: bool
+) -> Tokenized:
+    """`rows` have a question and a text; where not `conditioned`, the text is scored alone.
 
-    `rows` have a question and a text; without `prompt` the text stands alone. The ids of rows with a token to score are
-    written to scratch, where every process maps them into its memory.
+    The ids of rows with a token to score, `limit` of each at most, are written to scratch, where every process maps
+    them into its memory.
     """
     lengths = np.empty(len(rows), np.int64)
-    starts, truncated = np.empty_like(lengths), np.empty(len(rows), np.bool_)
-    contexts: dict[str, list[int]] = {}
+    starts, train, truncated = np.empty_like(lengths), np.empty_like(lengths), np.empty(len(rows), np.bool_)
+    contexts: dict[str, tuple[int, list[int]]] = {}  # tokens of the prompt, and those before the text
     bar = progress.bar(total=len(rows), desc="tokenizing", unit="response")
-    row = 0
+    row = num_control = 0
     with (scratch / TOKENS).open("wb") as file:
         for part in rows.select(["question", "text"]).to_batches(TOKENIZED_AT_ONCE):
             texts = part["text"].to_pylist()
-            encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-            for question, ids in zip(part["question"].to_pylist(), encoded, strict=True):
-                if prompt is not None:
-                    if question not in contexts:
-                        contexts[question] = prompts.prompt_ids(
-                            tokenizer, prompts.user_turn(question, prompt.suffix)
-                        )
-                    context = contexts[question]
-                else:
-                    context = []
+            encoded = prompts.text_ids(tokenizer, texts)
+            for question, text, ids in zip(part["question"].to_pylist(), texts, encoded, strict=True):
+                if question not in contexts:
+                    user = prompts.user_turn(question, prompt.suffix)
+                    prompt_ids = prompts.prompt_ids(tokenizer, user)
+                    contexts[question] = len(prompt_ids), prompt_ids if conditioned else []
+                num_prompt, context = contexts[question]
                 whole = [*context, *ids]
                 lengths[row], starts[row] = min(len(whole), limit), max(1, len(context))
                 truncated[row] = len(whole) > limit
+                train[row] = num_prompt + len(ids) + 1
+                num_control += any(prompts.holds_control(tokenizer, one) for one in (question, text))
                 if lengths[row] > starts[row]:
                     file.write(np.asarray(whole[:limit], np.int32).tobytes())
                 row += 1
@@ -60,7 +59,22 @@ def tokenize(
     bar.close()
     scorable = lengths > starts
     save(scratch / ROWS, np.stack([lengths[scorable], starts[scorable]]))
-    return lengths, starts, truncated
+    return Tokenized(lengths, starts, truncated, train, num_control)
+
+
+class Tokenized(NamedTuple):
+    """Of every row, arrays [rows]."""
+
+    lengths: np.ndarray
+    """Token ids, the limit at most."""
+    starts: np.ndarray
+    """Index of the first to score."""
+    truncated: np.ndarray
+    """Whether something was cut."""
+    train_tokens: np.ndarray
+    """Of prompt, whole text and end token."""
+    num_control: int
+    """Rows that spell a control token, which is read as text."""
 
 
 class Tokens(NamedTuple):

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from oxa import prompts
+
 
 class Spelt(NamedTuple):
     """A response as the models read it."""
@@ -21,13 +23,12 @@ class Spelt(NamedTuple):
 def spell(text: str, context: list[int], tokenizer: Any, limit: int, context_length: int) -> Spelt | None:
     """The text behind the ids of `context`, cut at `limit` tokens and where the model's context ends; None where
     nothing is left to show."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    start, num_tokens = len(context), len(encoded["input_ids"])
+    text_ids, ends = prompts.text_ends(tokenizer, text)
+    start, num_tokens = len(context), len(text_ids)
     num_shown = min(num_tokens, limit, context_length - start)
     if start == 0 or num_shown <= 0:
         return None
-    ids = np.asarray([*context, *encoded["input_ids"][:num_shown]], np.int32)
-    ends = [end for _, end in encoded["offset_mapping"]]
+    ids = np.asarray([*context, *text_ids[:num_shown]], np.int32)
     return Spelt(ids, start, pieces(text, ends)[:num_shown], num_tokens)
 
 

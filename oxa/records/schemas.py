@@ -44,9 +44,13 @@ SCORES = pa.schema(
         ("num_tokens", pa.int32()),
         ("truncated", pa.bool_()),
         ("mean_entropy", pa.float64()),  # nats a token
+        ("train_tokens", pa.int32()),  # of prompt, whole response and end token, as training reads them
     ]
 )
 
+
+CONTEXT = "context"
+"""Key of the note beside a table of scores: the longest sequence that the scorer takes, tokens."""
 
 TRAIN = pa.schema(
     [
@@ -57,6 +61,7 @@ TRAIN = pa.schema(
         ("objective", pa.string()),  # ce, ul
         ("ppl", pa.float64()),
         ("num_tokens", pa.int32()),  # of the completion under the scorer
+        ("finish_reason", pa.string()),  # stop, length: what a limit cut has no end to be learnt
     ]
 )
 

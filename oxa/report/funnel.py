@@ -5,6 +5,7 @@ Counts come from the metrics of ingest, verify and selection; nothing is counted
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ CONDITIONS = {  # of the selection, in its order: (what is left, what is lost)
     "scored": ("scored", "not scored"),
     "train": ("of training problems", "of other problems"),
     "whole": ("not cut by a limit", "cut by the sampler's or the scorer's limit"),
+    "fits": ("short enough to train on", "longer than training takes"),
     "floor": ("ppl at the floor or above", "ppl below the floor"),
     "consensus": ("wrong by a second check", "not wrong by a second check"),
 }
@@ -46,7 +48,7 @@ def sides(metrics: Path, selections: Selections) -> dict[str, list[Step]]:
     return {title: steps for title, steps in ways.items() if steps}
 
 
-def losses(metrics: Path, selections: Selections) -> list[Loss]:
+def losses(metrics: Path, selections: Selections, seeds: Sequence[int]) -> list[Loss]:
     """Every row and response that was lost on the way, largest first at each place."""
     ingested = files.read_json(metrics / "ingest.json")
     lost = _losses("ingestion, teacher", ingested["totals"]["dropped"])
@@ -62,6 +64,10 @@ def losses(metrics: Path, selections: Selections) -> list[Loss]:
                 if key in chosen["funnel"] and key != "verdict":
                     taken[reason], before = before - chosen["funnel"][key], chosen["funnel"][key]
             lost += _losses(f"{objective.upper()} set of {arm}", taken)
+    for arm in selections:  # of whatever seed: which prompts are too long depends on none
+        rlvr = metrics / "rlvr" / f"{arm}-{seeds[0]}.json"
+        if rlvr.is_file():
+            lost += _losses(f"RL prompts of {arm}", files.read_json(rlvr)["dropped"])
     return lost
 
 

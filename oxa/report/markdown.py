@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from textwrap import fill
 
-from oxa.comparison.measures import Metric, Row, Summary, beside, metrics, pass_at, question
+from oxa.comparison.measures import Metric, Row, Summary, beside, metrics, pass_at, pass_hat, question
 from oxa.comparison.outcomes import BASE, RL
-from oxa.report.wording import GATE_TITLES, change, gate_rows, gates
+from oxa.report.wording import GATE_TITLES, change, gate_rows, gates, listed, sizes
 
 SMALL = 50  # problems of a benchmark below which the Bayesian interval is given, too
 Columns = dict[str, Callable[[Row], str]]
@@ -45,6 +45,10 @@ def table(summary: Summary) -> str:
             f"Bayes: {level} credible interval of pass@1 on these very problems, each rate with a uniform prior, which "
             "pulls towards 50% where samples are few."
         ]
+    by_size = sizes(summary) if "selection" in summary else {}
+    if len(by_size) > 1:
+        parts = [f"{size:,} responses for {listed(same)}" for size, same in by_size.items()]
+        notes += [f"The CE sets that the arms were trained on differ in size: {'; '.join(parts)}."]
     if summary["arms"][baseline][summary["groups"][0]]["num_seeds"] == 1:
         notes += [ONE_SEED]
     return "\n".join([*lines, *map(_wrapped, notes)]) + "\n"
@@ -134,6 +138,12 @@ def pair(result: Row) -> str:
     """Two checkpoints side by side (comparison/pair.py), readable in a terminal too."""
     a, b, level = result["a"], result["b"], f"{result['confidence']:.0%}"
     lines = [f"# {a} against {b}", ""]
+    if result["unlike"]:
+        lines += [
+            f"Beware: the two were not drawn alike, so what differs is not the checkpoints' alone: "
+            f"{'; '.join(result['unlike'])}.",
+            "",
+        ]
     for group, part in result["groups"].items():
         seeds = f"seeds {part['num_seeds']} and {part['num_seeds_baseline']}"
         lines += [
@@ -141,7 +151,8 @@ def pair(result: Row) -> str:
         ]
         header = ["metric", a, b, f"difference [{level} interval]", "p", "Holm's p", ""]
         n = part["num_samples"]
-        by_name = {metric.name: metric for metric in (*metrics(n), *map(pass_at, range(1, n + 1)))}
+        of_k = (metric(k) for metric in (pass_at, pass_hat) for k in range(1, n + 1))
+        by_name = {metric.name: metric for metric in (*metrics(n), *of_k)}
         rows = [_pair_row(by_name[name], row) for name, row in part["metrics"].items()]
         lines += ["", *aligned(header, rows), ""]
     paired = "by problem and seed" if result["same_seeds"] else "by problem"

@@ -114,7 +114,7 @@ def render(
         summary=summary,
         has_rl=bool(summary["steps"]),
         arms=arms,
-        sizes=_sizes(summary, arms),
+        sizes=_sizes(summary),
         listed=listed,
         warning=wording.gates(summary["gates"]),
         gates=_gates(summary["gates"]),
@@ -178,14 +178,11 @@ def _gates(measured: Mapping[str, Any]) -> page_tables.Table | None:
     return page_tables.Table(f"Gates of the small world: {size}", header, lines)
 
 
-def _sizes(summary: Mapping[str, Any], arms: Sequence[str]) -> list[tuple[Markup, list[str]]]:
+def _sizes(summary: Mapping[str, Any]) -> list[tuple[Markup, list[str]]]:
     """Responses in a CE set, with the arms whose sets have as many; one entry where all sets are of one size."""
-    by_size: dict[int, list[str]] = {}
-    for arm in arms:
-        by_size.setdefault(summary["selection"][arm]["ce"]["chosen"], []).append(arm)
     return [
         (page_tables.number(summary, ("selection", same[0], "ce", "chosen"), page_tables.whole), same)
-        for same in by_size.values()
+        for same in wording.sizes(summary).values()
     ]
 
 

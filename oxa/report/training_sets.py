@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from oxa.errors import DataError
 from oxa.records import schemas, tables, training_set
 from oxa.runtime import files
 
@@ -44,6 +45,23 @@ def selections(metrics: Path, arms: Sequence[str], suppressing: Sequence[str]) -
         return described
 
     return {arm: read("ce", arm) | (read("ul", arm) if arm in suppressing else {}) for arm in arms}
+
+
+def check_trained(metrics: Path, selections: Selections, seeds: Sequence[int]) -> None:
+    """DataError where a checkpoint was trained on another number of responses than were selected for its arm.
+
+    An arm that saw fewer took fewer steps, and what it lacks would be taken for what the choice of data does.
+    """
+    for arm, selection in selections.items():
+        for seed in seeds:
+            trained = files.read_json(metrics / "train" / f"{arm}-{seed}.json")
+            for objective in (name for name in ("ce", "ul") if name in selection):
+                num, chosen = trained[f"{objective}_rows"], selection[objective]["chosen"]
+                if num != chosen:
+                    raise DataError(
+                        f"{metrics / 'train' / f'{arm}-{seed}.json'}: {arm} was trained on {num:,} of the {chosen:,} "
+                        f"{objective.upper()} responses that were selected for it; train it again with dvc repro"
+                    )
 
 
 def panels(selections: Selections, *, scores: Path, train_sets: Path) -> list[Panel]:

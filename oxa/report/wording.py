@@ -136,6 +136,19 @@ def change(row: Row | None, metric: Metric, *, in_words: bool = False) -> str:
     return f"{size} {metric.unit.difference} [{low}, {high}]".replace("-", "−")
 
 
+def sizes(summary: Summary) -> dict[int, list[str]]:
+    """Responses in a CE set, to the arms whose sets have as many.
+
+    There are several entries where a Gaussian came short, as selection.shared.max_shortage allows, or where the sets
+    are to be equal in tokens.
+    """
+    by_size: dict[int, list[str]] = {}
+    for arm in summary["order"]:
+        if arm in summary["selection"]:
+            by_size.setdefault(summary["selection"][arm]["ce"]["chosen"], []).append(arm)
+    return by_size
+
+
 def gates(measured: Mapping[str, Any]) -> str:
     """A warning of what the metrics of the gates (oxa/data/gates.py) tell; "" where none failed, or none applies."""
     failed = [name for name, gate in measured.get("gates", {}).items() if not gate["passed"]]

@@ -64,11 +64,13 @@ class Candidates(NamedTuple):
 
 
 def read(
-    files: Files, verdicts: Iterable[str], seed: int, *, whole: bool = False
+    files: Files, verdicts: Iterable[str], seed: int, *, max_length: int, whole: bool = False
 ) -> tuple[Candidates, dict[str, int]]:
     """Scored responses to training problems with one of `verdicts`, and how many were left after each condition.
 
-    `whole`: only those that no limit cut, neither the sampler's nor the scorer's. A ppl that is not finite is no score.
+    Only those that can be trained on: with prompt and end token not longer than `max_length`, nor than the context of
+    the model that scored them. `whole`: only those that no limit cut, neither the sampler's nor the scorer's. A ppl
+    that is not finite is no score.
     """
     columns: Columns = {"response_id": hash_texts, "problem_id": hash_texts}
     if whole:
@@ -101,7 +103,7 @@ def read(
     allowed = np.append(verdict["verdict"], False)[verdict_row]  # row -1, none, is the one appended
     del verdict
 
-    numbers: Columns = dict.fromkeys(("ppl", "num_tokens", "truncated"), _numbers)
+    numbers: Columns = dict.fromkeys(("ppl", "num_tokens", "truncated", "train_tokens"), _numbers)
     score = _arrays(files.scores, schemas.SCORES, {"response_id": hash_texts, **numbers})
     score_row = _same_rows(key, order, score.pop("response_id"), files.responses, files.scores)
 
@@ -109,6 +111,8 @@ def read(
     conditions = {"verdict": allowed, "scored": scored, "train": problem >= 0}
     if whole:
         conditions["whole"] = ~(response["finish_reason"] | np.append(score["truncated"], False)[score_row])
+    longest = min(max_length, _context(files.scores))
+    conditions["fits"] = np.append(score["train_tokens"] <= longest, False)[score_row]
     keep = np.ones(len(key), bool)
     funnel = {"responses": len(key)}
     for name, condition in conditions.items():
@@ -126,6 +130,16 @@ def read(
         num_tokens=score["num_tokens"][score_row],
         order=mix(key[row] ^ mix(np.array([seed], np.uint64))),
     ), funnel
+
+
+def _context(scores: Path) -> int:
+    """The longest sequence that the scorer takes, tokens, as it is kept with its table."""
+    notes = tables.notes(scores)
+    if schemas.CONTEXT not in notes:
+        raise DataError(
+            f"{scores}: does not say how long the scorer's context is; make it again with dvc repro"
+        )
+    return int(notes[schemas.CONTEXT])
 
 
 def _same_rows(key: Hashes, order: Ints, other: Hashes, here: Path, there: Path) -> Ints:

@@ -29,8 +29,8 @@ def write(output: Path, origin: Files, chosen: Candidates, objective: str, promp
 
 
 def _rows(origin: Files, chosen: Candidates, objective: str, prompt: Prompt) -> Iterator[pa.Table]:
-    names = ["response_id", "problem_id", "text"]
-    ids, problems, texts = candidates.pick(origin.responses, schemas.RESPONSES, names, chosen.row)
+    names = ["response_id", "problem_id", "text", "finish_reason"]
+    ids, problems, texts, finish = candidates.pick(origin.responses, schemas.RESPONSES, names, chosen.row)
     (scored,) = candidates.pick(origin.scores, schemas.SCORES, ["response_id"], chosen.score_row)
     assert ids == scored, "two ids with one hash"
     (questions,) = candidates.pick(origin.problems, schemas.PROBLEMS, ["question"], chosen.problem)
@@ -46,6 +46,7 @@ def _rows(origin: Files, chosen: Candidates, objective: str, prompt: Prompt) -> 
             "objective": candidates.strings([objective] * len(piece)),
             "ppl": candidates.numbers(chosen.ppl[piece]),
             "num_tokens": candidates.numbers(chosen.num_tokens[piece].astype(np.int32)),
+            "finish_reason": candidates.strings([finish[at] for at in piece]),
         }
         yield pa.table(columns, schema=schemas.TRAIN)
 
@@ -102,6 +103,8 @@ def too_few(
 ) -> DataError:
     """Of a CE or UL set (`name`) of `num` sequences that `source` cannot give."""
     keys = "ul.num or ul.min_ppl, raise ul.per_problem" if name == "UL" else "num_ce, raise per_problem"
+    if funnel["fits"] < funnel.get("whole", funnel["train"]):
+        keys += ", raise train.shared.max_length"
     if "consensus" in funnel:
         keys += ", switch ul.consensus off"
     return DataError(

@@ -1,10 +1,11 @@
 """Stage `base`: the student that everything starts from, as a checkpoint folder in safetensors.
 
 Either a tiny one, pretrained here (oxa/model/pretrain.py), or a published one with small edits: the rotary base, the
-context length, and no default system prompt in the chat template. Both pass the preflight, which refuses a student on
-which the pipeline would silently measure something else:
+context length, another chat template, or its own without the default system prompt. Both pass the preflight, which
+refuses a student on which the pipeline would silently measure something else:
 
 - its template drops or rewrites <think>, or opens <think> itself, so that a response's own would be doubled;
+- its template writes today's date, so that prompts change overnight;
 - its end of sequence is missing or does not end generation;
 - no token of a response would carry loss;
 - its tokenizer does not give <think>, </think> or \\boxed{} back.
@@ -24,7 +25,7 @@ from oxa.config.prompt import Prompt
 from oxa.config.sources import Sources
 from oxa.errors import DataError
 from oxa.model import loading
-from oxa.model.preflight import QUESTION, check_checkpoint, check_files, wants_code
+from oxa.model.preflight import QUESTION, check_checkpoint, check_files, chosen_template, wants_code
 from oxa.model.pretrain import pretrain
 from oxa.runtime.journal import Log
 
@@ -42,7 +43,7 @@ def run(
     if isinstance(section, FromScratch):
         metrics = pretrain(section, prompt, sources, output=output, scratch=scratch, log=log)
     else:
-        metrics = take_over(section, output)
+        metrics = take_over(section, output, chosen_template(section.chat_template, Path(sources.folder)))
     faults = check_checkpoint(output, prompt)
     if faults:
         name = section.model if isinstance(section, Checkpoint) else "the pretrained student"
@@ -50,10 +51,13 @@ def run(
     return metrics
 
 
-def take_over(section: Checkpoint, output: Path) -> dict[str, Any]:
-    """Writes a published checkpoint with the edits, its weights in their own precision."""
+def take_over(section: Checkpoint, output: Path, template: str | None = None) -> dict[str, Any]:
+    """Writes a published checkpoint with the edits, its weights in their own precision.
+
+    `template` stands in place of its own.
+    """
     import torch
-    from transformers import AutoConfig
+    from transformers import AutoConfig, GenerationConfig
 
     path = Path(section.model) if Path(section.model).is_dir() else section.model
     if isinstance(path, Path):
@@ -76,10 +80,19 @@ def take_over(section: Checkpoint, output: Path) -> dict[str, Any]:
             raise DataError(f"{path}: base.rope_theta cannot be set, the model has no single rotary base")
         rope["rope_theta"] = section.rope_theta
     if section.max_position_embeddings is not None:
-        model.config.max_position_embeddings = section.max_position_embeddings
+        model.config.get_text_config().max_position_embeddings = section.max_position_embeddings
         tokenizer.model_max_length = section.max_position_embeddings
+    if template is not None:
+        tokenizer.chat_template = template
     if section.drop_system_prompt:
         tokenizer.chat_template = without_system_prompt(tokenizer)
+    try:
+        model.generation_config.validate(strict=True)
+    except (
+        ValueError
+    ):  # a temperature where nothing is drawn, say: transformers reads it and does not write it
+        ends = model.generation_config.eos_token_id  # all that is read of it here
+        model.generation_config = GenerationConfig(eos_token_id=ends)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     return {"num_parameters": model.num_parameters(), "vocab_size": len(tokenizer)}

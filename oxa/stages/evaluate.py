@@ -10,6 +10,7 @@ variance of the paired differences between them and biases none.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,6 +32,8 @@ from oxa.grading.grader import Grader
 from oxa.model import loading
 from oxa.records import schemas, tables
 from oxa.runtime import files, journal
+
+logger = logging.getLogger(__name__)
 
 WITHOUT_TEXT = pa.schema([field for field in schemas.GENERATIONS if field.name != "text"])
 
@@ -67,7 +70,10 @@ def run(
         tables.Writer(temporary, schemas.GENERATIONS) as writer,
     ):
         for step, checkpoint in checkpoints.items():
-            rows, requests = _requests(section, prompt, table, loading.load_tokenizer(checkpoint))
+            tokenizer = loading.load_tokenizer(checkpoint)
+            rows, requests = _requests(section, prompt, table, tokenizer)
+            if num := sum(prompts.holds_control(tokenizer, text) for text in table["question"].to_pylist()):
+                logger.warning("%d problems spell a control token of the model; it is read as text", num)
             what = f"generations of step {step}" if len(checkpoints) > 1 else "generations"
             generations = generate.generate(
                 checkpoint, requests, section, engine, scratch=scratch, description=what

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oxa.comparison import outcomes, room
+from oxa.comparison import drawn, outcomes, room
 from oxa.comparison.arms import summarize
 from oxa.comparison.measures import POOLED, Summary, question
 from oxa.comparison.outcomes import BASE, RL, Outcomes
 from oxa.config.report import Report
+from oxa.errors import DataError
 from oxa.records import schemas, tables
 from oxa.report import markdown
 from oxa.report.wording import with_answer
@@ -60,6 +61,7 @@ def run(
     from oxa.report import curves, figures, funnel, page, training_sets, viewer
 
     selections = training_sets.selections(metrics, arms, suppressing)
+    training_sets.check_trained(metrics, selections, seeds)
     numbers = _summary(section, arms, seeds, metrics=metrics, generations=generations)
     numbers["gates"] = _gates(metrics, exams, numbers)
     numbers["selection"] = {arm: _selection(selection) for arm, selection in selections.items()}
@@ -90,7 +92,7 @@ def run(
         numbers,
         _made(section, arms, seeds, summary),
         sides=sides,
-        losses=funnel.losses(metrics, selections),
+        losses=funnel.losses(metrics, selections, seeds),
         panels=panels,
         origins=_origins(scores),
         training=training,
@@ -114,12 +116,26 @@ def _summary(
         along = {arm: [outcomes.along_rl(path) for path in paths] for arm, paths in after.items()}
         for arm, runs in along.items():
             results[f"{arm}{RL}"] = [run[max(run)] for run in runs]
+    _check_drawn_alike(generations, [BASE, *(f"{arm}-{seed}" for arm in arms for seed in seeds)])
     numbers = with_answer(summarize(section, results, along))
     benchmarks = files.read_json(metrics / "ingest.json")["benchmarks"]
     numbers["guess_rate"] = {
         name: benchmarks[name]["guess_rate"] for name in numbers["groups"] if name != POOLED
     }
     return numbers
+
+
+def _check_drawn_alike(generations: Path, names: Sequence[str]) -> None:
+    """DataError where the answers of two checkpoints, or of steps of RL, were drawn with other settings."""
+    first = drawn.settings(generations / f"{BASE}.parquet")
+    for name in (f"{name}{ending}" for name in names for ending in ("", RL)):
+        path = generations / f"{name}.parquet"
+        for step, settings in (drawn.by_step(path) if path.is_file() else {}).items():
+            if why := drawn.unlike(settings, first):
+                of_step = f" at step {step}" if step else ""
+                raise DataError(
+                    f"{name}{of_step} and {BASE} cannot be compared: {why}; evaluate both again with dvc repro"
+                )
 
 
 def _gates(metrics: Path, exams: Sequence[str], numbers: Summary) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def run(
     for module in network.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0  # a number, which TRL's disable_dropout does not reach
-    context = network.config.max_position_embeddings
+    context = loading.context_length(network.config)
     chosen = _choose(section, prompt, problems, tokenizer, context)
     order = list(islice(_steps(sorted(chosen.problems), section.num_prompts, seed), section.steps))
     ends = loading.end_ids(network, tokenizer)  # before the trainer edits the model's settings
@@ -116,6 +116,7 @@ def run(
         "split": chosen.split,
         "problems": len(chosen.problems),
         "dropped": chosen.dropped,
+        "control_tokens": chosen.num_control,
         **explored,
         **trainer.summary(),
     }
@@ -151,6 +152,7 @@ class Chosen(NamedTuple):
     problems: dict[str, Problem]  # by id
     split: str  # rlvr, or train where there are none
     dropped: dict[str, int]  # by reason
+    num_control: int  # problems that spell a control token, which is read as text
 
 
 def _choose(section: Rlvr, prompt: Prompt, path: Path, tokenizer: Any, context: int) -> Chosen:
@@ -162,7 +164,9 @@ def _choose(section: Rlvr, prompt: Prompt, path: Path, tokenizer: Any, context: 
         raise DataError(
             f"{path}: no problem of split 'rlvr' or 'train' for RL; check the sources under ingest.rlvr"
         )
-    dropped = {"too_long": 0, "no_room": 0}
+    # TRL hands prompts to vLLM as texts, and would read what a problem spells as control
+    keeps_control = section.engine == "torch"
+    dropped = {"too_long": 0, "no_room": 0} | ({} if keeps_control else {"control_token": 0})
     problems: dict[str, Problem] = {}
     for row in sorted(rows, key=lambda row: str(row["problem_id"])):
         user = prompts.user_turn(row["question"], prompt.suffix)
@@ -171,6 +175,8 @@ def _choose(section: Rlvr, prompt: Prompt, path: Path, tokenizer: Any, context: 
             dropped["too_long"] += 1
         elif len(ids) >= context:
             dropped["no_room"] += 1
+        elif not keeps_control and prompts.holds_control(tokenizer, user):
+            dropped["control_token"] += 1
         else:
             problems[row["problem_id"]] = Problem(user, ids, row["answers"])
     if not problems:
@@ -184,7 +190,8 @@ def _choose(section: Rlvr, prompt: Prompt, path: Path, tokenizer: Any, context: 
             f"rlvr.num_prompts: a step takes {section.num_prompts} different problems, and there are "
             f"{len(problems)}; take fewer, or raise rlvr.num_problems or the sources under ingest.rlvr"
         )
-    return Chosen(problems, split, dropped)
+    num_control = sum(prompts.holds_control(tokenizer, one.user) for one in problems.values())
+    return Chosen(problems, split, dropped, num_control)
 
 
 def _steps(problem_ids: Sequence[str], num_prompts: int, seed: int) -> Iterator[list[str]]:

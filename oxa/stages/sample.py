@@ -20,7 +20,7 @@ from oxa.config.sample import Sample
 from oxa.errors import DataError
 from oxa.generation import generate
 from oxa.generation.requests import Request
-from oxa.model import loading
+from oxa.model import loading, preflight
 from oxa.records import schemas, tables
 from oxa.runtime import files, journal
 
@@ -41,7 +41,8 @@ def run(
     Where the sampler's template opens <think> itself, the texts begin with that tag, too: they are complete responses.
     Returns counts and means; entropies in nats a token, lengths in tokens. `no_room` counts the empty responses to
     prompts that fill the model's context: they have 0 tokens and no entropy; mean_entropy is None where no response has
-    one. The settings that they were drawn with are kept with the table.
+    one. `control_tokens` counts the problems that spell a control token, which is read as text. The settings that they
+    were drawn with are kept with the table.
     """
     sampler, name = _sampler(section, model)
     table = tables.read(problems, schemas.PROBLEMS, ["problem_id", "question", "split"])
@@ -50,13 +51,18 @@ def run(
         raise DataError(
             f"{problems}: no problem of split 'train' to sample for; check the sources under ingest.teacher"
         )
+    # the base has passed a preflight of its own
+    faults = preflight.check_checkpoint(sampler, prompt, is_student=False) if section.model else []
+    if faults:
+        raise DataError(f"sample.model: {name} cannot sample: {' '.join(faults)}")
     tokenizer = loading.load_tokenizer(sampler)
     opening = prompts.opened_thought(tokenizer, "")
-    rows, requests = [], []
+    rows, requests, num_control = [], [], 0
     for problem_id, question in zip(
         table["problem_id"].to_pylist(), table["question"].to_pylist(), strict=True
     ):
         ids = prompts.prompt_ids(tokenizer, prompts.user_turn(question, prompt.suffix))
+        num_control += prompts.holds_control(tokenizer, question)
         for index in range(section.num_samples):
             response_id = hashes.response_id(problem_id, "self", name, f"{section.seed}/{index}")
             rows.append((problem_id, index))
@@ -90,6 +96,7 @@ def run(
                 texts = []
     return {
         "num_problems": table.num_rows,
+        "control_tokens": num_control,
         **_metrics(output),
         "without_end_think": num_without_end / len(rows),
         "distinct_texts": num_distinct / len(rows),

@@ -4,7 +4,8 @@
 
 With `condition_on_prompt` x is the rendered prompt; without it the response stands alone and its first token, before
 which nothing stands, is not scored. The end-of-sequence token is not part of the text and is not scored. A response
-with no token left to score (empty, or its prompt fills `max_length`) gets no row and is counted as `unscorable`.
+with no token left to score (empty, or its prompt fills `max_length`) gets no row and is counted as `unscorable`; those
+that spell a control token are counted as `control_tokens`.
 
 Rows go longest first into batches of at most `batch_tokens` tokens; a finished shard of batches is kept in scratch, so
 a rerun after a kill does the rest with the same batches and ends with the same numbers.
@@ -53,38 +54,43 @@ def run(
 ) -> dict[str, Any]:
     """Scores teacher responses that are correct and self-samples whose verdict is in `self_verdicts`.
 
-    Writes records.SCORES in the order of `responses`; returns counts and ppl quantiles.
+    Writes records.SCORES in the order of `responses`, with the model's context length beside them; returns counts and
+    ppl quantiles.
     """
     device = _device()
     network, tokenizer = loading.load(model, dtype=getattr(torch, section.dtype), device=device)
     with together() as shards:
         if shards.is_first:
             rows = _rows_to_score(section, problems, responses, verdicts)
-            limit = min(section.max_length, network.config.max_position_embeddings)
-            context = prompt if section.condition_on_prompt else None
-            lengths, starts, truncated = scoring.tokenize(rows, tokenizer, context, limit, scratch)
+            context = loading.context_length(network.config)
+            limit = min(section.max_length, context)
+            conditioned = section.condition_on_prompt
+            tokens = scoring.tokenize(rows, tokenizer, prompt, limit, scratch, conditioned=conditioned)
             scoring.check_head(network, scratch)
         shards.meet()
         _score(section, network, scratch, shards)
         shards.meet()
     if not shards.is_first:
         return {}
-    scorable = lengths > starts
+    num_scored = tokens.lengths - tokens.starts
+    scorable = num_scored > 0
     rows = rows.filter(pa.array(scorable))
-    scores = _gather(section, lengths[scorable], scratch)
+    scores = _gather(section, tokens.lengths[scorable], scratch)
     table = pa.table(
         {
             "response_id": rows["response_id"],
             "scorer": pa.array([model.name] * len(rows), pa.string()),
             "mean_nll": scores[:, 0],
             "ppl": np.exp(scores[:, 0]),
-            "num_tokens": (lengths - starts)[scorable],
-            "truncated": truncated[scorable],
+            "num_tokens": num_scored[scorable],
+            "truncated": tokens.truncated[scorable],
             "mean_entropy": scores[:, 1],
+            "train_tokens": tokens.train_tokens[scorable],
         }
     )
-    tables.write(output, table, schemas.SCORES)
-    return _metrics(table) | {"unscorable": int((~scorable).sum())}
+    tables.write(output, table, schemas.SCORES, {schemas.CONTEXT: context})
+    counts = {"unscorable": int((~scorable).sum()), "control_tokens": tokens.num_control}
+    return _metrics(table) | counts
 
 
 def _device() -> torch.device:

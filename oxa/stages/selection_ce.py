@@ -1,8 +1,9 @@
 """Stage `selection_ce`: which verified teacher responses an arm learns from by cross-entropy (METHOD §3).
 
 Eligible are correct teacher responses to training problems that no length limit cut, neither the sampler's nor the
-scorer's (whose ppl would be of the beginning alone). Which of them are chosen says the arm's rule (selection/rules.py).
-Arms with the same rule have the same set.
+scorer's (whose ppl would be of the beginning alone), and that are short enough to be trained on, prompt and end token
+included (`train.shared.max_length`, the base's context). Which of them are chosen says the arm's rule
+(selection/rules.py). Arms with the same rule have the same set.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from oxa.config.prompt import Prompt
 from oxa.config.selection import CeRule, SelectionShared, tokens_of
+from oxa.config.train import TrainShared
 from oxa.errors import DataError
 from oxa.runtime import journal
 from oxa.selection import candidates
@@ -27,6 +29,7 @@ def run(
     shared: SelectionShared,
     rule: CeRule,
     prompt: Prompt,
+    train: TrainShared,
     *,
     problems: Path,
     responses: Path,
@@ -42,7 +45,9 @@ def run(
     a rerun takes seconds.
     """
     files = Files(problems, responses, verdicts, scores)
-    eligible, funnel = candidates.read(files, ["correct"], shared.seed, whole=True)
+    eligible, funnel = candidates.read(
+        files, ["correct"], shared.seed, max_length=train.max_length, whole=True
+    )
     num = num_sequences(RULES[rule], eligible, shared)
     if num is None:
         raise _too_few_tokens(shared, rule, eligible, funnel, responses)
@@ -51,7 +56,7 @@ def run(
     if bins is not None:
         _report(bins, log)
         if num - len(chosen) > shared.max_shortage * num:
-            raise _too_short(shared, bins, num, len(chosen), eligible)
+            raise _too_short(shared, bins, num, len(chosen), eligible, funnel)
         metrics = {**bins.settings, "bins": bins.rows}
     elif len(chosen) < num:
         raise too_few("CE", num, len(chosen), shared.per_problem, eligible, funnel, responses)
@@ -82,13 +87,18 @@ def _report(bins: Bins, log: journal.Log) -> None:
 
 
 def _too_short(
-    shared: SelectionShared, bins: Bins, num: int, num_chosen: int, eligible: Candidates
+    shared: SelectionShared,
+    bins: Bins,
+    num: int,
+    num_chosen: int,
+    eligible: Candidates,
+    funnel: dict[str, int],
 ) -> DataError:
     return DataError(
         f"{bins.shape} found {num_chosen} of the {num} CE sequences asked for, more missing than "
         f"selection.shared.max_shortage {shared.max_shortage:g} allows: {len(eligible.row)} eligible responses of "
-        f"{num_problems(eligible.problem)} problems have ppl {spread(eligible.ppl)}; move selection.shared.mean "
-        "towards these, widen std, lower num_ce, raise per_problem or bring more teacher data"
+        f"{num_problems(eligible.problem)} problems have ppl {spread(eligible.ppl)} ({left_after(funnel)}); move "
+        "selection.shared.mean towards these, widen std, lower num_ce, raise per_problem or bring more teacher data"
     )
 
 

@@ -1,8 +1,8 @@
 """Stage `selection_ul`: which of the student's own wrong responses an arm unlearns (METHOD §3).
 
 Of its responses whose verdict proves a wrong pattern: the `num` of lowest ppl that are not below `min_ppl` (degenerate
-loops), at most `per_problem` of one problem; none that a length limit cut unless allowed; with `consensus`, none that a
-second check does not call wrong, too (oxa/grading/second_check.py).
+loops), at most `per_problem` of one problem; none that a length limit cut unless allowed; none that is too long to be
+trained on; with `consensus`, none that a second check does not call wrong, too (oxa/grading/second_check.py).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from oxa.config.prompt import Prompt
 from oxa.config.selection import SelectionShared, UnlikelihoodSet
+from oxa.config.train import TrainShared
 from oxa.grading import second_check
 from oxa.records import schemas
 from oxa.runtime import journal
@@ -25,6 +26,7 @@ def run(
     shared: SelectionShared,
     section: UnlikelihoodSet,
     prompt: Prompt,
+    train: TrainShared,
     *,
     problems: Path,
     responses: Path,
@@ -40,7 +42,9 @@ def run(
     rerun takes seconds.
     """
     files = Files(problems, responses, verdicts, scores)
-    eligible, funnel = candidates.read(files, section.verdicts, shared.seed, whole=not section.allow_length)
+    eligible, funnel = candidates.read(
+        files, section.verdicts, shared.seed, max_length=train.max_length, whole=not section.allow_length
+    )
     eligible = eligible.only(eligible.ppl >= section.min_ppl)
     funnel["floor"] = len(eligible.row)
     if section.consensus:

@@ -82,7 +82,7 @@ def run(
     texts = _texts(rows, {"teacher": teacher, "self": self_responses})
 
     network, tokenizer = loading.load(base, dtype=torch.float32)
-    spelt = _spell(section, prompt, tokenizer, rows, texts, network.config.max_position_embeddings)
+    spelt = _spell(section, prompt, tokenizer, rows, texts, loading.context_length(network.config))
     before = _log_probs(section, network, spelt, "before training")
     del network  # one model at a time in memory
     network, _ = loading.load(model, dtype=torch.float32)

@@ -29,7 +29,7 @@ from trl import KTOConfig, SFTConfig
 
 from oxa import prompts
 from oxa.config.train import TrainArm, TrainShared
-from oxa.errors import ConfigError, DataError
+from oxa.errors import DataError
 from oxa.model import loading
 from oxa.model.trainer import on_one_device
 from oxa.records import training_set
@@ -64,13 +64,18 @@ def run(
     disable_progress_bar()  # transformers' own, one for every file of weights
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate set it
     size = shared.num_ce + arm.num_ul
-    step = f"train: a step of {shared.num_ce} CE + {arm.num_ul} UL = {size} sequences"
-    micro_batch_size = batches.micro_batch_size(step, size, num_processes, shared.micro_batch_size)
+    if arm.objective == "kto":
+        micro_batch_size = kto.micro_batch_size(
+            shared.num_ce, arm.num_ul, num_processes, shared.micro_batch_size
+        )
+    else:
+        step = f"train: a step of {shared.num_ce} CE + {arm.num_ul} UL = {size} sequences"
+        micro_batch_size = batches.micro_batch_size(step, size, num_processes, shared.micro_batch_size)
     network, tokenizer = loading.load(model, dtype=torch.float32, device=torch.device("cpu"))
     configs = copy.deepcopy(
         (network.config, network.generation_config)
     )  # the Trainer edits its special tokens
-    longest = min(shared.max_length, network.config.max_position_embeddings)
+    longest = min(shared.max_length, loading.context_length(network.config))
     rows = _tokenize(data, arm.num_ul > 0, tokenizer, longest)
     _check(data, shared, arm, rows)
     order = batches.step_order(rows.num["ce"], rows.num["ul"], shared.num_ce, arm.num_ul, shared.epochs, seed)
@@ -82,11 +87,6 @@ def run(
     trainer: OXATrainer | kto.UnpairedTrainer
     config: SFTConfig | KTOConfig
     if arm.objective == "kto":
-        if micro_batch_size == 1:
-            raise ConfigError(
-                "train.shared.micro_batch_size: kto compares the rows of a micro-batch, and they would hold 1 each; "
-                f"take 2 or more, such that {size // num_processes} sequences are cut evenly"
-            )
         plan = [cut for step in order.tolist() for cut in kto.micro_batches(step, num_micro_batches)]
         config = KTOConfig(**common, beta=arm.kto_beta, undesirable_weight=arm.ul_weight)
         reference, _ = loading.load(model, dtype=torch.float32, device=torch.device("cpu"))
@@ -119,7 +119,7 @@ def run(
         "steps": len(order),
         "ce_rows": rows.num["ce"],
         "ul_rows": rows.num["ul"],
-        "dropped": rows.dropped,
+        "control_tokens": rows.num_control,
         "tokens": _num_tokens(rows, order),
         "final": trainer.final(),
     }
@@ -150,17 +150,19 @@ class Rows(NamedTuple):
     dataset: Dataset  # input_ids, num_prompt (ids before the response), objective
     lengths: np.ndarray  # [rows], tokens, the prompt's included
     num_scored: np.ndarray  # [rows], tokens of the response
-    num: dict[str, int]  # rows kept, by objective
-    dropped: dict[str, int]  # rows longer than the limit, by objective
+    num: dict[str, int]  # rows, by objective
+    num_control: int  # rows that spell a control token, which is read as text
 
 
 def _tokenize(data: Path, suppresses: bool, tokenizer: Any, limit: int) -> Rows:
-    table = training_set.read(data, ["prompt", "completion", "objective"], suppresses=suppresses)
+    columns = ["prompt", "completion", "objective", "finish_reason"]
+    table = training_set.read(data, columns, suppresses=suppresses)
     unknown = set(pc.unique(table["objective"]).to_pylist()) - set(OBJECTIVES)
     if unknown:
         raise DataError(f"{data}: objective must be one of {', '.join(OBJECTIVES)}; found {sorted(unknown)}")
     parts: list[pa.Table] = []
-    num, dropped = dict.fromkeys(OBJECTIVES, 0), dict.fromkeys(OBJECTIVES, 0)
+    num, too_long = dict.fromkeys(OBJECTIVES, 0), dict.fromkeys(OBJECTIVES, 0)
+    num_control = 0
     bar = progress.bar(total=len(table), desc="tokenizing", unit="row")
     for objective in OBJECTIVES:
         chosen = table.filter(pc.equal(table["objective"], objective))
@@ -168,12 +170,14 @@ def _tokenize(data: Path, suppresses: bool, tokenizer: Any, limit: int) -> Rows:
             ids, num_prompt = [], []
             for row in part.to_pylist():
                 context = prompts.prompt_ids(tokenizer, row["prompt"])
-                response = prompts.response_ids(tokenizer, row["completion"], end=True)
-                if len(context) + len(response) <= limit:
-                    ids.append(np.asarray([*context, *response], np.int32))
-                    num_prompt.append(len(context))
+                is_whole = row["finish_reason"] != "length"  # a cut response has no end to be learnt
+                response = prompts.response_ids(tokenizer, row["completion"], end=is_whole)
+                ids.append(np.asarray([*context, *response], np.int32))
+                num_prompt.append(len(context))
+                texts = (row["prompt"], row["completion"])
+                num_control += any(prompts.holds_control(tokenizer, text) for text in texts)
+                too_long[objective] += len(ids[-1]) > limit
             num[objective] += len(ids)
-            dropped[objective] += len(part) - len(ids)
             parts.append(
                 pa.table(
                     {
@@ -185,21 +189,22 @@ def _tokenize(data: Path, suppresses: bool, tokenizer: Any, limit: int) -> Rows:
             )
             bar.update(len(part))
     bar.close()
+    for objective, number in too_long.items():
+        if number:
+            raise DataError(
+                f"{data}: {number} of {num[objective]} {objective} rows are longer than the {limit} tokens that "
+                "train.shared.max_length and the model's context allow, and without them arms would be trained on "
+                "unequal numbers; `dvc repro` selects others"
+            )
     whole = pa.concat_tables(parts) if parts else pa.table({"input_ids": pa.array([], pa.list_(pa.int32()))})
     lengths = pc.list_value_length(whole["input_ids"]).to_numpy().astype(np.int64)
     num_scored = lengths - whole["num_prompt"].to_numpy() if len(whole) else lengths
-    return Rows(Dataset(whole), lengths, num_scored, num, dropped)
+    return Rows(Dataset(whole), lengths, num_scored, num, num_control)
 
 
 def _check(data: Path, shared: TrainShared, arm: TrainArm, rows: Rows) -> None:
     for objective, per_step in (("ce", shared.num_ce), ("ul", arm.num_ul)):
-        num, dropped = rows.num[objective], rows.dropped[objective]
-        if per_step and not num and dropped:
-            raise DataError(
-                f"{data}: all {dropped} {objective} rows are longer than train.shared.max_length or the model's "
-                "context allow; raise them or select shorter responses"
-            )
-        if per_step and not num:
+        if per_step and not rows.num[objective]:
             raise DataError(
                 f"{data}: holds no row with objective {objective}, of which every step takes {per_step}; select some"
             )

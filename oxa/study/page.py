@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from oxa.comparison import arms
+from oxa.comparison import arms, drawn
 from oxa.comparison.measures import TOKENS, Metric, pass_at, question
 from oxa.comparison.outcomes import BASE, RL, Outcomes, unlike
 from oxa.config.report import Report
@@ -116,6 +116,11 @@ def _comparison(section: Report, comparison: Comparison, places: Mapping[str, st
     for name, runs in checkpoints.items():
         for run in runs:
             if why := unlike(run, base):
+                raise DataError(f"{name}: not evaluated like {BASE}: {why}")
+    first = results.drawn(*next(iter(rows.values())))[0]
+    for name, row in rows.items():
+        for settings in results.drawn(*row):
+            if why := drawn.unlike(settings, first):
                 raise DataError(f"{name}: not evaluated like {BASE}: {why}")
     metrics = question(base.num_samples)
     num_comparisons = len(comparison.pairs) * len(endings) * len(metrics)

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from oxa.comparison import outcomes
+from oxa.comparison import drawn, outcomes
 from oxa.comparison.measures import Members
 from oxa.comparison.outcomes import Outcomes
 from oxa.data import world
@@ -84,6 +84,12 @@ class Results:
     def _outcomes(self, place: str, ending: str) -> list[Outcomes]:
         """One a fine-tuning seed."""
         return [self._joined(paths) for paths in self._answers(place, ending)]
+
+    def drawn(self, place: str, ending: str) -> list[drawn.Settings]:
+        """With which settings the answers of every seed and world were drawn, those of the base first."""
+        base = self._files(place, "data/generations/base.parquet")
+        paths = [path for paths in (base, *self._answers(place, ending)) for path in paths]
+        return [drawn.settings(path) for path in paths]
 
     def _joined(self, paths: Sequence[Path]) -> Outcomes:
         parts = []

@@ -8,7 +8,7 @@ are its desirable ones, UL rows the undesirable ones. With r = ln Ï€(y|x) - ln Ï
     z = max(0, mean of r over completions that were moved on to the next row's problem)
 
 and a step's L is the mean of its micro-batches'. z is an estimate from one micro-batch, so that, unlike in losses.py,
-the result depends on `micro_batch_size`, which must be 2 or more; every micro-batch holds the same mix of rows. A
+the result depends on `micro_batch_size`; every micro-batch holds the same mix of rows, at least one of each kind. A
 response's log-probability is a sum over its tokens, in nats: long responses move further than short ones.
 """
 
@@ -27,13 +27,35 @@ from trl import KTOConfig, KTOTrainer
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
 from oxa.config.train import TrainShared
+from oxa.errors import ConfigError
 from oxa.model import log_probs
 from oxa.runtime import journal
 from oxa.training.steps import Planned, not_finite, pad_id
 
 
+def micro_batch_size(num_ce: int, num_ul: int, num_processes: int, at_most: int) -> int:
+    """The largest micro-batch of at most so many rows such that all of a step have the same mix.
+
+    Raises ConfigError where there is none.
+    """
+    size, both = num_ce + num_ul, math.gcd(num_ce, num_ul)
+    if both % num_processes:
+        divisors = ", ".join(str(i) for i in range(1, both + 1) if both % i == 0)
+        raise ConfigError(
+            f"train: kto wants the same mix of {num_ce} CE and {num_ul} UL sequences in every micro-batch, which "
+            f"{num_processes} processes cannot share evenly; run one of {divisors} processes or change num_ce or num_ul"
+        )
+    sizes = [size // num for num in range(num_processes, both + 1, num_processes) if both % num == 0]
+    if min(sizes) > at_most:
+        raise ConfigError(
+            f"train.shared.micro_batch_size: kto compares the rows of a micro-batch, and every one is to hold the same "
+            f"mix of a step's {num_ce} CE and {num_ul} UL sequences; take {min(sizes)} or more"
+        )
+    return max(one for one in sizes if one <= at_most)
+
+
 def micro_batches(step: list[int], num: int) -> list[list[int]]:
-    """A step's rows, CE before UL, in `num` parts of the same mix."""
+    """A step's rows, CE before UL, in `num` parts of the same mix; `num` divides the number of either."""
     return [step[part::num] for part in range(num)]
 
 

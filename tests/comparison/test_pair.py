@@ -16,6 +16,7 @@ from oxa.comparison.measures import pass_at
 from oxa.comparison.outcomes import outcomes
 from oxa.config.report import Report
 from oxa.errors import DataError
+from oxa.report import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTION = Report(baseline="sft", resamples=300)
@@ -36,7 +37,8 @@ def test_values_and_differences_are_those_of_the_generations(folder: Path):
     compared = pair.run(SECTION, "oxa_mle-0", "sft-0", folder=folder)
     part = compared["groups"]["world"]
     assert (part["num_problems"], part["num_samples"], part["num_seeds"]) == (80, 8, 1)
-    assert list(part["metrics"]) == ["pass_at_1", "pass_at_8", "maj_at_8", "mean_entropy", "mean_tokens"]
+    expected = ["pass_at_1", "pass_at_8", "pass_hat_8", "maj_at_8", "mean_entropy", "distinct_answers"]
+    assert list(part["metrics"]) == [*expected, "mean_tokens", "truncated"]
     a, b = (outcomes(folder / f"{name}.parquet") for name in ("oxa_mle-0", "sft-0"))
     for metric, row in part["metrics"].items():
         assert row["difference"] == pytest.approx(row["a"] - row["b"]), metric
@@ -124,6 +126,30 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence(folder: Path, tmp_path
         pair.run(SECTION, "sft", "base", folder=folder, k=9)
     with pytest.raises(DataError, match="no benchmark 'aime'; found world"):
         pair.run(SECTION, "sft", "base", folder=folder, benchmark="aime")
+
+
+DRAWN = {"engine": "torch", "temperature": 1.0, "top_p": 1.0, "max_tokens": 80, "seed": 0}
+
+
+def test_settings_that_differ_are_said_before_any_number(folder: Path, tmp_path: Path):
+    made_by = [{"torch": "2.13.0"}]
+    ours = write(tmp_path / "a-0.parquet", 0.5, sampling=DRAWN | {"made_by": made_by})
+    cooler = DRAWN | {"temperature": 0.6, "max_tokens": 40, "made_by": [*made_by, {"torch": "2.14.0"}]}
+    write(tmp_path / "b-0.parquet", 0.5, sampling=cooler)
+    write(tmp_path / "b-0-rl.parquet", 0.5, sampling=cooler, steps=(10, 20))
+    for other in ("b-0", "b-0-rl@10", "b"):
+        compared = pair.run(SECTION, "a-0", other, folder=tmp_path)
+        assert compared["unlike"] == [
+            "max_tokens 80 and 40",
+            "temperature 1.0 and 0.6",
+            "torch 2.13.0 and 2.13.0 or 2.14.0",
+        ]
+        text = markdown.pair(compared)
+        assert text.index("Beware: the two were not drawn alike") < text.index("## world")
+        assert "temperature 1.0 and 0.6" in text
+    assert pair.run(SECTION, "a", str(ours), folder=tmp_path)["unlike"] == []
+    unknown = pair.run(SECTION, "a", str(folder / "base.parquet"), folder=tmp_path)
+    assert unknown["unlike"] == ["settings that are kept for one of them alone"]
 
 
 def test_the_command_prints_a_table_or_json(

@@ -202,6 +202,26 @@ def test_the_doctor_accepts_a_fine_student_and_names_what_is_wrong_with_another(
     assert "not usable as a student" in fails_with_one_sentence(capsys, "doctor", "--model", str(broken))
 
 
+def test_the_doctor_refuses_a_dated_template_until_another_is_named(project, checkpoint, tmp_path, capsys):
+    dated = Path(shutil.copytree(checkpoint, tmp_path / "dated"))
+    template = "{{ strftime_now('%d %b %Y') }}" + (dated / "chat_template.jinja").read_text()
+    (dated / "chat_template.jinja").write_text(template)
+    raw = yaml.safe_load(Path("params.yaml").read_text())
+    raw["base"] = {"kind": "checkpoint", "model": str(dated)}
+    raw["sample"]["model"] = str(checkpoint)
+    Path("params.yaml").write_text(yaml.safe_dump(raw))
+    assert "not usable as a student" in fails_with_one_sentence(capsys, "doctor")
+    raw["base"]["chat_template"] = "plain"
+    Path("params.yaml").write_text(yaml.safe_dump(raw))
+    assert cli.main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert f"student   {dated}: fine" in shown
+    assert f"sampler   {checkpoint}: fine" in shown
+    raw["sample"]["model"] = str(dated)
+    Path("params.yaml").write_text(yaml.safe_dump(raw))
+    assert "cannot sample (sample.model)" in fails_with_one_sentence(capsys, "doctor")
+
+
 def test_a_plan_is_printed_for_people_and_for_machines_and_writes_nothing(project, capsys):
     params = yaml.safe_load((project / "params.yaml").read_text())
     device = {"name": "tiny", "memory": 0.01, "bandwidth": 1, "bfloat16": 1, "float32": 1}

@@ -166,6 +166,7 @@ def make_tables(data: Path) -> None:
     rows = [problem | {"problem_id": str(i), "split": split} for i, split in enumerate(splits)]
     tables.write(data / "problems.parquet", pa.Table.from_pylist(rows, schemas.PROBLEMS), schemas.PROBLEMS)
     score = {"scorer": "base", "mean_nll": 1.0, "ppl": 2.7, "truncated": False, "mean_entropy": 1.0}
+    score |= {"train_tokens": 70}
     scores = [score | {"response_id": str(i), "num_tokens": n} for i, n in enumerate([10, 20, 60])]
     tables.write(
         data / "scores/teacher.parquet", pa.Table.from_pylist(scores, schemas.SCORES), schemas.SCORES

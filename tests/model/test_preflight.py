@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from conftest import CHAT_TEMPLATE
+from conftest import CHAT_TEMPLATE, SHARED_DATA
 from oxa.config.prompt import Prompt
-from oxa.model import preflight
+from oxa.errors import DataError
+from oxa.model import loading, preflight
 
+SHARED_CASES = SHARED_DATA.parent / "cases"
 NO_SUFFIX = Prompt(suffix="")
 
 
@@ -74,7 +78,68 @@ def test_a_template_that_rewrites_the_question_or_cannot_be_rendered_is_refused(
     (found,) = faults(student, chat_template="{{ raise_exception('only in French') }}")
     assert "only in French" in found
     (found,) = faults(student, chat_template=None)
-    assert "no chat template" in found
+    assert "no chat template; set base.chat_template: plain" in found
+
+
+LLAMA = (
+    "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+    "{%- set date_string = strftime_now('%d %b %Y') %}{%- else %}{%- set date_string = '26 Jul 2024' %}"
+    "{%- endif %}{%- endif %}{{- 'Today: ' + date_string }}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{{ strftime_now('%d %b %Y') }}" + CHAT_TEMPLATE, "today's date"),
+        (LLAMA + CHAT_TEMPLATE, "today's date"),
+        (
+            CHAT_TEMPLATE + "{% if not add_generation_prompt %}{{ strftime_now('%Y') }}{% endif %}",
+            "today's date",
+        ),
+        ("{{ ['Hi', 'Hello'] | random }}" + CHAT_TEMPLATE, "drawn at random"),
+        ("{% if tools %}{{ strftime_now('%Y') }}{% endif %}" + CHAT_TEMPLATE, None),
+    ],
+)
+def test_a_template_whose_prompts_change_overnight_is_refused(
+    student: tuple[Any, Any, Any], template: str, why: str | None
+) -> None:
+    found = faults(student, chat_template=template)
+    assert len(found) == (why is not None)
+    assert all(why in fault and "base.chat_template: plain" in fault for fault in found)
+
+
+def test_the_dated_template_of_a_public_report_is_refused(student: tuple[Any, Any, Any]) -> None:
+    template = (SHARED_CASES / "inputs" / "dated_template.jinja").read_text()
+    (found,) = faults(student, chat_template=template)
+    assert "writes today's date into the prompt" in found
+
+
+def test_the_plain_template_serves_any_student(student: tuple[Any, Any, Any], tmp_path: Path) -> None:
+    plain = preflight.chosen_template("plain", tmp_path)
+    assert faults(student, chat_template=plain) == []
+    (tmp_path / "own.jinja").write_text(CHAT_TEMPLATE)
+    assert preflight.chosen_template("own.jinja", tmp_path) == CHAT_TEMPLATE
+    assert preflight.chosen_template(None, tmp_path) is None
+    with pytest.raises(
+        DataError, match=r"base.chat_template: .*none.jinja: No such file.*name a Jinja file in"
+    ):
+        preflight.chosen_template("none.jinja", tmp_path)
+    (tmp_path / "own.jinja").write_bytes(b"\xff\xfe{")
+    with pytest.raises(DataError, match="not UTF-8"):
+        preflight.chosen_template("own.jinja", tmp_path)
+
+
+def test_a_model_that_only_samples_may_open_think_but_needs_a_template(student: tuple[Any, Any, Any]) -> None:
+    tokenizer, *configs = student
+    opens = CHAT_TEMPLATE.replace("{{ '<|assistant|>' }}", "{{ '<|assistant|><think>\n' }}")
+    with_template = {None: 1, opens: 0, "{{ strftime_now('%d') }}" + opens: 1}
+    for template, number in with_template.items():
+        other = copy.deepcopy(tokenizer)
+        other.chat_template = template
+        found = preflight.check_sampler(other, *configs, NO_SUFFIX)
+        assert len(found) == number
+        assert all("chat_template.jinja" in fault for fault in found)
 
 
 def test_an_end_that_is_missing_or_does_not_end_generation_is_refused(student: tuple[Any, Any, Any]) -> None:
@@ -88,6 +153,27 @@ def test_an_end_that_is_missing_or_does_not_end_generation_is_refused(student: t
 def test_a_prompt_that_leaves_no_room_for_a_response_is_refused(student: tuple[Any, Any, Any]) -> None:
     (found,) = faults(student, Prompt(suffix=" and" * 300))
     assert "of 1024 positions" in found
+
+
+def test_a_model_that_names_no_longest_sequence_has_room(student: tuple[Any, Any, Any]) -> None:
+    tokenizer, _, generation_config = student
+    bloom = AutoConfig.for_model("bloom")
+    assert not hasattr(bloom, "max_position_embeddings")
+    assert preflight.check_student(tokenizer, bloom, generation_config, Prompt()) == []
+    assert loading.context_length(bloom) > 10**9
+    nested = AutoConfig.for_model("gemma3", text_config={"max_position_embeddings": 77})
+    assert loading.context_length(nested) == 77
+
+
+def test_generation_settings_that_cannot_be_read_are_told_in_a_sentence(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    (folder / "generation_config.json").write_text('{"num_beams": 3, "num_return_sequences": 8}')
+    with pytest.raises(
+        DataError, match=r"no usable generation_config.json: .*; take it anew, or take it away"
+    ):
+        preflight.check_checkpoint(folder, NO_SUFFIX)
 
 
 def test_a_tokenizer_that_does_not_give_the_tags_back_is_refused(student: tuple[Any, Any, Any]) -> None:

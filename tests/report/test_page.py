@@ -367,7 +367,11 @@ def test_ce_sets_of_unequal_size_are_told_under_the_answer(tmp_path: Path, html:
         selection = files.read_json(path)
         selection["ce"]["chosen"] = 144
         files.write_json(path, selection)
+        trained = made["metrics"] / "train" / f"{arm}-0.json"
+        files.write_json(trained, files.read_json(trained) | {"ce_rows": 144})
     run(made, lambda step, **values: None, list(arms))
+    table = (made["output"] / "table.md").read_text(encoding="utf-8")
+    assert "differ in size: 150 responses for sft; 144 responses for oxa_mle" in " ".join(table.split())
     text = (made["output"] / "index.html").read_text(encoding="utf-8")
     (note,) = re.findall(r'<p class="note">(The CE sets.*?)</p>', text, flags=re.DOTALL)
     assert Parsed(note).numbers == [

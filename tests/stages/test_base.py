@@ -349,6 +349,19 @@ def test_a_bfloat16_checkpoint_stays_bfloat16(checkpoint: Path, tmp_path: Path) 
     assert AutoConfig.from_pretrained(output).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    "settings", [{"do_sample": False, "temperature": 0.6, "top_k": 20}, {"pad_token_id": -1, "top_p": 0.9}]
+)
+def test_generation_settings_that_contradict_each_other_leave_the_end_tokens(
+    checkpoint: Path, tmp_path: Path, log: Any, settings: dict[str, Any]
+) -> None:
+    source = Path(shutil.copytree(checkpoint, tmp_path / "source"))
+    file = source / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings | {"eos_token_id": [1, 7]}))
+    make(tmp_path, log, Checkpoint(kind="checkpoint", model=str(source)))
+    assert GenerationConfig.from_pretrained(tmp_path / "base").eos_token_id == [1, 7]
+
+
 def test_run_takes_a_checkpoint_over_and_checks_it(checkpoint: Path, tmp_path: Path, log: Any) -> None:
     section = Checkpoint(kind="checkpoint", model=str(checkpoint))
     metrics = make(tmp_path, log, section)
@@ -514,6 +527,21 @@ def test_a_checkpoint_in_shards_is_taken_over(checkpoint: Path, tmp_path: Path) 
 def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         take(tmp_path / "none", tmp_path / "base")
+
+
+def test_a_template_that_touches_think_is_replaced_by_a_given_one(tmp_path: Path, log: Any) -> None:
+    template = CHAT_TEMPLATE.replace("message['content']", "message['content'].split('</think>')[-1]")
+    source = make_checkpoint(tmp_path / "source", template=template)
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources" / "mine.jinja").write_text(CHAT_TEMPLATE)
+    shown = {"plain": "User:\n1+1?\n\nAssistant:\n", "mine.jinja": "<|user|>1+1?<|assistant|>"}
+    for name, prompt in shown.items():
+        section = Checkpoint(kind="checkpoint", model=str(source), chat_template=name)
+        output = tmp_path / name
+        given = {"output": output, "scratch": tmp_path, "log": log}
+        base.run(section, NO_SUFFIX, Sources(folder=str(tmp_path / "sources")), **given)
+        tokenizer = loading.load_tokenizer(output)
+        assert tokenizer.decode(prompts.prompt_ids(tokenizer, "1+1?")) == prompt
 
 
 def test_the_default_system_prompt_goes_and_an_explicit_one_stays(tmp_path: Path) -> None:

@@ -95,6 +95,34 @@ def test_a_failed_gate_warns_in_the_table_and_on_the_page(
     assert "1,200 held-out problems" in html
 
 
+def test_an_arm_that_was_trained_on_fewer_than_were_selected_is_refused(tmp_path: Path, log: Any) -> None:
+    inputs = make_inputs(tmp_path, num_samples=1, num_steps=2)
+    path = inputs["metrics"] / "train" / "sft_lp-0.json"
+    records.write_json(path, records.read_json(path) | {"ce_rows": 70})
+    with pytest.raises(DataError, match=r"sft_lp-0.json: sft_lp was trained on 70 of the 150 CE responses"):
+        run(inputs, log)
+
+
+@pytest.mark.parametrize("name", ["sft_lp-0", "sft-0-rl"])
+def test_checkpoints_that_were_drawn_with_other_settings_are_refused(
+    tmp_path: Path, log: Any, name: str
+) -> None:
+    inputs = make_inputs(tmp_path, num_samples=1, num_steps=2, rl_steps=(1, 2))
+    drawn = {"engine": "torch", "temperature": 1.0, "max_tokens": 80, "made_by": [{"torch": "2.13.0"}]}
+    for path in inputs["generations"].iterdir():
+        note = drawn | {"made_by": [{"torch": "2.14.0"}]}  # another version draws from the same distribution
+        if path.stem == name:
+            note["temperature"] = 0.6
+        keys = ["sampling.1", "sampling.2"] if name.endswith("rl") and path.stem == name else ["sampling"]
+        note = {keys[-1]: note} | dict.fromkeys(keys[:-1], drawn)
+        tables.write(path, tables.read(path, schemas.GENERATIONS), schemas.GENERATIONS, note)
+    sentence = (
+        rf"{name}( at step 2)? and base cannot be compared: drawn with temperature 0.6 and 1.0; evaluate"
+    )
+    with pytest.raises(DataError, match=sentence):
+        run(inputs, log)
+
+
 def test_differences_are_paired_by_problem(paths: dict[str, Path], summary: dict) -> None:
     difference = summary["differences"]["oxa_full"]["world"]["pass_at_1"]
     rates = []
@@ -138,7 +166,7 @@ def test_a_second_run_gives_the_same_bytes_whatever_the_clock_said(
     paths: dict[str, Path], summary: dict, log: Any
 ) -> None:
     first = contents(paths)
-    for journal in (paths["metrics"] / "train").iterdir():
+    for journal in (paths["metrics"] / "train").glob("*.jsonl"):
         rows = [json.loads(line) for line in journal.read_text().splitlines()]
         for row in rows:
             row["time"] += 999
@@ -317,18 +345,28 @@ def test_the_funnel_never_widens_and_names_every_loss(paths: dict[str, Path], lo
     ]
 
 
-def test_every_loss_is_listed_with_its_reason(paths: dict[str, Path]) -> None:
+def test_every_loss_is_listed_with_its_reason(tmp_path: Path) -> None:
     from oxa.report import funnel
 
+    paths = make_inputs(tmp_path)
+
+    dropped = {"too_long": 7, "no_room": 0}
+    records.write_json(paths["metrics"] / "rlvr" / "sft-0.json", {"dropped": dropped})
+    described = records.read_json(paths["metrics"] / "selection" / "ce" / "sft.json")
+    described["ce"]["funnel"]["fits"] -= 40
+    records.write_json(paths["metrics"] / "selection" / "ce" / "sft.json", described)
     num_lost = {
         (loss.where, loss.reason): loss.num_lost
-        for loss in funnel.losses(paths["metrics"], selections(paths, list(ALL)))
+        for loss in funnel.losses(paths["metrics"], selections(paths, list(ALL)), [0])
     }
     assert num_lost["ingestion, teacher", "duplicate response"] == 21
     assert num_lost["ingestion, teacher", "too long"] == 1
     assert num_lost["CE set of sft", "verdict timeout"] == 1
     assert num_lost["UL set of oxa_full", "verdict unparsable"] == 100
     assert ("UL set of oxa_full", "verdict incorrect") not in num_lost
+    assert num_lost["CE set of sft", "longer than training takes"] == 40
+    assert num_lost["RL prompts of sft", "too long"] == 7
+    assert ("RL prompts of sft", "no room") not in num_lost
 
 
 def test_the_funnel_tells_what_the_scorer_cut(tmp_path: Path) -> None:

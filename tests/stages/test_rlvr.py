@@ -205,7 +205,10 @@ class Reference:
         self.rewards = torch.tensor([float(verdict == "correct") for verdict in self.verdicts]).double()
         self.log_p, self.log_q, self.entropy = [], [], []
         for request, one in zip(requests, found, strict=True):
-            response = prompts.response_ids(tokenizer, one.text, end=one.finish_reason == "stop")
+            response = tokenizer(one.text, add_special_tokens=False)[
+                "input_ids"
+            ]  # control tokens are drawn, too
+            response += [tokenizer.eos_token_id] * (one.finish_reason == "stop")
             assert len(response) == one.num_tokens
             whole = torch.tensor([request.prompt + response])
             kept = slice(len(request.prompt) - 1, -1)
@@ -487,6 +490,10 @@ def test_problems_are_chosen_by_hash_and_prompts_that_do_not_fit_are_counted(
     assert list(few.problems) == sorted(found.problems)[:5]
     of_training = chosen(speller, [problem(str(i), "train") for i in range(4)], tmp_path)
     assert (of_training.split, len(of_training.problems)) == ("train", 4)
+    control = [*PROBLEMS, problem("<|user|>1"), problem("2<|end|>")]
+    assert chosen(speller, control, tmp_path).num_control == 2
+    with_vllm = chosen(speller, control, tmp_path, engine="vllm_colocate")
+    assert (with_vllm.dropped["control_token"], len(with_vllm.problems)) == (2, len(PROBLEMS))
     one = found.problems[hashes.problem_id("021")]
     assert one.user == "021?"
     assert one.prompt == [2, 6, 8, 7, 4, 3]
@@ -499,7 +506,7 @@ def test_vllm_gets_the_same_tokens_and_its_own_settings(
         tokenizer = loading.load_tokenizer(model)
         problems = {
             f"p{i}": rollouts.Problem(text, prompts.prompt_ids(tokenizer, text), ["1"])
-            for i, text in enumerate(["021?", "  3\n", "<|user|>1 "])
+            for i, text in enumerate(["021?", "  3\n", "1 "])
         }
         section = Rlvr(**{**SECTION, "engine": "vllm_colocate"})
         rows = rlvr._dataset(section, problems, [["p2", "p0"], ["p1", "p2"]])

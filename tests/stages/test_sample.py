@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,18 @@ def test_a_tag_that_the_samplers_template_opens_is_put_back_into_the_text(tmp_pa
     model = make_checkpoint(tmp_path / "thinker", template=template)
     _run(SECTION, model, _problems(tmp_path, ["train"]), tmp_path, log)
     assert all(row["text"].startswith("<think>\n") for row in _rows(tmp_path))
+
+
+def test_a_sampler_without_a_template_is_refused_in_a_sentence(
+    checkpoint: Path, tmp_path: Path, log: Any
+) -> None:
+    model = Path(shutil.copytree(checkpoint, tmp_path / "bare"))
+    (model / "chat_template.jinja").unlink()
+    section = SECTION.model_copy(update={"model": str(model)})
+    with pytest.raises(
+        DataError, match=r"sample.model: bare cannot sample: .*no chat template; put one into its"
+    ):
+        _run(section, checkpoint, _problems(tmp_path, ["train"]), tmp_path, log)
 
 
 def test_two_runs_write_equal_bytes(checkpoint: Path, tmp_path: Path, log: Any) -> None:

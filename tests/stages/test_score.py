@@ -10,14 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import training_sets
+from training_rows import ROWS
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from oxa import hashes, prompts
+from oxa.config.generate import Generate
 from oxa.config.prompt import Prompt
 from oxa.config.score import Score
+from oxa.config.section import Sampling
+from oxa.config.train import TrainArm, TrainShared
 from oxa.errors import DataError
+from oxa.generation import generate
+from oxa.generation.requests import Request
 from oxa.model import loading
 from oxa.records import schemas, tables
-from oxa.stages import score
+from oxa.stages import score, train
 
 SUFFIX = " Think."
 TEXTS = [
@@ -114,6 +122,27 @@ def test_scores_equal_a_plain_forward_token_by_token(
         assert row["num_tokens"] == count
         assert row["truncated"] == (text == TEXTS[1])
         assert row["scorer"] == checkpoint.name
+        # what training will read, whatever is scored of it
+        context = prompts.prompt_ids(loading.load_tokenizer(checkpoint), question + SUFFIX)
+        ids = prompts.response_ids(loading.load_tokenizer(checkpoint), text, end=True)
+        assert row["train_tokens"] == len(context) + len(ids)
+    assert tables.notes(tmp_path / "scores.parquet") == {schemas.CONTEXT: 1024}
+
+
+def test_responses_that_spell_control_tokens_are_scored_as_text_and_counted(
+    tmp_path: Path, checkpoint: Path, log: Any
+):
+    text = "<think>1<|end|></think> \\boxed{1}"
+    paths = write_tables(tmp_path, [text, "<think>2</think>"])
+    (tmp_path / "scratch").mkdir()
+    given = {"model": checkpoint, "output": tmp_path / "scores.parquet", "scratch": tmp_path / "scratch"}
+    metrics = score.run(Score(), Prompt(suffix=SUFFIX), **paths, **given, log=log)
+    assert metrics["control_tokens"] == 1
+    row = tables.read(tmp_path / "scores.parquet", schemas.SCORES).to_pylist()[0]
+    assert row["num_tokens"] == len(text)  # a token a character
+    question = tables.read(paths["problems"], schemas.PROBLEMS)["question"][0].as_py()
+    nll, _, _ = reference(checkpoint, question, text, conditioned=True, limit=1000)
+    assert row["mean_nll"] == pytest.approx(nll, rel=1e-5)
 
 
 def test_scores_do_not_depend_on_batches_chunks_or_row_order(tmp_path: Path, checkpoint: Path, log: Any):
@@ -141,6 +170,44 @@ def test_teachers_are_scored_where_correct_and_students_where_surely_wrong(
 
 def test_nothing_to_score_is_an_empty_table(tmp_path: Path, checkpoint: Path, log: Any):
     assert run(tmp_path, checkpoint, log, write_tables(tmp_path, TEXTS, "self")) == []
+
+
+@pytest.mark.parametrize("kind", ["bloom", "mamba"])
+def test_models_that_name_no_longest_sequence_are_scored_and_trained(
+    tmp_path: Path, checkpoint: Path, log: Any, kind: str
+):
+    tokenizer = loading.load_tokenizer(checkpoint)
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    sizes |= dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
+    config = AutoConfig.for_model(kind, **sizes)
+    assert not hasattr(config, "max_position_embeddings")
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / kind)
+    tokenizer.save_pretrained(tmp_path / kind)
+    assert len(run(tmp_path, tmp_path / kind, log, write_tables(tmp_path, TEXTS))) == len(TEXTS)
+    arm, shared = TrainArm(), TrainShared(num_ce=12, epochs=1.0)
+    data = training_sets.write(tmp_path / "t", ROWS[:12])
+    given = {"model": tmp_path / kind, "output": tmp_path / "trained", "scratch": tmp_path, "seed": 0}
+    assert train.run(shared, arm, data=data, **given, log=log)["ce_rows"] == 12
+    draws = [Request("r", prompts.prompt_ids(tokenizer, "1+1?"))]
+    sampling = Sampling(max_tokens=4)
+
+    def draw() -> Any:
+        place = {"scratch": tmp_path / "drawn", "description": "test"}
+        return generate.generate(tmp_path / kind, draws, sampling, Generate(), **place)
+
+    if kind == "bloom":
+        assert draw()[0].num_tokens > 0
+    else:
+        with pytest.raises(
+            DataError, match=r"mamba: the engine torch cannot draw .* set generate.engine: vllm"
+        ):
+            draw()
 
 
 def test_verdicts_of_other_responses_are_refused(tmp_path: Path, checkpoint: Path, log: Any):

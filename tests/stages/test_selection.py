@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scored import Row, reference_lowest, small, spread, write_tables
+from scored import CONTEXT, Row, reference_lowest, small, spread, write_tables
 
 from oxa.config.prompt import Prompt
 from oxa.config.selection import SelectionShared, UnlikelihoodSet
+from oxa.config.train import TrainShared
 from oxa.errors import DataError
 from oxa.records import schemas
 from oxa.records import tables as records
@@ -29,16 +30,20 @@ def run(
     *,
     ce: Any,
     ul: UnlikelihoodSet | None = None,
+    max_length: int = 1000,
 ) -> tuple[list[dict], dict]:
     """An arm's rows, CE before UL, and what is said of them."""
     parts = ["ce"]
     given = {"log": log, "scratch": folder}
     prompt = Prompt(suffix=" Think.")
-    metrics = selection_ce.run(shared, ce, prompt, **paths["teacher"], output=folder / "ce.parquet", **given)
+    train = TrainShared(max_length=max_length)
+    metrics = selection_ce.run(
+        shared, ce, prompt, train, **paths["teacher"], output=folder / "ce.parquet", **given
+    )
     if ul is not None:
         parts.append("ul")
         output = folder / "ul.parquet"
-        metrics |= selection_ul.run(shared, ul, prompt, **paths["self"], output=output, **given)
+        metrics |= selection_ul.run(shared, ul, prompt, train, **paths["self"], output=output, **given)
     return [
         row for part in parts for row in records.read(folder / f"{part}.parquet", schemas.TRAIN).to_pylist()
     ], metrics
@@ -81,14 +86,15 @@ def test_only_verified_scored_whole_training_responses_are_eligible(tmp_path: Pa
         Row("bad-gold", "p6", verdict="bad_gold"),
         Row("cut", "p7", finish="length"),
         Row("cut-by-scorer", "p8", truncated=True),
+        Row("longer-than-training-takes", "p9", train_tokens=31),
     ]
     paths = write_tables(tmp_path, rows, [], splits={"p5": "aime"})
     one_bin = {"mean": 2.0, "ppl_min": 1.5, "ppl_max": 2.5, "bin_width": 1.0}
     for rule in ("random", "lowest", "gaussian"):
-        chosen, metrics = run(tmp_path, paths, small(num_ce=1, **one_bin), log, ce=rule)
+        chosen, metrics = run(tmp_path, paths, small(num_ce=1, **one_bin), log, ce=rule, max_length=30)
         assert [row["response_id"] for row in chosen] == ["good"]
         assert metrics["ce"]["eligible"] == 1
-        expected = {"responses": 9, "verdict": 6, "scored": 4, "train": 3, "whole": 1}
+        expected = {"responses": 10, "verdict": 7, "scored": 5, "train": 4, "whole": 2, "fits": 1}
         assert metrics["ce"]["funnel"] == expected
 
 
@@ -157,7 +163,15 @@ def test_ul_takes_only_what_proves_a_wrong_pattern(tmp_path: Path, log: Any) -> 
 
     chosen, funnel = ul(num=1)
     assert chosen == {"wrong"}
-    assert funnel == {"responses": 8, "verdict": 4, "scored": 4, "train": 4, "whole": 2, "floor": 1}
+    assert funnel == {
+        "responses": 8,
+        "verdict": 4,
+        "scored": 4,
+        "train": 4,
+        "whole": 2,
+        "fits": 2,
+        "floor": 1,
+    }
     assert ul(num=3, allow_length=True)[0] == {"wrong", "cut", "cut-by-scorer"}
     assert ul(num=2, verdicts=["incorrect", "timeout"])[0] == {"wrong", "timeout"}
     assert ul(num=2, min_ppl=1.0)[0] == {"wrong", "loop"}
@@ -165,6 +179,60 @@ def test_ul_takes_only_what_proves_a_wrong_pattern(tmp_path: Path, log: Any) -> 
         DataError, match=r"2 UL sequences and 1 can be had.*self_responses|self_responses.*2 UL"
     ):
         ul(num=2)
+
+
+@pytest.mark.parametrize(("max_length", "longest"), [(25, 25), (1000, CONTEXT)])
+def test_every_arm_chooses_among_what_fits_and_gets_its_full_number(
+    tmp_path: Path, log: Any, max_length: int, longest: int
+) -> None:
+    """The context is the scorer's: what is longer than either limit would be dropped, the longest first."""
+    fits = [longest - i % 5 for i in range(60)]
+    teacher, own = (
+        [
+            *(row._replace(train_tokens=fits[i], num_tokens=fits[i]) for i, row in enumerate(rows)),
+            *(
+                row._replace(id=f"{row.id}+", train_tokens=longest + 1, num_tokens=longest + 1)
+                for row in rows
+            ),
+        ]
+        for rows in (spread(60), spread(60, "incorrect", "s"))
+    )
+    paths = write_tables(tmp_path, teacher, own)
+    for rule in ("random", "lowest", "gaussian"):
+        ul = UnlikelihoodSet(num=10, min_ppl=1.0)
+        rows, metrics = run(tmp_path, paths, small(num_ce=12), log, ce=rule, ul=ul, max_length=max_length)
+        assert len(rows) == 22
+        assert not [row["response_id"] for row in rows if row["response_id"].endswith("+")]
+        for part in ("ce", "ul"):
+            assert metrics[part]["funnel"]["whole"] - metrics[part]["funnel"]["fits"] == 60
+    sentence = r"11 CE sequences and 0 can be had.*whole 120, fits 0\).*raise train.shared.max_length"
+    with pytest.raises(DataError, match=sentence):
+        run(tmp_path, paths, small(num_ce=11), log, ce="random", max_length=5)
+
+
+def test_rows_say_whether_their_response_ended_or_was_cut(tmp_path: Path, log: Any) -> None:
+    own = [
+        Row("ended", "p0", 1.5, verdict="incorrect"),
+        Row("cut", "p1", 1.5, verdict="incorrect", finish="length"),
+    ]
+    paths = write_tables(tmp_path, spread(20), own)
+    ul = UnlikelihoodSet(num=2, allow_length=True)
+    rows, _ = run(tmp_path, paths, small(num_ce=5), log, ce="random", ul=ul)
+    assert {row["finish_reason"] for row in rows if row["objective"] == "ce"} == {"stop"}
+    assert {row["response_id"]: row["finish_reason"] for row in rows[5:]} == {
+        "cut": "length",
+        "ended": "stop",
+    }
+
+
+def test_scores_that_do_not_say_the_scorers_context_are_made_again(tmp_path: Path, log: Any) -> None:
+    paths = write_tables(tmp_path, spread(20), [])
+    scores = paths["teacher"]["scores"]
+    records.write(scores, records.read(scores, schemas.SCORES), schemas.SCORES)
+    with pytest.raises(
+        DataError, match=r"scores.parquet: does not say how long the scorer's context is; make it"
+    ):
+        run(tmp_path, paths, small(num_ce=5), log, ce="random")
 
 
 @settings(max_examples=8, deadline=None)

@@ -275,7 +275,6 @@ def test_metrics_count_what_was_trained_on(unbroken: Result, checkpoint: Path) -
     assert unbroken.metrics["steps"] == 6
     assert unbroken.metrics["ce_rows"] == 12
     assert unbroken.metrics["ul_rows"] == 8
-    assert unbroken.metrics["dropped"] == {"ce": 0, "ul": 0}
     tokens = unbroken.metrics["tokens"]
     assert tokens["ce"] == 2 * sum(responses["ce"])
     assert tokens["ul"] == 3 * sum(responses["ul"])
@@ -449,11 +448,25 @@ def test_bfloat16_and_gradient_checkpointing_train(
     assert {value.dtype for value in rough.weights.values()} == {torch.float32}
 
 
-def test_longer_rows_are_dropped_and_counted_by_objective(checkpoint: Path, tmp_path: Path) -> None:
-    rows = [*ROWS, row(90, "ce", "long " * 60), row(91, "ul", "long " * 60), row(92, "ul", "long " * 70)]
-    done = fit(checkpoint, training_sets.write(tmp_path / "t", rows), tmp_path, max_length=200)
-    assert done.metrics["dropped"] == {"ce": 1, "ul": 2}
-    assert (done.metrics["ce_rows"], done.metrics["ul_rows"]) == (12, 8)
+def test_only_what_the_model_ended_itself_is_trained_with_an_end_token(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    rows = [one | {"finish_reason": "length"} if one["objective"] == "ul" else one for one in ROWS]
+    rows[0] = rows[0] | {"completion": "1<|end|>1"}
+    whole, cut = (
+        train._tokenize(training_sets.write(tmp_path / name, given), True, tokenizer, 1000)
+        for tokenizer in [loading.load_tokenizer(checkpoint)]
+        for name, given in (("whole", ROWS), ("cut", rows))
+    )
+    end = loading.load_tokenizer(checkpoint).eos_token_id
+    assert (whole.num_control, cut.num_control) == (0, 1)
+    assert cut.dataset[0]["input_ids"].count(end) == 1
+    for before, after in list(zip(whole.dataset, cut.dataset, strict=True))[1:]:
+        assert before["input_ids"][-1] == end
+        assert after["input_ids"] == (
+            before["input_ids"][:-1] if after["suppressed"] else before["input_ids"]
+        )
+    assert (whole.num_scored - cut.num_scored).tolist()[1:] == [0] * 11 + [1] * 8
 
 
 def refused(model: Path, rows: list[dict[str, Any]], folder: Path, arm: Any = None, **shared: Any) -> str:
@@ -471,7 +484,12 @@ def test_a_training_set_that_cannot_serve_is_refused(checkpoint: Path, tmp_path:
     assert "holds no row with objective ce" in refused(checkpoint, ROWS[12:], tmp_path)
     assert "holds no row with objective ce" in refused(checkpoint, [], tmp_path)
     assert "holds no row with objective ul" in refused(checkpoint, ROWS[:12], tmp_path)
-    assert "all 1 ul rows are longer" in refused(checkpoint, long_ul, tmp_path, max_length=300)
+    assert "1 of 1 ul rows are longer than the 300 tokens" in refused(
+        checkpoint, long_ul, tmp_path, max_length=300
+    )
+    long_ce = [*ROWS, row(90, "ce", "long " * 60), row(91, "ce", "long " * 300)]
+    assert "2 of 14 ce rows are longer than the 200" in refused(checkpoint, long_ce, tmp_path, max_length=200)
+    assert "1 of 14 ce rows are longer than the 1024" in refused(checkpoint, long_ce, tmp_path)  # its context
     assert "found ['kl']" in refused(checkpoint, [*ROWS, row(0, "kl", "x")], tmp_path)
 
 

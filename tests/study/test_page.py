@@ -87,6 +87,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "objective": "ce",
                     "ppl": 1.0,
                     "num_tokens": 9,
+                    "finish_reason": "stop",
                 }
                 tables.write(folder / f"data/train/{arm}/ce.parquet", [train], schemas.TRAIN)
                 chosen = {"ce": {"chosen": 160, "tokens": 7000 + seed}}
@@ -202,6 +203,20 @@ def test_a_table_compares_the_pairs_it_names_and_counts_no_others(read: Any) -> 
     assert "by Holm's method over 6 comparisons" in part  # those to come count from the start
     assert "old − plain" in part
     assert "Not run yet: new." in part
+
+
+def test_rows_that_were_drawn_with_other_settings_are_refused(workspace: Path, tmp_path: Path) -> None:
+    for folder in workspace.glob("first-*"):
+        copy = shutil.copytree(folder, tmp_path / folder.name)
+        for path in copy.glob("data/generations/*.parquet"):
+            cooler = {"temperature": 0.6 if path.stem == "b-1-rl" else 1.0}
+            tables.write(
+                path, tables.read(path, schemas.GENERATIONS), schemas.GENERATIONS, {"sampling": cooler}
+            )
+    with pytest.raises(
+        DataError, match=r"new-rl: not evaluated like base: drawn with temperature 0.6 and 1.0"
+    ):
+        page.parts(STUDY, SECTION, runs("first"), lambda run, path: tmp_path / run.name / path)
 
 
 def test_tiers_and_strategies_are_told_beside(read: Any) -> None:

@@ -158,11 +158,30 @@ def test_kill_9_and_run_again_ends_with_the_same_bits(
     assert all(torch.equal(again.weights[name], value) for name, value in unbroken.weights.items())
 
 
-def test_every_micro_batch_holds_the_same_mix() -> None:
-    step = [*range(6), *range(100, 103)]  # 6 CE rows, 3 UL rows
-    parts = kto.micro_batches(step, 3)
+@pytest.mark.parametrize(
+    ("num_ce", "num_ul", "processes", "at_most", "size"),
+    [
+        *(
+            (6, 3, 1, 4, 3),
+            (3, 3, 1, 3, 2),
+            (3, 3, 1, 5, 2),
+            (3, 3, 1, 6, 6),
+            (4, 4, 1, 4, 4),
+            (4, 4, 2, 8, 4),
+        ),
+        *((16, 16, 1, 16, 16), (12, 8, 2, 9, 5), (5, 5, 5, 100, 2)),
+    ],
+)
+def test_every_micro_batch_holds_the_same_mix(
+    num_ce: int, num_ul: int, processes: int, at_most: int, size: int
+) -> None:
+    assert kto.micro_batch_size(num_ce, num_ul, processes, at_most) == size
+    num = (num_ce + num_ul) // size
+    assert num % processes == 0
+    step = [*range(num_ce), *range(100, 100 + num_ul)]
+    parts = kto.micro_batches(step, num)
     assert sorted(at for part in parts for at in part) == step
-    assert [sum(at >= 100 for at in part) for part in parts] == [1, 1, 1]
+    assert {(len(part), sum(at >= 100 for at in part)) for part in parts} == {(size, num_ul // num)}
 
 
 def test_a_tokenizer_without_padding_token_gets_none(checkpoint: Path, table: Path, tmp_path: Path) -> None:
@@ -179,6 +198,10 @@ def test_a_tokenizer_without_padding_token_gets_none(checkpoint: Path, table: Pa
 def test_rows_that_cannot_be_compared_are_refused(checkpoint: Path, table: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="micro_batch_size: kto compares the rows of a micro-batch"):
         fit(checkpoint, table, tmp_path, micro_batch_size=1)
+    with pytest.raises(ConfigError, match="same mix of a step's 3 CE and 4 UL sequences; take 7 or more"):
+        kto.micro_batch_size(3, 4, 1, 6)
+    with pytest.raises(ConfigError, match="2 processes cannot share evenly; run one of 1, 3 processes"):
+        kto.micro_batch_size(3, 6, 2, 6)
 
 
 @pytest.mark.parametrize(

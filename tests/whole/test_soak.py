@@ -17,6 +17,7 @@ from oxa.config.ingest import Ingest
 from oxa.config.prompt import Prompt
 from oxa.config.selection import SelectionShared, UnlikelihoodSet
 from oxa.config.sources import Sources
+from oxa.config.train import TrainShared
 from oxa.config.verify import Verify
 from oxa.records import schemas, tables
 from oxa.stages import ingest, selection_ce, selection_ul, verify
@@ -84,13 +85,14 @@ def soak(folder: Path) -> dict[str, Any]:
     ppl = np.random.default_rng(0).uniform(1.0, 3.2, len(table))
     scores = {"response_id": table["response_id"], "scorer": ["drawn"] * len(table), "mean_nll": np.log(ppl)}
     scores |= {"ppl": ppl, "num_tokens": np.full(len(table), 700), "truncated": np.zeros(len(table), bool)}
-    tables.write(folder / "scores.parquet", scores | {"mean_entropy": ppl}, schemas.SCORES)
-    shared, prompt = SelectionShared(num_ce=500, mean=2.1), Prompt(suffix="")
+    scores |= {"mean_entropy": ppl, "train_tokens": np.full(len(table), 800)}
+    tables.write(folder / "scores.parquet", scores, schemas.SCORES, {schemas.CONTEXT: 4096})
+    shared, prompt, train = SelectionShared(num_ce=500, mean=2.1), Prompt(suffix=""), TrainShared()
     given |= {"problems": problems, "responses": teacher, "verdicts": verdicts}
     given |= {"scores": folder / "scores.parquet"}
-    chosen = selection_ce.run(shared, "gaussian", prompt, output=folder / "ce.parquet", **given)
+    chosen = selection_ce.run(shared, "gaussian", prompt, train, output=folder / "ce.parquet", **given)
     chosen |= selection_ul.run(
-        shared, UnlikelihoodSet(num=500), prompt, output=folder / "ul.parquet", **given
+        shared, UnlikelihoodSet(num=500), prompt, train, output=folder / "ul.parquet", **given
     )
     return counted | {"chosen": chosen["ce"]["chosen"] + chosen["ul"]["chosen"], "selection": highest()}
 

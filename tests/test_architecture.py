@@ -25,7 +25,7 @@ GRAPH: dict[str, dict[str, Any]] = {
 # `errors`, `hashes` and `prompts` are files of the ground floor that every room may use.
 ARROWS = {
     "flows": "cli stages study report forecast comparison tracking grading model records runtime config",
-    "cli": "data tracking runtime config",  # stages it imports by name, when they run
+    "cli": "data grading tracking runtime config",  # stages it imports by name, when they run
     "stages": "report comparison training selection generation model data grading records runtime config",
     "study": "report comparison data records runtime config",
     "report": "comparison records runtime",

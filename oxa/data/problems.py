@@ -261,10 +261,10 @@ def _repeated(known: Known, item: Record, grader: Grader) -> tuple[str, str]:
 
 
 def _repeats(answers: Sequence[str], item: Record, grader: Grader) -> str:
-    """By which rule a row whose question came before, with these answers, is dropped."""
+    """By which rule a row whose question came before, with these answers, is dropped; in doubt, as a repetition."""
     doubts = _doubts(answers, item)
-    same = not doubts or any(one.verdict == "correct" for one in grader.grade(doubts, ""))
-    return "duplicate_problem" if same else "conflicting_answer"
+    conflict = doubts and all(one.verdict == "incorrect" for one in grader.grade(doubts, ""))
+    return "conflicting_answer" if conflict else "duplicate_problem"
 
 
 def _doubts(answers: Sequence[str], item: Record) -> list[Doubt]:

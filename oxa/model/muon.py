@@ -1,9 +1,9 @@
 """Muon for the matrices of a network and AdamW for the rest, as one optimiser.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) makes a matrix's momentum orthogonal before it
-takes the step. Here it learns the small world in half of AdamW's steps, and with each seed tried (benchmarks/RESULTS.md).
-Embeddings, biases and norms are no maps between spaces and stay with AdamW. Both are torch's; the step of a matrix is
-scaled to the RMS of AdamW's (Liu et al. 2025, arXiv 2502.16982), so that both have one learning rate.
+takes the step. Here it learns the small world in half of AdamW's steps, and with each seed that was tried. Embeddings,
+biases and norms are no maps between spaces and stay with AdamW. Both are torch's; the step of a matrix is scaled to the
+RMS of AdamW's (Liu et al. 2025, arXiv 2502.16982), so that both have one learning rate.
 """
 
 from __future__ import annotations

@@ -71,8 +71,8 @@ def run(
     Logs, each step: reward (mean), entropy and kl (k3 to `model`; only where it has a weight), nats a token at the
     sampling temperature, mean_tokens and truncated (share) of the rollouts, all_right and all_wrong (shares of the
     groups, which teach nothing), unsure, unparsable and timeout (shares of the rollouts, worth 0 like wrong ones),
-    grad_norm, loss, learning_rate and tokens_per_second (generated tokens over the whole step). Returns counts, the temperature
-    and the means over the last tenth of the steps.
+    grad_norm, loss, learning_rate and tokens_per_second (generated tokens over the whole step). Returns counts, the
+    temperature and the means over the last tenth of the steps.
 
     Under torchrun or accelerate every process calls this; the first alone logs and writes.
     """

@@ -184,7 +184,7 @@ def test_verdicts_stay_apart_and_text_stays_verbatim(
     numbers = metrics["benchmarks"]["aime"]
     assert numbers["pass_at_1"] == 0.25
     assert numbers["truncated"] == 0.25
-    shares = sum(numbers[verdict] for verdict in ("incorrect", "unparsable", "timeout", "bad_gold"))
+    shares = sum(numbers[verdict] for verdict in ("incorrect", "unsure", "unparsable", "timeout", "bad_gold"))
     assert numbers["pass_at_1"] + shares == pytest.approx(1)
 
 

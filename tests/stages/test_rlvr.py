@@ -256,6 +256,7 @@ class Reference:
             "all_wrong": (~right).all(1).double().mean().item(),
             "mean_tokens": sum(num_tokens) / len(num_tokens),
             "truncated": sum(self.truncated) / len(self.truncated),
+            "unsure": self.verdicts.count("unsure") / len(self.verdicts),
             "unparsable": self.verdicts.count("unparsable") / len(self.verdicts),
             "timeout": self.verdicts.count("timeout") / len(self.verdicts),
         }

@@ -21,7 +21,9 @@ def test_a_student_pretrained_by_the_recipe_passes_the_gates(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     params = ["--params", str(RECIPE)]
-    assert cli.main(["base", *params, *_paths(output="student", metrics="base.json", journal="base.jsonl")]) == 0
+    assert (
+        cli.main(["base", *params, *_paths(output="student", metrics="base.json", journal="base.jsonl")]) == 0
+    )
     made = _paths(model="student", output="answers.parquet", metrics="gates.json")
     assert cli.main(["gates", *params, "--exam", "world", *made]) == 0
     gates = json.loads((tmp_path / "gates.json").read_text())["gates"]

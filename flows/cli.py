@@ -16,7 +16,7 @@ from typing import Any
 
 from oxa import cli
 from oxa.cli import add_params
-from oxa.config.params import load_params
+from oxa.config.params import Values, check_params, load_params, read_params
 from oxa.errors import ConfigError
 from oxa.runtime import files
 
@@ -291,9 +291,15 @@ def regrade(arguments: Namespace) -> None:
     from flows import recommit
     from oxa.stages import evaluate
 
-    section = load_params(Path("params.yaml")).verify  # the one that DVC knows
+    path = Path("params.yaml")  # the one that DVC knows
+    raw = read_params(path)
+    section = check_params(raw, str(path)).verify
     for sentence in recommit.run(
-        section, evaluate.summarize, arguments.checkpoints, dry_run=arguments.dry_run
+        section,
+        evaluate.summarize,
+        arguments.checkpoints,
+        changed=Values.of(path, raw, ["verify"]).changed,
+        dry_run=arguments.dry_run,
     ):
         print(sentence, flush=True)
 

@@ -25,12 +25,13 @@ from typing import Any
 
 from oxa.config.base import FromScratch
 from oxa.config.operations import Tracking
-from oxa.config.params import Params, load_params
+from oxa.config.params import Params, Values, check_params, read_params
 from oxa.config.section import Section
 from oxa.config.sources import Source
 from oxa.errors import ConfigError, UserError, is_out_of_reach, tell
 from oxa.runtime import child, files, guard
 from oxa.runtime.journal import Journal
+from oxa.runtime.modules import PACKAGE
 from oxa.tracking.record import recorded
 
 THEIRS = (
@@ -269,9 +270,13 @@ def load(path: Path) -> Params:
 
     Raises ConfigError.
     """
+    return _checked(path, read_params(path))
+
+
+def _checked(path: Path, raw: dict[str, Any]) -> Params:
     from oxa.data.mappings import Purpose, check
 
-    params = load_params(path)
+    params = check_params(raw, str(path))
     corpus = params.base.corpus if isinstance(params.base, FromScratch) else []
     sources: list[tuple[str, Source, Purpose]] = [
         *((f"base.corpus.{place}", source, "teacher") for place, source in enumerate(corpus)),
@@ -313,7 +318,8 @@ def _run_stage(arguments: argparse.Namespace) -> None:
     stage = STAGES[arguments.stage]
     if stage.launched and os.environ.get("OXA_LAUNCH"):
         _launch(arguments.words)
-    params = load(arguments.params)
+    raw = read_params(arguments.params)  # once: what is read is what the stage has worked with
+    params = _checked(arguments.params, raw)
     sections = sections_of(params, stage, vars(arguments))
     names = [list(_section(params, key)) for key in stage.names]
     inputs = {option: getattr(arguments, option) for option in stage.inputs}
@@ -321,11 +327,13 @@ def _run_stage(arguments: argparse.Namespace) -> None:
     extra = {"seed": arguments.seed} if "seed" in stage.items else {}
     items = {item: str(getattr(arguments, item)) for item in stage.items}
     name = "@".join([arguments.stage, *(["-".join(items.values())] if items else [])])
-    watched = {name: guard.PACKAGE / name for name in stage.assets}
+    watched = {name: PACKAGE / name for name in stage.assets}
     untold = {str(path) for path in [*watched.values(), *(inputs[option] for option in stage.gathers)]}
     if "sources" in stage.sections:
         watched["sources.folder"] = Path(params.sources.folder)
     plain = [_plain(section) for section in sections]
+    keys = [key.format(**vars(arguments)) for key in stage.sections]
+    values = Values.of(arguments.params, raw, [*keys, *stage.names])
     first = guard.is_first_process()
     with (
         guard.stage(
@@ -334,6 +342,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
             inputs=inputs | watched,
             outputs=outputs,
             config=[*plain, *names, extra],
+            changed=values.changed,
         ) as run,
         recorded(
             params.tracking if first else Tracking(enabled=False),
@@ -341,7 +350,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
             kind=arguments.stage,
             items=items,
             key=run.key,
-            params=dict(zip([key.format(**vars(arguments)) for key in stage.sections], plain, strict=True)),
+            params=dict(zip(keys, plain, strict=True)),
             inputs={path: md5 for path, md5 in run.inputs.items() if path not in untold},
         ) as record,
     ):

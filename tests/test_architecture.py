@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from oxa.cli import STAGES
-from oxa.runtime import guard
+from oxa.runtime import modules
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(path for folder in ("oxa", "flows") for path in (ROOT / folder).rglob("*.py"))
@@ -178,7 +178,7 @@ def paths_of(entries: list[Any]) -> set[str]:
 def test_a_stages_dependencies_are_the_modules_and_sections_that_it_uses(name: str):
     entry = GRAPH[name]
     stage = STAGES[words_of(entry)[0]]
-    used = set(guard.imported_modules(stage.module))
+    used = set(modules.imported_modules(stage.module))
     assets = {f"oxa/{asset}" for asset in stage.assets}
     assert {dep for dep in entry["deps"] if dep.startswith("oxa/")} == used | assets
     assert {re.sub(r"\$\{(item\.\w+|key)\}", "{}", key) for key in entry["params"]} == {
@@ -242,5 +242,7 @@ def value_of(params: dict[str, Any], key: str) -> Any:
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_the_files_of_its_own_sections_alone(name: str):
     own = {key.partition(".")[0] for key in STAGES[name].sections} | {"section"}
-    files = {file.split("/")[2] for file in guard.imported_modules(STAGES[name].module) if "/config/" in file}
+    files = {
+        file.split("/")[2] for file in modules.imported_modules(STAGES[name].module) if "/config/" in file
+    }
     assert files <= {f"{section}.py" for section in own}

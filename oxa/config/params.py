@@ -6,6 +6,8 @@ Every number of a run lives in params.yaml. Unknown keys, wrong types and values
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -120,13 +122,46 @@ class Params(Section):
         return self
 
 
+@dataclass(frozen=True)
+class Values:
+    """Values of a params file as a stage was started with them: what is to stand there when DVC records it."""
+
+    path: Path
+    values: dict[str, Any]
+    """By dotted key."""
+
+    @classmethod
+    def of(cls, path: Path, raw: dict[str, Any], keys: Iterable[str]) -> Values:
+        """`raw`: the file's content, as `read_params` gives it."""
+        return cls(path, {key: _value(raw, key) for key in keys})
+
+    def changed(self) -> list[str]:
+        """The keys that hold another value in the file now."""
+        try:
+            raw = read_params(self.path)
+        except ConfigError as error:
+            return [str(error)]
+        return [f"{self.path}: {key}" for key, value in self.values.items() if _value(raw, key) != value]
+
+
+def _value(raw: Any, key: str) -> Any:
+    for name in key.split("."):
+        raw = raw.get(name) if isinstance(raw, dict) else None
+    return raw
+
+
 def load_params(path: Path) -> Params:
     """Reads and checks a params file.
 
     Raises ConfigError, one line a fault, each with the key's path, what was found and what was expected.
     """
+    return check_params(read_params(path), str(path))
+
+
+def read_params(path: Path) -> dict[str, Any]:
+    """A params file's content, unchecked. Raises ConfigError where it is none."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(
             f"{path}: no such file; run in the project's folder or name one with --params"
@@ -137,11 +172,11 @@ def load_params(path: Path) -> Params:
         raise ConfigError(
             f"{path}: expected sections such as `base:` and `train:`, found {type(raw).__name__}"
         )
-    return check_params(raw, str(path))
+    return raw
 
 
 def check_params(raw: dict[str, Any], where: str) -> Params:
-    """The same for a parsed file; `where` names it in errors."""
+    """Raises ConfigError as `load_params`; `where` names the file in it."""
     try:
         return Params.model_validate(raw)
     except ValidationError as error:

@@ -14,7 +14,6 @@ import argparse
 import errno
 import importlib
 import os
-import shlex
 import shutil
 import signal
 import sys
@@ -29,7 +28,7 @@ from oxa.config.params import Params, Values, check_params, read_params
 from oxa.config.section import Section
 from oxa.config.sources import Source
 from oxa.errors import ConfigError, UserError, is_out_of_reach, tell
-from oxa.runtime import child, files, guard
+from oxa.runtime import files, guard, launch
 from oxa.runtime.journal import Journal
 from oxa.runtime.modules import PACKAGE
 from oxa.tracking.record import recorded
@@ -242,10 +241,7 @@ def _parser(add: Callable[[Any], None]) -> argparse.ArgumentParser:
         command.set_defaults(command=_run_stage, stage=name)
         add_params(command)
         for item in stage.items:
-            kind: type = int if item == "seed" else str
-            command.add_argument(
-                f"--{item}", required=True, type=kind, help="which of the stage's runs this is"
-            )
+            command.add_argument(f"--{item}", required=True, help="which of the stage's runs this is")
         for option in stage.inputs:
             _add_path(command, option, "read")
         for option in stage.written:
@@ -298,41 +294,28 @@ def _checked(path: Path, raw: dict[str, Any]) -> Params:
     return params
 
 
-def _launch(words: Sequence[str]) -> None:
-    """Becomes the launcher that OXA_LAUNCH names, which starts this command in as many processes as it says."""
-    line = os.environ["OXA_LAUNCH"]
-    environment = {name: value for name, value in os.environ.items() if name != "OXA_LAUNCH"}
-    if "DVC_STAGE" in os.environ:
-        child.die_with_parent()  # holds for what this process becomes; the others die with that
-    try:
-        launcher = shlex.split(line)
-        command = [*launcher, "-m", "oxa.cli", *words]
-        os.execvpe(launcher[0], command, environment | {guard.LAUNCHED: "1"})
-    except (OSError, IndexError, ValueError):  # not found, nothing but blanks, a quote left open
-        raise ConfigError(
-            f"OXA_LAUNCH: {line!r} cannot be started; an example: torchrun --nproc-per-node 2"
-        ) from None
-
-
 def _run_stage(arguments: argparse.Namespace) -> None:
     stage = STAGES[arguments.stage]
     if stage.launched and os.environ.get("OXA_LAUNCH"):
-        _launch(arguments.words)
+        launch.become(arguments.words)
     raw = read_params(arguments.params)  # once: what is read is what the stage has worked with
     params = _checked(arguments.params, raw)
-    sections = sections_of(params, stage, vars(arguments))
+    options = launch.filled(vars(arguments))
+    sections = sections_of(params, stage, options)
     names = [list(_section(params, key)) for key in stage.names]
-    inputs = {option: getattr(arguments, option) for option in stage.inputs}
-    outputs = {option: getattr(arguments, option) for option in stage.written}
-    extra = {"seed": arguments.seed} if "seed" in stage.items else {}
-    items = {item: str(getattr(arguments, item)) for item in stage.items}
+    inputs = {option: options[option] for option in stage.inputs}
+    outputs = {option: options[option] for option in stage.written}
+    extra = {"seed": _seed(options["seed"])} if "seed" in stage.items else {}
+    items = {item: options[item] for item in stage.items} | {
+        name: str(value) for name, value in extra.items()
+    }
     name = "@".join([arguments.stage, *(["-".join(items.values())] if items else [])])
     watched = {name: PACKAGE / name for name in stage.assets}
     untold = {str(path) for path in [*watched.values(), *(inputs[option] for option in stage.gathers)]}
     if "sources" in stage.sections:
         watched["sources.folder"] = Path(params.sources.folder)
     plain = [_plain(section) for section in sections]
-    keys = [key.format(**vars(arguments)) for key in stage.sections]
+    keys = [key.format(**options) for key in stage.sections]
     values = Values.of(arguments.params, raw, [*keys, *stage.names])
     first = guard.is_first_process()
     with (
@@ -371,6 +354,13 @@ def _run_stage(arguments: argparse.Namespace) -> None:
         made = run.hash_outputs()
         run.keep()  # before the record says that all is well
         record.finish(metrics, made)
+
+
+def _seed(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"--seed {text}: expected a whole number") from None
 
 
 def sections_of(params: Params, stage: Stage, items: Mapping[str, Any]) -> list[Any]:

@@ -187,6 +187,17 @@ def test_a_stages_dependencies_are_the_modules_and_sections_that_it_uses(name: s
 
 
 @pytest.mark.parametrize("name", GRAPH)
+def test_no_value_of_params_stands_in_a_command_that_a_shell_reads(name: str):
+    assert re.fullmatch(r"[\w@/.\- ]+", GRAPH[name]["cmd"].strip())
+
+
+def placeholders(path: str) -> str:
+    """What a command calls it: `models/${item.arm}-${item.seed}` is `models/@key`."""
+    both = path.replace("${item.arm}-${item.seed}", "@key")
+    return re.sub(r"\$\{(item\.\w+|key)\}", "@key", both)
+
+
+@pytest.mark.parametrize("name", GRAPH)
 def test_a_stages_paths_are_the_ones_on_its_command_line(name: str):
     entry = GRAPH[name]
     words = words_of(entry)
@@ -196,11 +207,11 @@ def test_a_stages_paths_are_the_ones_on_its_command_line(name: str):
         for flag, value in zip(words[1::2], words[2::2], strict=True)
     }
     assert set(options) == {*stage.items, *stage.inputs, *stage.written}
-    assert paths_of(entry["outs"]) | paths_of(entry["metrics"]) == {
-        options[output] for output in stage.written
-    }
+    options = {option: value.replace("@arm", "@key") for option, value in options.items()}
+    written = paths_of(entry["outs"]) | paths_of(entry["metrics"])
+    assert {placeholders(path) for path in written} == {options[output] for output in stage.written}
     inputs = {options[option] for option in stage.inputs}
-    data = {dep for dep in entry["deps"] if not dep.startswith("oxa/")}
+    data = {placeholders(dep) for dep in entry["deps"] if not dep.startswith("oxa/")}
     gathered = {options[option] for option in stage.gathers}  # metrics hold the report's own summary, too
     parts = {dep for dep in data if any(dep.startswith(f"{folder}/") for folder in gathered)}
     assert bool(parts) == bool(gathered)

@@ -26,7 +26,7 @@ from oxa.config.report import Report
 from oxa.config.rlvr import Rlvr
 from oxa.config.sample import Sample
 from oxa.config.score import Score
-from oxa.config.section import Name, Section, Seed
+from oxa.config.section import Arm, Section, Seed
 from oxa.config.selection import Selection
 from oxa.config.sources import Sources
 from oxa.config.traces import Traces
@@ -38,7 +38,7 @@ from oxa.errors import ConfigError
 class Params(Section):
     """A whole params.yaml. No section that DVC tracks may be left out: it knows no defaults."""
 
-    arms: list[Name] = Field(min_length=1)
+    arms: list[Arm] = Field(min_length=1)
     """Arms that are selected, trained, evaluated and compared."""
     seeds: list[Seed] = Field(min_length=1)
     """Fine-tuning seeds; every arm is trained with each."""

@@ -40,13 +40,12 @@ from typing import Any
 
 import oxa
 from oxa.errors import ConfigError, DataError, UserError
-from oxa.runtime import child, modules
+from oxa.runtime import child, launch, modules
 from oxa.runtime.modules import imported_modules
 
 _md5 = partial(hashlib.md5, usedforsecurity=False)
 
 WORK = Path(".work")
-LAUNCHED = "OXA_LAUNCHED"  # in the environment of the processes that a launcher starts for one stage
 NOT_CONTENT = {".git", ".hg", ".dvc"}
 PROBE = 2**20  # bytes; a disk that has no room for them counts as full
 
@@ -92,7 +91,7 @@ def stage(
     meanwhile, ConfigError where DVC would record other modules than those that run, and UserError where another process
     runs the same stage on the same inputs.
     """
-    if "DVC_STAGE" in os.environ or LAUNCHED in os.environ:
+    if "DVC_STAGE" in os.environ or launch.LAUNCHED in os.environ:
         child.die_with_parent()  # a killed DVC or launcher would leave the stage running
     for label, path in inputs.items():
         if not path.exists():

@@ -15,7 +15,7 @@ from pathlib import Path
 from flows import bridge, servers, workspace
 from oxa import cli
 from oxa.config.base import Checkpoint
-from oxa.config.params import Params, check_params
+from oxa.config.params import Params, check_no_password, check_params, read_params
 from oxa.errors import ConfigError, DataError, tell
 from oxa.runtime import files
 from oxa.tracking import connection
@@ -70,6 +70,7 @@ def check(params_path: Path, model: str | None = None) -> None:
 
     `model`: folder or hub id of the student; by default models/base, or else what `base` names.
     """
+    check_no_password(read_params(params_path), str(params_path))
     params = cli.load(params_path)
     print(f"params    {params_path}: fine; arms {', '.join(params.arms)}; seeds {params.seeds}")
     exams = ", ".join(f"gates.{name}" for name in params.gates)
@@ -116,7 +117,9 @@ def run(
     for name, value in (("--max-workers", max_workers), ("--accelerators", accelerators)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} {value}: expected 1 or more")
-    cli.load(Path("params.yaml"))
+    path = Path("params.yaml")
+    check_no_password(read_params(path), str(path))
+    cli.load(path)
     if not Path("dvc.yaml").exists():
         raise ConfigError("dvc.yaml: no such file; run in the project's folder")
     # the person at the terminal gets a line a stage; Prefect's log lines go to its interface

@@ -24,7 +24,7 @@ from typing import Any
 
 from oxa.config.base import FromScratch
 from oxa.config.operations import Tracking
-from oxa.config.params import Params, Values, check_params, read_params
+from oxa.config.params import Params, Values, check_no_password, check_params, read_params
 from oxa.config.section import Section
 from oxa.config.sources import Source
 from oxa.errors import ConfigError, UserError, is_out_of_reach, tell
@@ -299,6 +299,8 @@ def _run_stage(arguments: argparse.Namespace) -> None:
     if stage.launched and os.environ.get("OXA_LAUNCH"):
         launch.become(arguments.words)
     raw = read_params(arguments.params)  # once: what is read is what the stage has worked with
+    if "DVC_STAGE" in os.environ:
+        check_no_password(raw, str(arguments.params))
     params = _checked(arguments.params, raw)
     options = launch.filled(vars(arguments))
     sections = sections_of(params, stage, options)

@@ -32,7 +32,7 @@ from oxa.config.sources import Sources
 from oxa.config.traces import Traces
 from oxa.config.train import Train
 from oxa.config.verify import Verify
-from oxa.errors import ConfigError
+from oxa.errors import ConfigError, without_credentials
 
 
 class Params(Section):
@@ -120,6 +120,18 @@ class Params(Section):
         if self.report.baseline not in self.arms:
             raise ValueError(f"report.baseline {self.report.baseline!r} is not one of the arms {self.arms}")
         return self
+
+
+def check_no_password(raw: Any, where: str) -> None:
+    """Raises ConfigError where an address in a params file's content, which DVC will write down, has a password."""
+    if isinstance(raw, str) and without_credentials(raw) != raw:
+        raise ConfigError(
+            f"{where}: DVC copies what stands here into dvc.lock; take user and password out of the address, and put "
+            "them into ~/.netrc or the file that NETRC names: `machine HOST login USER password PASSWORD`"
+        )
+    entries = raw.items() if isinstance(raw, dict) else enumerate(raw) if isinstance(raw, list) else ()
+    for name, value in entries:
+        check_no_password(value, f"{where}.{name}" if ":" in where else f"{where}: {name}")
 
 
 @dataclass(frozen=True)

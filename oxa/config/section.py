@@ -6,7 +6,9 @@ import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
+
+from oxa.errors import without_credentials
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -31,6 +33,12 @@ def is_number(value: Any) -> bool:
 
 # names become parts of file names
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_length=100)]
+
+
+# written down without user and password, wherever a section is
+Address = Annotated[
+    str, Field(pattern=r"^https?://[^/?#\s]+(/[^?#\s]*)?$"), PlainSerializer(without_credentials)
+]
 
 
 def _arm(name: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from oxa.config import params as config
-from oxa.config.params import Params, check_params, load_params
+from oxa.config.params import Params, check_no_password, check_params, load_params
 from oxa.config.section import Section
 from oxa.errors import ConfigError
 
@@ -142,3 +142,13 @@ def test_every_field_of_every_section_says_what_it_is():
     ]
     assert len(sections) > 15
     assert unexplained == []
+
+
+def test_a_password_that_dvc_would_write_down_is_refused_and_not_repeated() -> None:
+    raw = {"generate": {"engine": "vllm", "url": ["http://host", "https://user:secret@host/v1"]}}
+    with pytest.raises(
+        ConfigError, match=r"^p.yaml: generate.url.1: DVC copies .* NETRC names: `machine HOST"
+    ) as refused:
+        check_no_password(raw, "p.yaml")
+    assert "secret" not in str(refused.value)
+    check_no_password({"generate": {"url": ["http://host"]}, "base": {"model": "owner/name@main"}}, "p.yaml")

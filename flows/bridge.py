@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import yaml
 
@@ -128,11 +129,14 @@ def own_environment() -> dict[str, str]:
 class Children:
     """Stages at work, each a `dvc repro` of that stage alone, with everything below it."""
 
+    all: ClassVar[WeakSet[Children]] = WeakSet()
+
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         """`environment`: what stages get to begin with; by default `own_environment()`."""
         self._environment = dict(environment or own_environment())
         self._running: set[Child] = set()
         self._ended = False
+        self.all.add(self)
 
     def repro(
         self,
@@ -175,6 +179,12 @@ class Children:
         self._ended = True
         for child in list(self._running):
             child.end()
+
+
+def end_all() -> None:
+    """Ends every stage that this process has started."""
+    for children in list(Children.all):
+        children.end()
 
 
 def _done(lines: list[str]) -> str:

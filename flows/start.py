@@ -124,6 +124,8 @@ def run(
         raise ConfigError("dvc.yaml: no such file; run in the project's folder")
     # the person at the terminal gets a line a stage; Prefect's log lines go to its interface
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    # nor do its client's own troubles belong here, 10 kB a line of events that it could not send
+    os.environ.setdefault("PREFECT_INTERNAL_LOGGING_LEVEL", "CRITICAL")
     with ExitStack() as stack:
         stack.enter_context(workspace.held("`oxa run`"))
         if not (force or record):
@@ -145,10 +147,10 @@ def run(
             register_models=register,
             return_state=True,
         )
-    if state.is_completed():
-        return 0
-    error = state.result(raise_on_failure=False)
-    if isinstance(error, Exception):
-        raise error  # a fault of ours, which wants its traceback
+        if state.is_completed():
+            return 0
+        error = state.result(raise_on_failure=False)
+        if isinstance(error, Exception):
+            raise error  # a fault of ours, which wants its traceback, or of a server that is gone
     tell(str(state.message))
     return 1

@@ -393,7 +393,7 @@ def test_a_run_whose_server_dies_ends_with_one_sentence_and_the_next_goes_on(
     printed, _ = flow.communicate(timeout=PATIENCE)
     assert flow.returncode == os.EX_TEMPFAIL, printed
     sentences = [line for line in printed.splitlines() if line.startswith("oxa: ")]
-    assert [line.partition(" is gone")[0] for line in sentences] == [sentences[0].partition(" is gone")[0]]
+    assert len(sentences) == 1
     assert "oxa: the Prefect server at http://127.0.0.1:" in sentences[0]
     assert "Traceback" not in printed
     assert len(printed) < 2000

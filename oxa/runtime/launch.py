@@ -23,19 +23,20 @@ LAUNCHED = "OXA_LAUNCHED"  # in the environment of the processes that a launcher
 
 def filled(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options' values, texts and paths, with their placeholders filled."""
-    key = os.environ.get("DVC_STAGE", "").partition("@")[2]
-    if not key:
-        return dict(options)
-    arm, _, seed = key.rpartition("-")
-    values = {"key": key, "arm": arm, "seed": seed}
-
-    def fill(text: str) -> str:
-        return re.sub(r"@(key|arm|seed)\b", lambda match: values[match[1]], text)
-
     return {
-        name: type(value)(fill(str(value))) if isinstance(value, str | Path) else value
+        name: type(value)(_fill(str(value))) if isinstance(value, str | Path) else value
         for name, value in options.items()
     }
+
+
+def _fill(text: str) -> str:
+    """Names that the config would refuse are left out: a launcher may hand its words to a shell of another machine."""
+    key = os.environ.get("DVC_STAGE", "").partition("@")[2]
+    if not re.fullmatch(r"[\w.-]+", key, re.ASCII):
+        return text
+    arm, _, seed = key.rpartition("-")
+    values = {"key": key, "arm": arm, "seed": seed}
+    return re.sub(r"@(key|arm|seed)\b", lambda match: values[match[1]], text)
 
 
 def become(words: Sequence[str]) -> None:
@@ -46,7 +47,7 @@ def become(words: Sequence[str]) -> None:
         child.die_with_parent()  # holds for what this process becomes; the others die with that
     try:
         launcher = shlex.split(line)
-        command = [*launcher, "-m", "oxa.cli", *words]
+        command = [*launcher, "-m", "oxa.cli", *map(_fill, words)]
         os.execvpe(launcher[0], command, environment | {LAUNCHED: "1"})
     except (OSError, IndexError, ValueError):  # not found, nothing but blanks, a quote left open
         raise ConfigError(

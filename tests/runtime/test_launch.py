@@ -30,7 +30,10 @@ def test_placeholders_are_filled_from_the_stages_name(monkeypatch: pytest.Monkey
     }
     monkeypatch.setenv("DVC_STAGE", "verify@self")
     assert launch.filled({"output": Path("data/@key.parquet")}) == {"output": Path("data/self.parquet")}
-    monkeypatch.setenv("DVC_STAGE", "evaluate_base")
+    for name in ("evaluate_base", "train@$(touch owned)-0"):
+        monkeypatch.setenv("DVC_STAGE", name)
+        assert launch.filled(options) == options
+    monkeypatch.delenv("DVC_STAGE")
     assert launch.filled(options) == options
 
 

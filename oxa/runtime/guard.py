@@ -100,7 +100,7 @@ def stage(
             )
     for path in outputs.values():
         _make_folder(path.parent)
-    own = {path.resolve() for path in outputs.values()}
+    own = {name.resolve() for path in outputs.values() for name in (path, _part(path))}  # may lie in an input
     code = code_of(module)
     before = {path: Fingerprint.of(path, own) for path in inputs.values()}
     key = _key(config, module, {label: before[path].content() for label, path in inputs.items()})
@@ -334,7 +334,7 @@ def _forget(stage_folder: Path, keep_locked: Path) -> None:
 def _beside(staged: Mapping[str, Path], final: Mapping[str, Path]) -> Iterator[Callable[[], None]]:
     """All outputs or none: each comes to lie beside its final name, where a full disk stops them; the function that is
     yielded lets them take it."""
-    beside = {label: path.with_name(f".{path.name}.part") for label, path in final.items()}
+    beside = {label: _part(path) for label, path in final.items()}
 
     def take_names() -> None:
         for label, path in beside.items():
@@ -352,6 +352,10 @@ def _beside(staged: Mapping[str, Path], final: Mapping[str, Path]) -> Iterator[C
         for path in beside.values():
             _remove(path)
         raise
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
 
 
 def _move(source: Path, target: Path) -> None:

@@ -90,6 +90,20 @@ def test_an_input_added_meanwhile_fails_the_stage(folder: Path):
         run_stage(folder, during=lambda run: (folder / "input" / "more").write_text("3"))
 
 
+def test_an_output_that_lies_in_an_input_is_no_change_of_it(folder: Path):
+    for text in ("first", "second"):
+        with guard.stage(
+            "stage@a",
+            module="oxa.prompts",
+            inputs={"data": folder / "input"},
+            outputs={"output": folder / "input" / "summary"},
+            config=None,
+            work=folder / ".work",
+        ) as run:
+            run.outputs["output"].write_text(text)
+        assert (folder / "input" / "summary").read_text() == text
+
+
 def test_what_else_the_stage_was_started_with_fails_it_where_it_changed(folder: Path):
     scratch: list[Path] = []
     with pytest.raises(DataError, match=r"^params.yaml: train: changed while stage stage@a was reading it"):

@@ -40,6 +40,7 @@ def test_placeholders_are_filled_from_the_stages_name(monkeypatch: pytest.Monkey
 HOSTILE = ["`touch owned`", "$(touch owned)", "it's; touch owned; '"]
 
 
+@pytest.mark.whole
 def test_no_name_in_params_is_obeyed_by_a_shell(tmp_path: Path) -> None:
     folder = make_repository(tmp_path / "repository")
     params = yaml.safe_load((folder / "params.yaml").read_text())

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
-import yaml
-
+from flows import lockfile
 from oxa.errors import DataError, UserError
 from oxa.runtime import guard
 from oxa.runtime.child import Child
@@ -69,10 +69,11 @@ class Locked:
 
 @contextmanager
 def _repository() -> Iterator[Any]:
-    """DVC's view of this folder; what it finds wrong is a UserError."""
+    """DVC's view of this folder; what it finds wrong is a UserError, and DataError where dvc.lock is not whole."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
+    lockfile.read()
     try:
         with Repo() as repo:
             yield repo
@@ -128,11 +129,14 @@ def own_environment() -> dict[str, str]:
 class Children:
     """Stages at work, each a `dvc repro` of that stage alone, with everything below it."""
 
+    all: ClassVar[WeakSet[Children]] = WeakSet()
+
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         """`environment`: what stages get to begin with; by default `own_environment()`."""
         self._environment = dict(environment or own_environment())
         self._running: set[Child] = set()
         self._ended = False
+        self.all.add(self)
 
     def repro(
         self,
@@ -177,6 +181,12 @@ class Children:
             child.end()
 
 
+def end_all() -> None:
+    """Ends every stage that this process has started."""
+    for children in list(Children.all):
+        children.end()
+
+
 def _done(lines: list[str]) -> str:
     text = "\n".join(lines)
     if re.search(r"^Running stage '", text, re.MULTILINE):
@@ -215,13 +225,13 @@ def _failure(lines: list[str], code: int) -> StageFailed:
 def locked() -> dict[str, Locked]:
     """What dvc.lock holds, by stage, read while no DVC command writes it.
 
-    Raises DataError where there is none, UserError where another DVC command keeps it, or this is no DVC repository.
+    Raises DataError where there is none or half of one, UserError where another DVC command keeps it, or this is no DVC
+    repository.
     """
-    path = Path("dvc.lock")
     with _repository() as repo, repo.lock:
-        if not path.exists():
+        stages = lockfile.read()
+        if stages is None:
             raise DataError("dvc.lock: no such file; `oxa run` or `dvc repro` makes it")
-        stages: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")).get("stages", {})
     return {name: _locked(stage) for name, stage in stages.items()}
 
 

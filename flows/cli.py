@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from flows import lockfile
 from oxa import cli
 from oxa.cli import add_params
-from oxa.config.params import load_params
+from oxa.config.params import Values, check_params, load_params, read_params
 from oxa.errors import ConfigError
 from oxa.runtime import files
 
@@ -140,6 +141,7 @@ def ui(arguments: Namespace) -> None:
 def doctor(arguments: Namespace) -> None:
     from flows import start
 
+    lockfile.read()
     start.check(arguments.params, arguments.model)
 
 
@@ -158,6 +160,7 @@ def doctor(arguments: Namespace) -> None:
     ),
 )
 def plan(arguments: Namespace) -> None:
+    lockfile.read()  # of which it would say that nothing is done
     params = load_params(arguments.params)
     from oxa.forecast import forecast, text
 
@@ -245,6 +248,7 @@ def use(arguments: Namespace) -> None:
     option("--summary", type=Path, default=Path("metrics/summary.json")),
 )
 def summary(arguments: Namespace) -> None:
+    lockfile.read()  # or nobody knows whose numbers these are
     from oxa.report import markdown
 
     print(markdown.table(files.read_json(arguments.summary)))
@@ -265,6 +269,7 @@ def summary(arguments: Namespace) -> None:
     add_params,
 )
 def compare(arguments: Namespace) -> None:
+    lockfile.read()  # or nobody knows whose numbers these are
     from oxa.comparison import pair
     from oxa.report import markdown
 
@@ -291,9 +296,15 @@ def regrade(arguments: Namespace) -> None:
     from flows import recommit
     from oxa.stages import evaluate
 
-    section = load_params(Path("params.yaml")).verify  # the one that DVC knows
+    path = Path("params.yaml")  # the one that DVC knows
+    raw = read_params(path)
+    section = check_params(raw, str(path)).verify
     for sentence in recommit.run(
-        section, evaluate.summarize, arguments.checkpoints, dry_run=arguments.dry_run
+        section,
+        evaluate.summarize,
+        arguments.checkpoints,
+        changed=Values.of(path, raw, ["verify"]).changed,
+        dry_run=arguments.dry_run,
     ):
         print(sentence, flush=True)
 

@@ -39,7 +39,7 @@ from oxa.config.evaluate import Evaluate
 from oxa.config.operations import Registry
 from oxa.config.params import Params
 from oxa.config.report import Report
-from oxa.errors import ConfigError, DataError
+from oxa.errors import ConfigError, DataError, without_credentials
 from oxa.report import markdown
 from oxa.report.wording import with_answer
 from oxa.tracking import provenance, registration, registry
@@ -200,7 +200,7 @@ def settle(
         if comparison:
             files["table.md"] = comparison
         if params_path.exists():
-            files["params.yaml"] = params_path.read_text(encoding="utf-8")
+            files["params.yaml"] = without_credentials(params_path.read_text(encoding="utf-8"))
         tags = {"oxa.versions": ", ".join(map(str, outcome.versions.values())), "oxa.gate": verdict.reason}
         tags |= {"git.commit": commit or "", "git.dirty": str(dirty).lower()}
         numbers = verdict.difference._asdict() if verdict.difference else {}

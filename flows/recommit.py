@@ -59,12 +59,19 @@ Summarize = Callable[[pa.Table], dict[str, Any]]
 
 
 def run(
-    section: Verify, summarize: Summarize, checkpoints: Sequence[str] = (), *, dry_run: bool = False
+    section: Verify,
+    summarize: Summarize,
+    checkpoints: Sequence[str] = (),
+    *,
+    changed: Callable[[], Iterable[str]] = tuple,
+    dry_run: bool = False,
 ) -> Iterator[str]:
     """Regrades these checkpoints' generations, by default all, and yields a sentence on each.
 
-    `summarize` makes a stage's metrics of its generations. With `dry_run` nothing is written.
+    `summarize` makes a stage's metrics of its generations; `changed` names what of the section's source is another one
+    now. With `dry_run` nothing is written.
     """
+    code = guard.code_of(summarize.__module__)
     locked_stages = bridge.locked()
     known = _evaluations(locked_stages)
     for name in checkpoints:
@@ -73,12 +80,12 @@ def run(
                 f"{name}: dvc.lock knows no generations of it; known: {', '.join(known) or 'none'}"
             )
     chosen = {name: known[name] for name in checkpoints or known}
-    changed = bridge.changes([stage for stage, _ in chosen.values()])
+    changes_by_stage = bridge.changes([stage for stage, _ in chosen.values()])
     num_committed = 0
     for name, (stage, locked) in chosen.items():
         table, metrics = (_path(locked.outs, suffix) for suffix in (".parquet", ".json"))
         note = guard.WORK / "regrade" / f"{name}.json"
-        if others := _others(changed[stage], note):
+        if others := _others(changes_by_stage[stage], note):
             yield f"{name}: left alone, since {', '.join(others)} changed, too; `dvc repro {stage}` evaluates it again"
             continue
         regraded = regrade(section, table, _path(locked.deps, ".parquet"))
@@ -89,6 +96,8 @@ def run(
         if dry_run:
             yield sentence
             continue
+        # DVC would record what stands there now as what has graded
+        guard.check(f"{name} was graded; run it again", code, changed, set())
         if regraded.changed or files.read_json(metrics) != json.loads(json.dumps(numbers)):
             _write(regraded, numbers, table, metrics, note, earlier)
         now = bridge.changes([stage])[stage]

@@ -15,14 +15,17 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import IO
+from typing import IO, NoReturn
+from urllib.parse import urlsplit
 
-from flows import PROJECT
-from oxa.errors import ConfigError, UserError
+from flows import PROJECT, bridge
+from oxa.errors import ConfigError, UserError, tell
 from oxa.runtime.files import atomic
 from oxa.runtime.server import ANSWER, SHOWN_LINES, ServerProcess, answers, free_port
 from oxa.tracking import connection
@@ -32,6 +35,7 @@ PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 UI, UI_LOCK = FOLDER / "ui.json", FOLDER / "ui.lock"
 PATIENCE = 300.0  # seconds for a server to come up: 5-11 on two idle cores, the most on a fresh database
 DELIVERY = 10.0  # seconds for the last log lines to reach the server
+LOST = 10.0  # seconds for which nobody listens at the API's address, and it is taken for gone
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # what MLflow keeps its tables in
 
 
@@ -108,7 +112,60 @@ def prefect_api() -> Iterator[str]:
         stack.enter_context(_environment("PREFECT_API_URL", url))
         refresh()
         stack.callback(_deliver)
+        stack.enter_context(_ending_with(url))
         yield url
+
+
+@contextmanager
+def _ending_with(url: str) -> Iterator[None]:
+    """Ends this process, its stages first, with one sentence, where the API is gone while the block runs.
+
+    Without it Prefect's client retries, raises what it likes or hangs, in threads that nobody can end, also as Python
+    exits. A server that is slow still takes connections, and is waited for.
+    """
+    if not _listens(url):  # behind a proxy
+        yield
+        return
+    over = threading.Event()
+    threading.Thread(target=_watch, args=(url, over), daemon=True).start()
+    try:
+        yield
+    except Exception:  # of whatever kind Prefect's client has for it
+        if not _listens(url):
+            _give_up(url)
+        raise
+    finally:
+        over.set()
+
+
+def _watch(url: str, over: threading.Event) -> None:
+    heard = time.monotonic()
+    while not over.wait(1.0):
+        if _listens(url):
+            heard = time.monotonic()
+        elif time.monotonic() - heard > LOST:
+            _give_up(url)
+
+
+def _give_up(url: str) -> NoReturn:
+    bridge.end_all()
+    tell(
+        f"the Prefect server at {connection.shown(url)} is gone, and the stages at work were ended; what is done "
+        "is kept: `oxa run` again goes on from there"
+    )
+    os._exit(os.EX_TEMPFAIL)
+
+
+def _listens(url: str) -> bool:
+    parts = urlsplit(url)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    try:
+        socket.create_connection((parts.hostname or "", port or 0), timeout=ANSWER).close()
+    except TimeoutError:  # it may have too much to do
+        return True
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

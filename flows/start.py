@@ -15,7 +15,7 @@ from pathlib import Path
 from flows import bridge, servers, workspace
 from oxa import cli
 from oxa.config.base import Checkpoint
-from oxa.config.params import Params, check_params
+from oxa.config.params import Params, check_no_password, check_params, read_params
 from oxa.errors import ConfigError, DataError, tell
 from oxa.runtime import files
 from oxa.tracking import connection
@@ -70,6 +70,7 @@ def check(params_path: Path, model: str | None = None) -> None:
 
     `model`: folder or hub id of the student; by default models/base, or else what `base` names.
     """
+    check_no_password(read_params(params_path), str(params_path))
     params = cli.load(params_path)
     print(f"params    {params_path}: fine; arms {', '.join(params.arms)}; seeds {params.seeds}")
     exams = ", ".join(f"gates.{name}" for name in params.gates)
@@ -136,11 +137,15 @@ def run(
     for name, value in (("--max-workers", max_workers), ("--accelerators", accelerators)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} {value}: expected 1 or more")
-    cli.load(Path("params.yaml"))
+    path = Path("params.yaml")
+    check_no_password(read_params(path), str(path))
+    cli.load(path)
     if not Path("dvc.yaml").exists():
         raise ConfigError("dvc.yaml: no such file; run in the project's folder")
     # the person at the terminal gets a line a stage; Prefect's log lines go to its interface
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    # nor do its client's own troubles belong here, 10 kB a line of events that it could not send
+    os.environ.setdefault("PREFECT_INTERNAL_LOGGING_LEVEL", "CRITICAL")
     with ExitStack() as stack:
         stack.enter_context(workspace.held("`oxa run`"))
         if not (force or record):
@@ -162,10 +167,10 @@ def run(
             register_models=register,
             return_state=True,
         )
-    if state.is_completed():
-        return 0
-    error = state.result(raise_on_failure=False)
-    if isinstance(error, Exception):
-        raise error  # a fault of ours, which wants its traceback
+        if state.is_completed():
+            return 0
+        error = state.result(raise_on_failure=False)
+        if isinstance(error, Exception):
+            raise error  # a fault of ours, which wants its traceback, or of a server that is gone
     tell(str(state.message))
     return 1

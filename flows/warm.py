@@ -169,7 +169,7 @@ def _run(call: _Call, others: Sequence[socket.socket], code: Code) -> None:
 def _code() -> Code:
     """Every file of ours with its size and the time of its last change."""
     folders = (Path(package.__path__[0]) for package in (flows, oxa))
-    files = sorted(path for folder in folders for path in folder.rglob("*.py"))
+    files = sorted(path for folder in folders for path in folder.rglob("*.py") if path.is_file())
     return [(path, (status := path.stat()).st_size, status.st_mtime_ns) for path in files]
 
 

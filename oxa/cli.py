@@ -14,7 +14,6 @@ import argparse
 import errno
 import importlib
 import os
-import shlex
 import shutil
 import signal
 import sys
@@ -25,13 +24,14 @@ from typing import Any
 
 from oxa.config.base import FromScratch
 from oxa.config.operations import Tracking
-from oxa.config.params import Params, load_params
+from oxa.config.params import Params, Values, check_no_password, check_params, read_params
 from oxa.config.section import Section
 from oxa.config.sources import Source
 from oxa.config.verify import Verify
 from oxa.errors import ConfigError, UserError, is_out_of_reach, tell
-from oxa.runtime import child, files, guard
+from oxa.runtime import files, guard, launch
 from oxa.runtime.journal import Journal
+from oxa.runtime.modules import PACKAGE
 from oxa.tracking.record import recorded
 
 THEIRS = (
@@ -250,10 +250,7 @@ def _parser(add: Callable[[Any], None]) -> argparse.ArgumentParser:
                 help="only print how the verdicts on answers agree with what FILE expects of them",
             )
         for item in stage.items:
-            kind: type = int if item == "seed" else str
-            command.add_argument(
-                f"--{item}", required=True, type=kind, help="which of the stage's runs this is"
-            )
+            command.add_argument(f"--{item}", required=True, help="which of the stage's runs this is")
         for option in stage.inputs:
             _add_path(command, option, "read")
         for option in stage.written:
@@ -290,9 +287,13 @@ def load(path: Path) -> Params:
 
     Raises ConfigError.
     """
+    return _checked(path, read_params(path))
+
+
+def _checked(path: Path, raw: dict[str, Any]) -> Params:
     from oxa.data.mappings import Purpose, check
 
-    params = load_params(path)
+    params = check_params(raw, str(path))
     corpus = params.base.corpus if isinstance(params.base, FromScratch) else []
     sources: list[tuple[str, Source, Purpose]] = [
         *((f"base.corpus.{place}", source, "teacher") for place, source in enumerate(corpus)),
@@ -314,39 +315,31 @@ def load(path: Path) -> Params:
     return params
 
 
-def _launch(words: Sequence[str]) -> None:
-    """Becomes the launcher that OXA_LAUNCH names, which starts this command in as many processes as it says."""
-    line = os.environ["OXA_LAUNCH"]
-    environment = {name: value for name, value in os.environ.items() if name != "OXA_LAUNCH"}
-    if "DVC_STAGE" in os.environ:
-        child.die_with_parent()  # holds for what this process becomes; the others die with that
-    try:
-        launcher = shlex.split(line)
-        command = [*launcher, "-m", "oxa.cli", *words]
-        os.execvpe(launcher[0], command, environment | {guard.LAUNCHED: "1"})
-    except (OSError, IndexError, ValueError):  # not found, nothing but blanks, a quote left open
-        raise ConfigError(
-            f"OXA_LAUNCH: {line!r} cannot be started; an example: torchrun --nproc-per-node 2"
-        ) from None
-
-
 def _run_stage(arguments: argparse.Namespace) -> None:
     stage = STAGES[arguments.stage]
     if stage.launched and os.environ.get("OXA_LAUNCH"):
-        _launch(arguments.words)
-    params = load(arguments.params)
-    sections = sections_of(params, stage, vars(arguments))
+        launch.become(arguments.words)
+    raw = read_params(arguments.params)  # once: what is read is what the stage has worked with
+    if "DVC_STAGE" in os.environ:
+        check_no_password(raw, str(arguments.params))
+    params = _checked(arguments.params, raw)
+    options = launch.filled(vars(arguments))
+    sections = sections_of(params, stage, options)
     names = [list(_section(params, key)) for key in stage.names]
-    inputs = {option: getattr(arguments, option) for option in stage.inputs}
-    outputs = {option: getattr(arguments, option) for option in stage.written}
-    extra = {"seed": arguments.seed} if "seed" in stage.items else {}
-    items = {item: str(getattr(arguments, item)) for item in stage.items}
+    inputs = {option: options[option] for option in stage.inputs}
+    outputs = {option: options[option] for option in stage.written}
+    extra = {"seed": _seed(options["seed"])} if "seed" in stage.items else {}
+    items = {item: options[item] for item in stage.items} | {
+        name: str(value) for name, value in extra.items()
+    }
     name = "@".join([arguments.stage, *(["-".join(items.values())] if items else [])])
-    watched = {name: guard.PACKAGE / name for name in stage.assets}
+    watched = {name: PACKAGE / name for name in stage.assets}
     untold = {str(path) for path in [*watched.values(), *(inputs[option] for option in stage.gathers)]}
     if "sources" in stage.sections:
         watched["sources.folder"] = Path(params.sources.folder)
     plain = [_plain(section) for section in sections]
+    keys = [key.format(**options) for key in stage.sections]
+    values = Values.of(arguments.params, raw, [*keys, *stage.names])
     first = guard.is_first_process()
     with (
         guard.stage(
@@ -355,6 +348,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
             inputs=inputs | watched,
             outputs=outputs,
             config=[*plain, *names, extra],
+            changed=values.changed,
         ) as run,
         recorded(
             params.tracking if first else Tracking(enabled=False),
@@ -362,7 +356,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
             kind=arguments.stage,
             items=items,
             key=run.key,
-            params=dict(zip([key.format(**vars(arguments)) for key in stage.sections], plain, strict=True)),
+            params=dict(zip(keys, plain, strict=True)),
             inputs={path: md5 for path, md5 in run.inputs.items() if path not in untold},
         ) as record,
     ):
@@ -383,6 +377,18 @@ def _run_stage(arguments: argparse.Namespace) -> None:
         made = run.hash_outputs()
         run.keep()  # before the record says that all is well
         record.finish(metrics, made)
+    if "DVC_STAGE" in os.environ:
+        # DVC reads next what the guard has looked at last; to take torch and TRL apart takes seconds, open to edits
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(os.EX_OK)
+
+
+def _seed(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"--seed {text}: expected a whole number") from None
 
 
 def sections_of(params: Params, stage: Stage, items: Mapping[str, Any]) -> list[Any]:

@@ -8,6 +8,7 @@ The command line prints the sentence and exits with 2, without a traceback. Our 
 `assert`s, and their tracebacks are shown.
 """
 
+import re
 import sys
 
 
@@ -35,7 +36,12 @@ def is_out_of_reach(error: BaseException) -> bool:
     return False
 
 
+def without_credentials(text: str) -> str:
+    """The text without user and password in the addresses that stand in it."""
+    return re.sub(r"://[^/\s]*@", "://", text)
+
+
 def tell(sentence: str) -> None:
     """Prints a sentence for a person on stderr, in one write: processes that share it do not mix their lines."""
-    sys.stderr.write(f"oxa: {sentence}\n")
+    sys.stderr.write(f"oxa: {without_credentials(sentence)}\n")
     sys.stderr.flush()

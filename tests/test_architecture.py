@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from oxa.cli import STAGES
-from oxa.runtime import guard
+from oxa.runtime import modules
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(path for folder in ("oxa", "flows") for path in (ROOT / folder).rglob("*.py"))
@@ -179,12 +179,23 @@ def paths_of(entries: list[Any]) -> set[str]:
 def test_a_stages_dependencies_are_the_modules_and_sections_that_it_uses(name: str):
     entry = GRAPH[name]
     stage = STAGES[words_of(entry)[0]]
-    used = set(guard.imported_modules(stage.module))
+    used = set(modules.imported_modules(stage.module))
     assets = {f"oxa/{asset}" for asset in stage.assets}
     assert {dep for dep in entry["deps"] if dep.startswith("oxa/")} == used | assets
     assert {re.sub(r"\$\{(item\.\w+|key)\}", "{}", key) for key in entry["params"]} == {
         re.sub(r"\{\w+\}", "{}", section) for section in stage.sections
     }
+
+
+@pytest.mark.parametrize("name", GRAPH)
+def test_no_value_of_params_stands_in_a_command_that_a_shell_reads(name: str):
+    assert re.fullmatch(r"[\w@/.\- ]+", GRAPH[name]["cmd"].strip())
+
+
+def placeholders(path: str) -> str:
+    """What a command calls it: `models/${item.arm}-${item.seed}` is `models/@key`."""
+    both = path.replace("${item.arm}-${item.seed}", "@key")
+    return re.sub(r"\$\{(item\.\w+|key)\}", "@key", both)
 
 
 @pytest.mark.parametrize("name", GRAPH)
@@ -197,11 +208,11 @@ def test_a_stages_paths_are_the_ones_on_its_command_line(name: str):
         for flag, value in zip(words[1::2], words[2::2], strict=True)
     }
     assert set(options) == {*stage.items, *stage.inputs, *stage.written}
-    assert paths_of(entry["outs"]) | paths_of(entry["metrics"]) == {
-        options[output] for output in stage.written
-    }
+    options = {option: value.replace("@arm", "@key") for option, value in options.items()}
+    written = paths_of(entry["outs"]) | paths_of(entry["metrics"])
+    assert {placeholders(path) for path in written} == {options[output] for output in stage.written}
     inputs = {options[option] for option in stage.inputs}
-    data = {dep for dep in entry["deps"] if not dep.startswith("oxa/")}
+    data = {placeholders(dep) for dep in entry["deps"] if not dep.startswith("oxa/")}
     gathered = {options[option] for option in stage.gathers}  # metrics hold the report's own summary, too
     parts = {dep for dep in data if any(dep.startswith(f"{folder}/") for folder in gathered)}
     assert bool(parts) == bool(gathered)
@@ -243,5 +254,7 @@ def value_of(params: dict[str, Any], key: str) -> Any:
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_the_files_of_its_own_sections_alone(name: str):
     own = {key.partition(".")[0] for key in STAGES[name].sections} | {"section"}
-    files = {file.split("/")[2] for file in guard.imported_modules(STAGES[name].module) if "/config/" in file}
+    files = {
+        file.split("/")[2] for file in modules.imported_modules(STAGES[name].module) if "/config/" in file
+    }
     assert files <= {f"{section}.py" for section in own}

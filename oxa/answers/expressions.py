@@ -205,6 +205,10 @@ def equal(gold: Any, answer: Any) -> bool | None:
     for other in (_real_roots, _natural_logarithms):  # what else the same signs may mean
         if _equal_everywhere(other(gold), other(answer), symbols):
             return True
+    if {"c", "C"} <= {symbol.name for symbol in symbols}:  # of integration, in either case
+        answer = answer.xreplace({sympy.Symbol("c"): sympy.Symbol("C")})
+        gold = gold.xreplace({sympy.Symbol("c"): sympy.Symbol("C")})
+        return True if _equal_everywhere(gold, answer, [s for s in symbols if s.name != "c"]) else None
     constants = [symbol for symbol in symbols if _CONSTANT.fullmatch(symbol.name)]
     if constants and len(symbols) > len(constants):
         return True if _differ_by_a_constant(gold, answer, symbols, constants) else None

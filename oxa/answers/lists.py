@@ -298,6 +298,7 @@ def _matrix(text: str, equal: Equal) -> list[list[str]] | None:
     if form is None:
         return None
     factor, rows = form
+    factor = "-1" if factor == "-" else factor
     if factor and expressions.expression(factor) is None and numbers.number(factor) is None:
         return None
     return [[rf"{factor}\cdot ({cell})" if factor else cell for cell in row] for row in rows]

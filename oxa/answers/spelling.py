@@ -119,6 +119,7 @@ _SYNONYMS = (
     (re.compile(r"\\#"), "#"),
     (re.compile(r"\\&"), "&"),
     (re.compile(r"\\(?:ldots|dots|cdots|dotsc|dotsb)(?![A-Za-z])\s*"), "..."),
+    (re.compile(r"\\colon(?![A-Za-z])\s*"), ":"),
     (re.compile(r"\\prime(?![A-Za-z])\s*"), "'"),
     (re.compile(r"\^\s*\{\s*'\s*'\s*\}"), "''"),
     (re.compile(r"\^\s*\{\s*'\s*\}|\^\s*'"), "'"),

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from oxa.config.section import Count, Positive, Section
+from oxa.config.section import Address, Count, Positive, Section
 
 
 class Vllm(Section):
@@ -41,9 +41,10 @@ class Generate(Section):
     """`torch`: this process, on the CPU or one GPU. `vllm`: a vLLM server that the stage starts, or those of `url`."""
     batch_size: Count = 256
     """Responses generated together (engine torch)."""
-    url: list[Annotated[str, Field(pattern=r"^https?://[^/?#\s]+(/[^?#\s]*)?$")]] = []
+    url: list[Address] = []
     """Running servers of the same model, for example ["http://10.0.0.2:8000"], among which requests are shared out;
-    none: one is started (engine vllm). A key that they ask for is read from VLLM_API_KEY."""
+    none: one is started (engine vllm). A key that they ask for is read from VLLM_API_KEY, a user and password from
+    ~/.netrc or the file that NETRC names; DVC would write those of an address into dvc.lock."""
     concurrency: Count = 256
     """Requests in flight at one server (engine vllm)."""
     vllm: Vllm = Vllm()

@@ -6,6 +6,8 @@ Every number of a run lives in params.yaml. Unknown keys, wrong types and values
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,19 +26,19 @@ from oxa.config.report import Report
 from oxa.config.rlvr import Rlvr
 from oxa.config.sample import Sample
 from oxa.config.score import Score
-from oxa.config.section import Name, Section, Seed
+from oxa.config.section import Arm, Section, Seed
 from oxa.config.selection import Selection
 from oxa.config.sources import Sources
 from oxa.config.traces import Traces
 from oxa.config.train import Train
 from oxa.config.verify import Verify
-from oxa.errors import ConfigError
+from oxa.errors import ConfigError, without_credentials
 
 
 class Params(Section):
     """A whole params.yaml. No section that DVC tracks may be left out: it knows no defaults."""
 
-    arms: list[Name] = Field(min_length=1)
+    arms: list[Arm] = Field(min_length=1)
     """Arms that are selected, trained, evaluated and compared."""
     seeds: list[Seed] = Field(min_length=1)
     """Fine-tuning seeds; every arm is trained with each."""
@@ -120,13 +122,58 @@ class Params(Section):
         return self
 
 
+def check_no_password(raw: Any, where: str) -> None:
+    """Raises ConfigError where an address in a params file's content, which DVC will write down, has a password."""
+    if isinstance(raw, str) and without_credentials(raw) != raw:
+        raise ConfigError(
+            f"{where}: DVC copies what stands here into dvc.lock; take user and password out of the address, and put "
+            "them into ~/.netrc or the file that NETRC names: `machine HOST login USER password PASSWORD`"
+        )
+    entries = raw.items() if isinstance(raw, dict) else enumerate(raw) if isinstance(raw, list) else ()
+    for name, value in entries:
+        check_no_password(value, f"{where}.{name}" if ":" in where else f"{where}: {name}")
+
+
+@dataclass(frozen=True)
+class Values:
+    """Values of a params file as a stage was started with them: what is to stand there when DVC records it."""
+
+    path: Path
+    values: dict[str, Any]
+    """By dotted key."""
+
+    @classmethod
+    def of(cls, path: Path, raw: dict[str, Any], keys: Iterable[str]) -> Values:
+        """`raw`: the file's content, as `read_params` gives it."""
+        return cls(path, {key: _value(raw, key) for key in keys})
+
+    def changed(self) -> list[str]:
+        """The keys that hold another value in the file now."""
+        try:
+            raw = read_params(self.path)
+        except ConfigError as error:
+            return [str(error)]
+        return [f"{self.path}: {key}" for key, value in self.values.items() if _value(raw, key) != value]
+
+
+def _value(raw: Any, key: str) -> Any:
+    for name in key.split("."):
+        raw = raw.get(name) if isinstance(raw, dict) else None
+    return raw
+
+
 def load_params(path: Path) -> Params:
     """Reads and checks a params file.
 
     Raises ConfigError, one line a fault, each with the key's path, what was found and what was expected.
     """
+    return check_params(read_params(path), str(path))
+
+
+def read_params(path: Path) -> dict[str, Any]:
+    """A params file's content, unchecked. Raises ConfigError where it is none."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(
             f"{path}: no such file; run in the project's folder or name one with --params"
@@ -137,11 +184,11 @@ def load_params(path: Path) -> Params:
         raise ConfigError(
             f"{path}: expected sections such as `base:` and `train:`, found {type(raw).__name__}"
         )
-    return check_params(raw, str(path))
+    return raw
 
 
 def check_params(raw: dict[str, Any], where: str) -> Params:
-    """The same for a parsed file; `where` names it in errors."""
+    """Raises ConfigError as `load_params`; `where` names the file in it."""
     try:
         return Params.model_validate(raw)
     except ValidationError as error:

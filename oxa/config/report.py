@@ -6,13 +6,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from oxa.config.section import Count, Name, Section, Seed
+from oxa.config.section import Arm, Count, Section, Seed
 
 
 class Report(Section):
     """Summary, table and plots."""
 
-    baseline: Name = "sft"
+    baseline: Arm = "sft"
     """Arm that the others are compared with."""
     resamples: Count = 2000
     """Bootstrap resamples of an interval."""

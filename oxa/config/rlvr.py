@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from oxa.config.section import Count, Positive, Section, Share, argument, is_number
+from oxa.config.section import Address, Count, Positive, Section, Share, argument, is_number
 
 _ENTROPY = re.compile(r"entropy\((\d*\.?\d+)\)")
 
@@ -27,7 +27,7 @@ def _temperature(value: Any) -> Any:
 class RlvrVllm(Section):
     """Where TRL's vLLM generates; see TRL's documentation of `use_vllm`."""
 
-    url: str = "http://127.0.0.1:8000"
+    url: Address = "http://127.0.0.1:8000"
     """Address of a running `trl vllm-serve` (engine vllm_server)."""
     memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Share of the GPU's memory that vLLM takes beside the training (engine vllm_colocate)."""

@@ -6,7 +6,9 @@ import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
+
+from oxa.errors import without_credentials
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -31,6 +33,25 @@ def is_number(value: Any) -> bool:
 
 # names become parts of file names
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_length=100)]
+
+
+# written down without user and password, wherever a section is
+Address = Annotated[
+    str, Field(pattern=r"^https?://[^/?#\s]+(/[^?#\s]*)?$"), PlainSerializer(without_credentials)
+]
+
+
+def _arm(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
+        raise ValueError(
+            "an arm's name is a letter, then letters, digits and _ (DVC reads a dot as the way into a section, and 1e5 "
+            "as a number)"
+        )
+    return name
+
+
+Arm = Annotated[str, Field(max_length=100), AfterValidator(_arm)]
+"""Name of an arm, which is a key of params.yaml that DVC looks up, and a part of stages' names."""
 
 Verdict = Literal["correct", "incorrect", "unsure", "unparsable", "timeout", "bad_gold"]
 """What grading an answer comes to."""

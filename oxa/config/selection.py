@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from oxa.config.section import Count, Name, Positive, Section, Seed, Share, Verdict, argument, is_number
+from oxa.config.section import Arm, Count, Positive, Section, Seed, Share, Verdict, argument, is_number
 
 _QUANTILE = re.compile(r"quantile\((0?\.\d+)\)")
 
@@ -98,7 +98,7 @@ class UnlikelihoodSet(Section):
 class Selection(Section):
     shared: SelectionShared
     """What holds for every arm."""
-    ce: dict[Name, CeRule]
+    ce: dict[Arm, CeRule]
     """Rule of each arm's CE set."""
-    ul: dict[Name, UnlikelihoodSet] = {}
+    ul: dict[Arm, UnlikelihoodSet] = {}
     """UL sets of the arms that have one."""

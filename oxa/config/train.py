@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from oxa.config.section import Count, Name, Positive, Section, Share
+from oxa.config.section import Arm, Count, Positive, Section, Share
 
 
 class TrainShared(Section):
@@ -76,5 +76,5 @@ class TrainArm(Section):
 class Train(Section):
     shared: TrainShared
     """What holds for every arm."""
-    arms: dict[Name, TrainArm]
+    arms: dict[Arm, TrainArm]
     """What is an arm's own."""

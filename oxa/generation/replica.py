@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import netrc
 import os
 import socket
 import ssl
@@ -11,11 +12,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import httpx
 
-from oxa.errors import ConfigError, DataError
+from oxa.errors import ConfigError, DataError, without_credentials
 
 CONNECT_SECONDS = 10.0
 BUSY = (429, 503)  # the server is there and has too much to do; not the request's fault
@@ -34,6 +35,7 @@ class Replica:
     """A server, and how it fares."""
 
     url: str
+    """Its address; user and password in it are taken out, and go to `auth`."""
     model: str | None = None
     """The name to ask it for; None: the one that it serves, if it is the right one."""
     version: str = "unknown"
@@ -42,12 +44,20 @@ class Replica:
     failing_since: float | None = None
     not_before: float = 0.0
     is_out: bool = False
+    auth: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
+        address, self.url = self.url, without_credentials(self.url)
         try:
-            _ = urlsplit(self.url).port
-        except ValueError as error:
+            parts = urlsplit(address)
+            _ = parts.port
+            httpx.URL(self.url)
+        except (ValueError, httpx.InvalidURL) as error:
             raise ConfigError(f"generate.url: {self.url}: {error}") from None
+        if parts.username is not None:
+            self.auth = unquote(parts.username), unquote(parts.password or "")
+        elif self.model is None and "VLLM_API_KEY" not in os.environ:  # not one that we have started
+            self.auth = _from_netrc(parts.hostname or "")
 
     def pause(self) -> float:
         """Seconds for which it is to be left alone now."""
@@ -59,10 +69,11 @@ class Replica:
         return httpx.AsyncClient(
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
+            auth=self.auth,  # goes before the key
             # no limit on the whole: a long response among many takes as long as it takes
             timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
             transport=httpx.AsyncHTTPTransport(verify=_certificates(), socket_options=_KEEP_ALIVE),
-            trust_env=False,  # no proxy
+            trust_env=False,  # no proxy, and no ~/.netrc of httpx's own, which it opens for every client
         )
 
     async def greet(self, http: httpx.AsyncClient, model: str | Path, max_model_len: int) -> None:
@@ -120,6 +131,20 @@ def _message(response: httpx.Response) -> str:
         error = answer.get("error", answer)
         text = str(error.get("message", text))
     return " ".join(text.split())[:500]
+
+
+def _from_netrc(host: str) -> tuple[str, str] | None:
+    """User and password for a host in ~/.netrc, or the file that NETRC names; None where it names none."""
+    path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
+    try:
+        entry = netrc.netrc(path).hosts.get(host)
+    except FileNotFoundError:
+        return None
+    except netrc.NetrcParseError as error:  # whose words may be the password
+        raise ConfigError(f"{path}: line {error.lineno} is not as .netrc files are") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read for a password of {host}: {error}") from None
+    return (entry[0], entry[2] or "") if entry else None
 
 
 def is_asked_for(entry: dict[str, Any], model: str | Path, name: str | None) -> bool:

@@ -6,8 +6,11 @@
 - Work that can be resumed lies in `.work/<stage>/<key>/`. The key is a hash of the inputs' content, the stage's
   configuration and the code it runs, so a rerun finds its own checkpoints and never those of other inputs.
 - Outputs are written there, too, and take their final names only when the stage has succeeded.
-- The inputs are hashed before and looked at again afterwards: DVC hashes dependencies when a command has ended, and
-  would record an input edited meanwhile as the one that was used. Here the stage fails and stays stale.
+- What the stage uses, its inputs, its parameters and its modules, is read before and looked at again afterwards: DVC
+  reads them when a command has ended, and would record what was edited meanwhile as what was used, in dvc.lock and in
+  its run cache, for ever. Here the stage fails and stays stale. Of modules that counts as used which the process has
+  imported. What is left is the time between the last look, as outputs take their names, and DVC's own reading: some
+  tenths of a second, in which an edit is not seen.
 - Under DVC, or a launcher that the command line became, the stage dies with it (Linux), and two copies of one stage
   never run at the same time.
 - Of several processes of one stage (torchrun, accelerate) the first guards; the others share its folder, which is ready
@@ -20,7 +23,6 @@ keep inside a folder is no part of it; a .dvcignore is not read, so where one ap
 
 from __future__ import annotations
 
-import ast
 import errno
 import fcntl
 import hashlib
@@ -32,17 +34,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from oxa.errors import DataError, UserError
-from oxa.runtime import child
+import oxa
+from oxa.errors import ConfigError, DataError, UserError
+from oxa.runtime import child, launch, modules
+from oxa.runtime.modules import imported_modules
 
 _md5 = partial(hashlib.md5, usedforsecurity=False)
 
-PACKAGE = Path(__file__).resolve().parents[1]
 WORK = Path(".work")
-LAUNCHED = "OXA_LAUNCHED"  # in the environment of the processes that a launcher starts for one stage
 NOT_CONTENT = {".git", ".hg", ".dvc"}
 PROBE = 2**20  # bytes; a disk that has no room for them counts as full
 
@@ -60,7 +63,7 @@ class Run:
     inputs: dict[str, str]
     """Path of each input to its DVC md5."""
     key: str
-    """Hash of the inputs' content, the stage's configuration and the code it runs."""
+    """Of the inputs' content, the stage's configuration and the code it runs."""
     keep: Callable[[], None]
     """Looks at the inputs again and puts the outputs in place; the guard does so at the end of its block, unless the
     stage, which has something to say once all is safe, has done it. Raises DataError where an input has changed."""
@@ -78,14 +81,17 @@ def stage(
     inputs: Mapping[str, Path],
     outputs: Mapping[str, Path],
     config: Any,
+    changed: Callable[[], Iterable[str]] = tuple,
     work: Path = WORK,
 ) -> Iterator[Run]:
-    """Guards one stage; see the module's text. `config` is whatever JSON can hold.
+    """Guards one stage; see the module's text. `config` is whatever JSON can hold; `changed` names what of its source
+    is another one now.
 
-    Raises DataError where an input is missing, an output cannot be written or an input changed meanwhile, and
-    UserError where another process runs the same stage on the same inputs.
+    Raises DataError where an input is missing, an output cannot be written or something that the stage uses changed
+    meanwhile, ConfigError where DVC would record other modules than those that run, and UserError where another process
+    runs the same stage on the same inputs.
     """
-    if "DVC_STAGE" in os.environ or LAUNCHED in os.environ:
+    if "DVC_STAGE" in os.environ or launch.LAUNCHED in os.environ:
         child.die_with_parent()  # a killed DVC or launcher would leave the stage running
     for label, path in inputs.items():
         if not path.exists():
@@ -94,18 +100,10 @@ def stage(
             )
     for path in outputs.values():
         _make_folder(path.parent)
-    own = {path.resolve() for path in outputs.values()}
+    own = {name.resolve() for path in outputs.values() for name in (path, _part(path))}  # may lie in an input
+    code = code_of(module)
     before = {path: Fingerprint.of(path, own) for path in inputs.values()}
-    key = _hash_text(
-        json.dumps(
-            {
-                "config": config,
-                "inputs": {label: before[path].content() for label, path in inputs.items()},
-                "code": {name: _hash_code(PACKAGE.parent / name) for name in imported_modules(module)},
-            },
-            sort_keys=True,
-        )
-    )[:16]
+    key = _key(config, module, {label: before[path].content() for label, path in inputs.items()})
     folder = work / name / key
     staged = {label: folder / "out" / path.name for label, path in outputs.items()}
     assert len({path.name for path in outputs.values()}) == len(outputs)
@@ -128,11 +126,16 @@ def stage(
 
         def keep() -> None:
             nonlocal in_place
-            _check(name, list(before.values()), own)
-            _probe(
-                folder
-            )  # DVC writes dvc.lock in place next, and a disk that is full then leaves half of it
-            _into_place(staged, outputs)
+            _probe(folder)  # DVC writes dvc.lock in place next; a disk that is full then leaves half of it
+            with _beside(staged, outputs) as take_names:
+                when = f"stage {name} was reading it; nothing was kept, run the stage again"
+                try:
+                    check(when, [*before.values(), *code], changed, own)
+                except DataError:
+                    if _key_now(config, module, inputs, own) != key:  # work of the one, the other or both
+                        _remove(folder / "scratch")
+                    raise
+                take_names()
             in_place = True
 
         with _saying_full_disk(folder):
@@ -142,72 +145,58 @@ def stage(
         _forget(work / name, keep_locked=folder)
 
 
+def _key(config: Any, module: str, inputs: Mapping[str, Mapping[str, str]]) -> str:
+    """16 hex digits; `inputs`: hash by relative name, of each input."""
+    code = {name: modules.hash_code(modules.PACKAGE.parent / name) for name in imported_modules(module)}
+    parts = {"config": config, "inputs": inputs, "code": code}
+    return _hash_text(json.dumps(parts, sort_keys=True))[:16]
+
+
+def _key_now(config: Any, module: str, inputs: Mapping[str, Path], leave_out: set[Path]) -> str | None:
+    """The key of what lies there now; None where it is not even whole."""
+    try:
+        contents = {label: Fingerprint.of(path, leave_out).content() for label, path in inputs.items()}
+        return _key(config, module, contents)
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
 def is_first_process() -> bool:
     """Whether this is the only process of a stage, or the first of those that torchrun or accelerate started."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def _check(name: str, before: list[Fingerprint], leave_out: set[Path]) -> None:
-    for fingerprint in before:
-        if not fingerprint.still_holds(leave_out):
-            raise DataError(
-                f"{fingerprint.path}: changed while stage {name} was reading it; nothing was kept, run the stage again"
-            )
+def code_of(module: str) -> list[Fingerprint]:
+    """The source files that a module stands on, as this process has imported them or will.
 
-
-def imported_modules(module: str) -> list[str]:
-    """Source files, as `oxa/…/….py`, of `module` and of every oxa module that it imports, directly or not, sorted.
-
-    Read off the syntax tree, imports inside functions included, those under `if TYPE_CHECKING:` left out, which do
-    nothing at run time. The packages' own files are empty and left out.
+    Raises DataError where one was edited since this process began. Under DVC also those of the folder that DVC looks
+    at, where the package that runs lies elsewhere, and then ConfigError where the two differ.
     """
-    seen: set[str] = set()
-    todo = [module]
-    while todo:
-        file = _source(todo.pop())
-        if file is None or file in seen:
-            continue
-        seen.add(file)
-        for node in _run_time_nodes(ast.parse((PACKAGE.parent / file).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                todo += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:  # of a module, or of a package's module
-                todo += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return sorted(seen)
+    names = imported_modules(module)
+    used = [Fingerprint.of(modules.PACKAGE.parent / name) for name in names]
+    for source in used:
+        size, changed, _ = source.files[""][0]
+        if oxa.SOURCES.get(source.path, (size, changed)) != (size, changed):
+            raise DataError(f"{source.path}: changed while the stage was starting; run it again")
+    if "DVC_STAGE" not in os.environ or modules.PACKAGE.parent == Path.cwd().resolve():
+        return used
+    recorded = {name: Fingerprint.of(Path(name)) for name in names if Path(name).exists()}
+    for name, source in zip(names, used, strict=True):
+        if name in recorded and recorded[name].content() != source.content():
+            raise ConfigError(
+                f"{name}: not the code that runs, which lies in {modules.PACKAGE}, and DVC would record it as such; "
+                "install this folder's (`pip install -e .`)"
+            )
+    return used + list(recorded.values())
 
 
-def _run_time_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """The tree's nodes without what stands under `if TYPE_CHECKING:`."""
-    yield node
-    children = ast.iter_child_nodes(node)
-    if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-        children = iter(node.orelse)
-    for inner in children:
-        yield from _run_time_nodes(inner)
-
-
-def _source(module: str) -> str | None:
-    """The module's file; None of what is no module of oxa's."""
-    file = f"{module.replace('.', '/')}.py"
-    return file if module.startswith("oxa.") and (PACKAGE.parent / file).is_file() else None
-
-
-def _hash_code(path: Path) -> str:
-    """Hash of what the code does: of its syntax tree without comments, docstrings and layout."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(body := getattr(node, "body", None), list):
-            node.body = [part for part in body if not _is_text(part)]  # type: ignore[attr-defined]
-    return _hash_text(ast.dump(tree))
-
-
-def _is_text(node: ast.AST) -> bool:
-    """Whether a statement is a text alone, as docstrings are."""
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
+def check(
+    when: str, before: Iterable[Fingerprint], changed: Callable[[], Iterable[str]], leave_out: set[Path]
+) -> None:
+    """Raises DataError where something holds another content now, or `changed` names something."""
+    others = (str(source.path) for source in before if not source.still_holds(leave_out))
+    for name in chain(others, changed()):
+        raise DataError(f"{name}: changed while {when}")
 
 
 @dataclass(frozen=True)
@@ -341,22 +330,32 @@ def _forget(stage_folder: Path, keep_locked: Path) -> None:
             shutil.rmtree(folder)
 
 
-def _into_place(staged: Mapping[str, Path], final: Mapping[str, Path]) -> None:
-    """All outputs or none: each comes to lie beside its final name, where a full disk stops them, then takes it."""
-    beside = {label: path.with_name(f".{path.name}.part") for label, path in final.items()}
+@contextmanager
+def _beside(staged: Mapping[str, Path], final: Mapping[str, Path]) -> Iterator[Callable[[], None]]:
+    """All outputs or none: each comes to lie beside its final name, where a full disk stops them; the function that is
+    yielded lets them take it."""
+    beside = {label: _part(path) for label, path in final.items()}
+
+    def take_names() -> None:
+        for label, path in beside.items():
+            if final[label].is_dir():
+                shutil.rmtree(final[label])
+            os.replace(path, final[label])
+
     try:
         for label, path in staged.items():
             assert path.exists(), f"the stage did not write {final[label]}"
             _remove(beside[label])
             _move(path, beside[label])
+        yield take_names
     except BaseException:
         for path in beside.values():
             _remove(path)
         raise
-    for label, path in beside.items():
-        if final[label].is_dir():
-            shutil.rmtree(final[label])
-        os.replace(path, final[label])
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
 
 
 def _move(source: Path, target: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from oxa.errors import UserError
+from oxa.errors import UserError, without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -159,16 +159,12 @@ def unreachable(error: Exception) -> UserError:
 def reason(error: Exception) -> str:
     """What went wrong, in short, and without a password."""
     text = re.split(r"\[SQL:|\(Background on", " ".join(str(error).split()))[0].strip()
-    return _without_password(text)[:200] or type(error).__name__
+    return without_credentials(text)[:200] or type(error).__name__
 
 
 def log_traceback() -> None:
     """Prints the traceback of the exception at hand, into the sender's log."""
-    print(_without_password(traceback.format_exc()), file=sys.stderr, flush=True)
-
-
-def _without_password(text: str) -> str:
-    return re.sub(r"://[^/@\s]*@", "://", text)
+    print(without_credentials(traceback.format_exc()), file=sys.stderr, flush=True)
 
 
 def clean(name: str) -> str:

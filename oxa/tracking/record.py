@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oxa.errors import tell
+from oxa.errors import tell, without_credentials
 from oxa.tracking import provenance, sender
 from oxa.tracking.connection import FOLDER
 from oxa.tracking.spool import Spool
@@ -113,7 +113,7 @@ def recorded(
         yield Record(spool)
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        spool.write("end", status=status, error=" ".join(f"{type(error).__name__}: {error}".split())[:500])
+        spool.write("end", status=status, error=_sentence(error))
         raise
     else:
         spool.write("end", status="FINISHED")
@@ -122,6 +122,10 @@ def recorded(
         sender.kick(folder)
         if not warned:
             _warn(folder)
+
+
+def _sentence(error: BaseException) -> str:
+    return without_credentials(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
 
 
 def _params(kind: str, items: Mapping[str, str], sections: Mapping[str, Any]) -> dict[str, str]:

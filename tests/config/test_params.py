@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from oxa.config import params as config
-from oxa.config.params import Params, check_params, load_params
+from oxa.config.params import Params, check_no_password, check_params, load_params
 from oxa.config.section import Section
 from oxa.errors import ConfigError
 
@@ -76,6 +76,9 @@ def put(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("arms", ["sft", "new"], "p.yaml: the file: arm 'new' has no entry in selection.ce"),
         ("arms", ["sft", "base"], "p.yaml: the file: arm 'base' would be confused"),
         ("arms", ["sft", "sft"], "p.yaml: the file: arms holds an entry twice"),
+        ("arms", ["sft", "v1.0"], r"p.yaml: arms.1: an arm's name is a letter, .* a dot .*, found 'v1.0'"),
+        ("arms", ["1e5"], "p.yaml: arms.0: an arm's name is a letter, .* as a number.*, found '1e5'"),
+        ("train.arms", {"v1.0": {}}, "p.yaml: train.arms.v1.0: an arm's name is a letter"),
         ("arms", ["oxa_mle"], "report.baseline 'sft' is not one of the arms"),
         ("train.arms.oxa_full.num_ul", 0, "arm 'oxa_full': .* must both be set or both be absent"),
         ("selection.shared.ppl_max", 0.5, "p.yaml: selection.shared: ppl_max must be above ppl_min"),
@@ -139,3 +142,13 @@ def test_every_field_of_every_section_says_what_it_is():
     ]
     assert len(sections) > 15
     assert unexplained == []
+
+
+def test_a_password_that_dvc_would_write_down_is_refused_and_not_repeated() -> None:
+    raw = {"generate": {"engine": "vllm", "url": ["http://host", "https://user:secret@host/v1"]}}
+    with pytest.raises(
+        ConfigError, match=r"^p.yaml: generate.url.1: DVC copies .* NETRC names: `machine HOST"
+    ) as refused:
+        check_no_password(raw, "p.yaml")
+    assert "secret" not in str(refused.value)
+    check_no_password({"generate": {"url": ["http://host"]}, "base": {"model": "owner/name@main"}}, "p.yaml")

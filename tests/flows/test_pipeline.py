@@ -374,3 +374,30 @@ def test_a_fault_of_ours_keeps_its_traceback(project: Repository):
     assert done.returncode == 1
     assert "FileNotFoundError" in done.stderr.splitlines()[-1]
     assert "Traceback" in done.stderr
+
+
+@pytest.mark.whole
+def test_a_run_whose_server_dies_ends_with_one_sentence_and_the_next_goes_on(
+    diamond: Repository, start: Start, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("PREFECT_API_URL")
+    os.mkfifo("go")
+    Path("right.sh").write_text("cat go\n")
+    flow = start()
+    until(
+        lambda: Path("order").exists() and "+right" in Path("order").read_text(), "the stage is at work", flow
+    )
+    server = next(p for p in below(flow.pid) if p.cmdline()[1:5] == ["-m", "prefect", "server", "start"])
+    others = [p for p in below(flow.pid) if p != server]
+    server.kill()
+    printed, _ = flow.communicate(timeout=PATIENCE)
+    assert flow.returncode == os.EX_TEMPFAIL, printed
+    sentences = [line for line in printed.splitlines() if line.startswith("oxa: ")]
+    assert len(sentences) == 1
+    assert "oxa: the Prefect server at http://127.0.0.1:" in sentences[0]
+    assert "Traceback" not in printed
+    assert len(printed) < 2000
+    wait_until_gone(others)
+    Path("right.sh").write_text("true\n")
+    assert "2 cached" in run()
+    assert Path("last").exists()

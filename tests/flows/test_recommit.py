@@ -232,6 +232,14 @@ def test_changed_parameters_of_the_verifier_are_its_own_matter(evaluated: Reposi
     assert set(yaml.safe_load(dvc("status", "--json"))) == {"evaluate@sft-0"}, "only what was named"
 
 
+def test_parameters_edited_while_it_grades_are_not_recorded_as_those_that_graded(evaluated: Repository):
+    Path("oxa/grading/grader.py").write_text("# new\n")
+    before = contents()
+    with pytest.raises(DataError, match=r"^params.yaml: verify: changed while base was graded; run it again"):
+        list(recommit.run(SECTION, evaluate.summarize, ["base"], changed=lambda: ["params.yaml: verify"]))
+    assert contents() == before
+
+
 def test_generations_that_somebody_else_has_changed_are_left_alone(evaluated: Repository):
     tables.write(Path("data/generations/base.parquet"), rows()[:2], schemas.GENERATIONS)
     Path("oxa/grading/grader.py").write_text("# new\n")

@@ -291,6 +291,46 @@ def test_a_key_of_the_environment_is_sent(
     assert server.headers[0]["Authorization"] == "Bearer sesame"
 
 
+def test_a_user_and_password_of_the_address_are_sent_and_shown_nowhere(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with CompletionsServer(checkpoint.name) as server:
+        address = server.url.replace("://", "://user:se%40cret@")
+        ask(
+            checkpoint,
+            tmp_path,
+            address,
+            closed_port().replace("://", "://user:se%40cret@"),
+            requests=REQUESTS[:1],
+        )
+        server.fault = lambda n: "403"
+        with pytest.raises(DataError) as refused:
+            ask(checkpoint, tmp_path, address, requests=REQUESTS[1:2])
+    assert server.headers[0]["Authorization"] == "Basic dXNlcjpzZUBjcmV0"
+    assert str(refused.value).startswith(f"{server.url}: refused a request")
+    assert "cret" not in capsys.readouterr().err
+    engine = Generate(engine="vllm", url=[address])
+    assert engine.model_dump(mode="json")["url"] == [server.url]  # which is what MLflow is told
+    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert files
+    assert not any(b"cret" in content for content in files)
+
+
+def test_a_user_and_password_are_taken_from_a_file(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "passwords"
+    monkeypatch.setenv("NETRC", str(file))
+    file.write_text("machine elsewhere login u password p\nmachine 127.0.0.1 login user password secret\n")
+    with CompletionsServer(checkpoint.name) as server:
+        ask(checkpoint, tmp_path, server, requests=REQUESTS[:1])
+        assert server.headers[0]["Authorization"] == "Basic dXNlcjpzZWNyZXQ="
+        file.write_text("machine 127.0.0.1 login user secret\n")
+        with pytest.raises(ConfigError) as broken:
+            ask(checkpoint, tmp_path, server, requests=REQUESTS[1:2])
+    assert str(broken.value) == f"{file}: line 2 is not as .netrc files are"
+
+
 def test_prompts_that_fill_the_context_are_not_sent_and_long_ones_get_what_room_there_is(
     checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -378,8 +418,15 @@ def test_urls_in_the_configuration_are_checked() -> None:
     for url in ("localhost:8000", "ftp://host", "http://", "http://host/v1?key=1"):
         with pytest.raises(ValueError, match="url"):
             Generate(engine="vllm", url=[url])
-    for url in ("http://host:99999", "http://host:port", "http://[::1"):
+    for url in (
+        "http://host:99999",
+        "http://host:port",
+        "http://[::1",
+        "http://user:se[cret@host",
+    ):
         with pytest.raises(ConfigError, match=r"^generate\.url: http"):
             Replica(url)
+    with pytest.raises(ConfigError, match=r"^((?!cret).)*$"):
+        Replica("http://user:secret@host:port")
     values: dict[str, Any] = {"url": ["http://10.0.0.2:8000", "https://host/v1"]}
     assert Generate(engine="vllm", **values).url == values["url"]

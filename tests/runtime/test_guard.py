@@ -3,6 +3,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -10,8 +11,9 @@ import pytest
 import yaml
 from processes import wait_until_gone
 
-from oxa.errors import DataError, UserError
-from oxa.runtime import guard
+import oxa
+from oxa.errors import ConfigError, DataError, UserError
+from oxa.runtime import guard, modules
 
 
 def run_stage(
@@ -21,6 +23,7 @@ def run_stage(
     config: object = None,
     module: str = "oxa.prompts",
     during=lambda run: None,
+    changed: Callable[[], list[str]] = list,
 ) -> guard.Run:
     with guard.stage(
         "stage@a",
@@ -28,6 +31,7 @@ def run_stage(
         inputs={"data": tmp_path / "input"},
         outputs={"output": tmp_path / "deep" / "out.txt", "folder": tmp_path / "made"},
         config=config,
+        changed=changed,
         work=tmp_path / ".work",
     ) as run:
         during(run)
@@ -86,6 +90,88 @@ def test_an_input_added_meanwhile_fails_the_stage(folder: Path):
         run_stage(folder, during=lambda run: (folder / "input" / "more").write_text("3"))
 
 
+def test_an_output_that_lies_in_an_input_is_no_change_of_it(folder: Path):
+    for text in ("first", "second"):
+        with guard.stage(
+            "stage@a",
+            module="oxa.prompts",
+            inputs={"data": folder / "input"},
+            outputs={"output": folder / "input" / "summary"},
+            config=None,
+            work=folder / ".work",
+        ) as run:
+            run.outputs["output"].write_text(text)
+        assert (folder / "input" / "summary").read_text() == text
+
+
+def test_what_else_the_stage_was_started_with_fails_it_where_it_changed(folder: Path):
+    scratch: list[Path] = []
+    with pytest.raises(DataError, match=r"^params.yaml: train: changed while stage stage@a was reading it"):
+        run_stage(
+            folder, during=lambda run: scratch.append(run.scratch), changed=lambda: ["params.yaml: train"]
+        )
+    assert not (folder / "deep" / "out.txt").exists()
+    assert not list((folder / "deep").iterdir())
+    assert scratch[0].exists(), "work of these very inputs, which the next run goes on with"
+
+
+@pytest.fixture
+def package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the package that the guard takes for the one that runs."""
+    package = Path(shutil.copytree(modules.PACKAGE, folder / "code" / "oxa"))
+    monkeypatch.setattr(modules, "PACKAGE", package)
+    return package
+
+
+@pytest.mark.parametrize(
+    ("added", "kept"), [("\nADDED = 1\n", False), ("# in other words\n", True), ("broken syntax", False)]
+)
+def test_a_module_edited_meanwhile_fails_the_stage(folder: Path, package: Path, added: str, kept: bool):
+    scratch: list[Path] = []
+
+    def edit(run: guard.Run) -> None:
+        scratch.append(run.scratch)
+        with (package / "prompts.py").open("a") as file:
+            file.write(added)
+
+    with pytest.raises(
+        DataError, match=r"oxa/prompts.py: changed while stage stage@a was reading it; nothing was"
+    ):
+        run_stage(folder, during=edit)
+    assert not (folder / "deep" / "out.txt").exists()
+    assert scratch[0].exists() == kept, "work of which nobody knows the code is not gone on with"
+
+
+def test_a_module_edited_after_it_was_imported_and_before_the_stage_began_is_refused(
+    folder: Path, package: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = package / "prompts.py"
+    monkeypatch.setitem(oxa.SOURCES, path, (path.stat().st_size, path.stat().st_mtime_ns))
+    run_stage(folder)
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(
+        DataError, match=r"oxa/prompts.py: changed while the stage was starting; run it again"
+    ):
+        run_stage(folder, during=lambda run: pytest.fail("the stage ran"))
+
+
+def test_another_folders_code_than_dvc_would_record_is_refused(
+    folder: Path, package: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DVC_STAGE", "stage@a")
+    shutil.copytree(package, folder / "project" / "oxa")
+    monkeypatch.chdir(folder / "project")
+    code = guard.code_of("oxa.prompts")
+    guard.check("it ran", code, list, set())
+    Path("oxa/prompts.py").write_text("ADDED = 1\n")  # which DVC hashes
+    with pytest.raises(DataError, match=r"^oxa/prompts.py: changed while it ran"):
+        guard.check("it ran", code, list, set())
+    with pytest.raises(
+        ConfigError, match=r"^oxa/prompts.py: not the code that runs, .* \(`pip install -e .`\)"
+    ):
+        guard.code_of("oxa.prompts")
+
+
 def test_an_input_touched_but_not_changed_is_fine(folder: Path):
     run_stage(folder, during=lambda run: os.utime(folder / "input" / "rows", (1, 1)))
     assert (folder / "deep" / "out.txt").exists()
@@ -110,8 +196,8 @@ def test_the_second_of_two_copies_says_who_runs(folder: Path):
 def test_a_half_done_training_is_found_again_after_a_change_of_words_and_not_of_code(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    package = Path(shutil.copytree(guard.PACKAGE, folder / "code" / "oxa"))
-    monkeypatch.setattr(guard, "PACKAGE", package)
+    package = Path(shutil.copytree(modules.PACKAGE, folder / "code" / "oxa"))
+    monkeypatch.setattr(modules, "PACKAGE", package)
     trainer = package / "training" / "sft.py"
 
     def train() -> Path:
@@ -146,8 +232,8 @@ def test_a_half_done_training_is_found_again_after_a_change_of_words_and_not_of_
 
 
 def test_files_of_one_name_in_two_folders_are_two(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    package = Path(shutil.copytree(guard.PACKAGE, folder / "code" / "oxa"))
-    monkeypatch.setattr(guard, "PACKAGE", package)
+    package = Path(shutil.copytree(modules.PACKAGE, folder / "code" / "oxa"))
+    monkeypatch.setattr(modules, "PACKAGE", package)
     before = run_stage(folder, module="oxa.stages.gates").key
     first, second = package / "config" / "gates.py", package / "stages" / "gates.py"
     texts = first.read_text(), second.read_text()
@@ -159,7 +245,7 @@ def test_files_of_one_name_in_two_folders_are_two(folder: Path, monkeypatch: pyt
 
 
 def test_imports_inside_functions_and_of_imports_count():
-    names = guard.imported_modules("oxa.stages.score")
+    names = modules.imported_modules("oxa.stages.score")
     expected = {"stages/score", "records/tables", "errors", "training/batches", "model/log_probs"}
     assert {f"oxa/{name}.py" for name in expected} <= set(names)
     assert "oxa/cli.py" not in names
@@ -169,10 +255,10 @@ def test_imports_inside_functions_and_of_imports_count():
 def test_imports_for_type_checkers_alone_do_not_count():
     assert (
         "if TYPE_CHECKING:\n    from oxa.config.generate"
-        in (guard.PACKAGE / "generation/sampler.py").read_text()
+        in (modules.PACKAGE / "generation/sampler.py").read_text()
     )
-    assert "oxa/config/generate.py" not in guard.imported_modules("oxa.generation.sampler")
-    assert "oxa/config/generate.py" in guard.imported_modules("oxa.generation.vllm")
+    assert "oxa/config/generate.py" not in modules.imported_modules("oxa.generation.sampler")
+    assert "oxa/config/generate.py" in modules.imported_modules("oxa.generation.vllm")
 
 
 def test_a_stage_dies_with_the_dvc_that_started_it(folder: Path):

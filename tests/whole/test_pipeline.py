@@ -116,7 +116,7 @@ def test_changing_one_arm_reruns_only_what_hangs_on_it(copy: Path):
     change(copy, "selection.ul.oxa_full.num", 15)
     ran = repro(copy)  # a dry run cannot know which outputs will differ
     behind = {f"{stage}@oxa_full-0" for stage in ("train", "evaluate", "rlvr", "evaluate_rlvr")}
-    assert ran == {"selection_ul@oxa_full", "traces@oxa_full", "report"} | behind
+    assert ran == {"selection_ul@oxa_full", "traces@oxa_full-0", "report"} | behind
 
 
 @pytest.mark.whole

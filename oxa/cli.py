@@ -22,11 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oxa.config.base import FromScratch
 from oxa.config.operations import Tracking
 from oxa.config.params import Params, Values, check_no_password, check_params, read_params
 from oxa.config.section import Section
-from oxa.config.sources import Source
 from oxa.config.verify import Verify
 from oxa.errors import ConfigError, UserError, is_out_of_reach, tell
 from oxa.runtime import files, guard, launch
@@ -291,27 +289,10 @@ def load(path: Path) -> Params:
 
 
 def _checked(path: Path, raw: dict[str, Any]) -> Params:
-    from oxa.data.mappings import Purpose, check
+    from oxa.data import mappings
 
     params = check_params(raw, str(path))
-    corpus = params.base.corpus if isinstance(params.base, FromScratch) else []
-    sources: list[tuple[str, Source, Purpose]] = [
-        *((f"base.corpus.{place}", source, "teacher") for place, source in enumerate(corpus)),
-        *(
-            (f"ingest.teacher.{place}", source, "teacher")
-            for place, source in enumerate(params.ingest.teacher)
-        ),
-        *((f"ingest.rlvr.{place}", source, "rlvr") for place, source in enumerate(params.ingest.rlvr)),
-        *(
-            (f"ingest.benchmarks.{name}", source, "benchmark")
-            for name, source in params.ingest.benchmarks.items()
-        ),
-    ]
-    for key, source, purpose in sources:
-        try:
-            check(source, purpose)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {key}: {error}") from None
+    mappings.check_all(params, path)
     return params
 
 

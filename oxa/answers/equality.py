@@ -151,7 +151,9 @@ def _families(gold: str, answer: str, equal: Equal) -> Decision:
     r"""Solutions with a whole number of free choice, `\frac\pi4 + k\pi, k \in \mathbb{Z}`: its name is bound."""
     first, second = _INTEGER_NAME.search(gold), _INTEGER_NAME.search(answer)
     if (first is None) != (second is None):
-        stripped = [text[: match.start()] if match else text for text, match in ((gold, first), (answer, second))]
+        stripped = [
+            text[: match.start()] if match else text for text, match in ((gold, first), (answer, second))
+        ]
         return (True, True) if all(stripped) and equal(*stripped) else UNDECIDED
     if not first or not second or not first.start() or not second.start():
         return UNDECIDED

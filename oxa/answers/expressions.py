@@ -24,7 +24,9 @@ POINTS = 6
 
 _DECIMAL = re.compile(r"(?<![\d.])(\d*)\.(\d+)(?![\d.])")
 _RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
-_NAMES = "pi sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp sqrt min max gcd lcm mod deg"
+_NAMES = (
+    "pi sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp sqrt min max gcd lcm mod deg"
+)
 FUNCTIONS = frozenset(_NAMES.split())
 _ARGUMENT = r"(?:\{([^{}]*)\}|(\w))"
 _COMBINATIONS = (

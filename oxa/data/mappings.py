@@ -7,7 +7,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from oxa.config.sources import Mapping, Source
 from oxa.data.cells import (
@@ -24,6 +25,9 @@ from oxa.data.cells import (
 )
 from oxa.errors import ConfigError
 from oxa.prompts import END_THINK, THINK, answer_part, last_box
+
+if TYPE_CHECKING:
+    from oxa.config.params import Params
 
 Purpose = Literal["teacher", "rlvr", "benchmark"]
 """What rows are read for: only a teacher's responses are read, and only a teacher may lack gold answers."""
@@ -279,3 +283,25 @@ def needed(layout: Layout, names: list[str], where: str) -> list[str]:
         if group and not any(tops[name] in names for name in group):
             pick(dict.fromkeys(names), group, where)  # tells what is missing
     return [column for column in names if column in tops.values()]
+
+
+def check_all(params: Params, path: Path) -> None:
+    """Checks the mapping of every source that a params file names; ConfigError names the file and the key."""
+    corpus = getattr(params.base, "corpus", [])  # of a student that is pretrained
+    sources: list[tuple[str, Source, Purpose]] = [
+        *((f"base.corpus.{place}", source, "teacher") for place, source in enumerate(corpus)),
+        *(
+            (f"ingest.teacher.{place}", source, "teacher")
+            for place, source in enumerate(params.ingest.teacher)
+        ),
+        *((f"ingest.rlvr.{place}", source, "rlvr") for place, source in enumerate(params.ingest.rlvr)),
+        *(
+            (f"ingest.benchmarks.{name}", source, "benchmark")
+            for name, source in params.ingest.benchmarks.items()
+        ),
+    ]
+    for key, source, purpose in sources:
+        try:
+            check(source, purpose)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {key}: {error}") from None

@@ -89,9 +89,9 @@ class UnlikelihoodSet(Section):
     """Verdicts taken as evidence of a wrong pattern."""
     allow_length: bool = False
     """Take responses that were cut by length, too."""
-    consensus: bool = False
-    """Take a response only where a second check agrees that it is wrong: its answer and the gold one are plain numbers
-    and differ (oxa/grading/second_check.py)."""
+    consensus: Literal[False, True, "judge"] = False
+    """Take a response only where a second check agrees that it is wrong. `true`: its answer and the gold one are plain
+    numbers and differ (oxa/grading/second_check.py); `judge`: the language model of verify.judge calls it incorrect."""
 
 
 class Selection(Section):

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -29,9 +29,24 @@ _KEEP_ALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
 _certificates = cache(ssl.create_default_context)  # the system's; they take 20 ms to read
 
 
+class Refused(DataError):
+    """A server does not take a request, for a reason of its own that another try would not change."""
+
+    def __init__(self, sentence: str, status: int) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
 @dataclass(eq=False)
 class Replica:
     """A server, and how it fares."""
+
+    setting: ClassVar[str] = "generate.url"
+    """The key of params.yaml that names such servers."""
+    key_name: ClassVar[str] = "VLLM_API_KEY"
+    """The environment variable that holds their key."""
+    path: ClassVar[str] = "v1/completions"
+    """Where requests go."""
 
     url: str
     model: str | None = None
@@ -47,7 +62,7 @@ class Replica:
         try:
             _ = urlsplit(self.url).port
         except ValueError as error:
-            raise ConfigError(f"generate.url: {self.url}: {error}") from None
+            raise ConfigError(f"{self.setting}: {self.url}: {error}") from None
 
     def pause(self) -> float:
         """Seconds for which it is to be left alone now."""
@@ -55,7 +70,7 @@ class Replica:
 
     def connect(self) -> httpx.AsyncClient:
         """For one request at a time: a pool of 256 connections costs httpx six times the processor time a request."""
-        key = os.environ.get("VLLM_API_KEY")
+        key = os.environ.get(self.key_name)
         return httpx.AsyncClient(
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -87,7 +102,7 @@ class Replica:
 
     async def complete(self, http: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
         """The only `choice` of the answer to a request. Raises as `call`."""
-        answer = await self.call(http, "v1/completions", body | {"model": self.model})
+        answer = await self.call(http, self.path, body | {"model": self.model})
         try:
             choice: dict[str, Any] = answer["choices"][0]
             aborted = choice.get("finish_reason") == "abort"  # what a server that is being ended answers
@@ -105,7 +120,9 @@ class Replica:
             words = f"{status} {_message(response)}"
             raise httpx.HTTPStatusError(words, request=response.request, response=response)
         if status != 200:  # a redirect, too: it would carry prompts and key to where nobody sent them
-            raise DataError(f"{self.url}: refused a request to /{path} ({status}): {_message(response)}")
+            raise Refused(
+                f"{self.url}: refused a request to /{path} ({status}): {_message(response)}", status
+            )
         try:
             return response.json()
         except ValueError:

@@ -82,7 +82,10 @@ def _type(field: Schema) -> str:
     if "anyOf" in field:
         return " or ".join(map(_type, field["anyOf"]))
     if "enum" in field or "const" in field:
-        return " or ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
+        return " or ".join(
+            f"`{value}`" if isinstance(value, str) else f"`{json.dumps(value)}`"
+            for value in field.get("enum", [field.get("const")])
+        )
     if field.get("type") in ("array", "object"):
         return f"{'list of' if field['type'] == 'array' else 'by name:'} {_type(_entry(field))}"
     bounds = [f"{sign} {field[name]:g}" for name, sign in BOUNDS.items() if field.get(name, 2**63) < 2**63]

@@ -1,11 +1,11 @@
 """Records regraded generations in DVC as their stages' outputs, without sampling again (the command `oxa regrade`).
 
 oxa/grading/regrade.py makes the new verdicts; here is decided where DVC may take them. A checkpoint's generations
-follow from its stage's inputs. Only where DVC says that nothing of these has changed but the verifier (VERIFIER and the
-parameters `verify`) are the stored texts what the stage would write today; then, and only then, table and metrics are
-rewritten and `dvc commit` records them as the stage's outputs of today. Elsewhere the stage is left alone. Modules of
-VERIFIER that do more than grade are named when they have changed: whether their change touches how prompts are written
-or answers drawn, DVC cannot tell.
+follow from its stage's inputs. Only where DVC says that nothing of these has changed but the verifier (ROOMS, VERIFIER
+and the parameters `verify`) are the stored texts what the stage would write today; then, and only then, table and
+metrics are rewritten and `dvc commit` records them as the stage's outputs of today. Elsewhere the stage is left alone.
+Modules of VERIFIER that do more than grade are named when they have changed: whether their change touches how prompts
+are written or answers drawn, DVC cannot tell.
 
 Killed at any moment, the next run goes on: what is about to be written is noted with its md5 first, so that outputs
 which differ from dvc.lock are known for our own, and with the changes of verdicts, so that they are printed then.
@@ -27,12 +27,12 @@ from oxa.grading.regrade import Regraded, regrade
 from oxa.records import schemas, tables
 from oxa.runtime import files, guard
 
+ROOMS = ("oxa/answers/", "oxa/grading/")  # all that lies in them grades
 GRADING = {
     "oxa/config/verify.py",
-    "oxa/grading/grader.py",
-    "oxa/grading/worker.py",
     "oxa/comparison/estimators.py",
     "oxa/errors.py",
+    "oxa/records/same_answers.py",
     "oxa/runtime/progress.py",
 }
 MORE = {
@@ -136,8 +136,13 @@ def _behind(locked: Iterable[str]) -> list[str]:
     present = bridge.stages()  # dvc.lock may still hold some that dvc.yaml has no more
     ran = [stage for stage in locked if stage in present and stage.partition("@")[0] in GRADERS]
     changed = bridge.changes(ran) if ran else {}
-    stale = {stage.partition("@")[0] for stage, how in changed.items() if VERIFIER & how.keys()}
+    stale = {stage.partition("@")[0] for stage, how in changed.items() if _verifiers(how)}
     return [kind for kind in GRADERS if kind in stale]
+
+
+def _verifiers(changed: Mapping[str, str]) -> set[str]:
+    """What of this belongs to the verifier."""
+    return {path for path in changed if path in VERIFIER or path.startswith(ROOMS)}
 
 
 def _path(paths: Mapping[str, str], suffix: str) -> Path:
@@ -149,7 +154,7 @@ def _others(changed: Mapping[str, str], note: Path) -> list[str]:
     ours = files.read_json(note)["files"] if note.exists() else {}
     return sorted(
         path
-        for path in changed.keys() - VERIFIER
+        for path in changed.keys() - _verifiers(changed)
         if path not in ours or not Path(path).exists() or guard.dvc_md5(Path(path)) not in ours[path]
     )
 
@@ -180,7 +185,7 @@ def _write(
         metrics: note.with_name(f"{note.stem}-metrics.json"),
     }
     note.parent.mkdir(parents=True, exist_ok=True)
-    tables.write(made[output], regraded.table, schemas.GENERATIONS, tables.notes(output))
+    tables.write(made[output], regraded.table, schemas.GENERATIONS, regraded.notes)
     files.write_json(made[metrics], numbers)
     changes = [f"{regraded} (written by a run that was cut off)"] if regraded.changed else []
     hashes = {str(path): [guard.dvc_md5(path), guard.dvc_md5(new)] for path, new in made.items()}

@@ -157,6 +157,41 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.close()
 
 
+class ChatServer(CompletionsServer):
+    """Plays the side of /v1/chat/completions: `reply` makes the answer's message of what the user says.
+
+    A reply that is None is refused (400). Faults are the same.
+    """
+
+    def __init__(
+        self, reply: Callable[[str], Any], fault: Callable[[int], str | None] = lambda n: None
+    ) -> None:
+        super().__init__("judge", fault=fault)
+        self.reply = reply
+        self.paths: list[str] = []
+        self.RequestHandlerClass = ChatHandler
+
+    @property
+    def prompts(self) -> list[str]:
+        """What was asked, in order."""
+        return [body["messages"][-1]["content"] for body in self.bodies]
+
+
+class ChatHandler(Handler):
+    server: ChatServer
+
+    def _complete(self, body: dict[str, Any], fault: str | None) -> None:
+        self.server.paths.append(self.path)
+        reply = None if fault else self.server.reply(body["messages"][-1]["content"])
+        if fault == "reset":
+            self._reset()
+        elif fault or reply is None:
+            self._answer(int(fault or 400), {"error": {"message": f"the server says {fault or 400}"}})
+        else:
+            message = {"role": "assistant", "content": reply}
+            self._answer(200, {"choices": [{"message": message, "finish_reason": "stop"}]})
+
+
 def main() -> None:
     """`python -m vllm.entrypoints.openai.api_server` as oxa/generation/server.py calls it."""
     parser = argparse.ArgumentParser(allow_abbrev=False)

@@ -281,7 +281,9 @@ _CONVERSIONS = frozenset((60, 3600, 24, 7, 12, 365, 3, 36, 5280, 16, 1440, 86400
 
 def _may_be_radians(gold: Quantity, answer: Quantity) -> bool:
     """Whether one, in degrees, is near to the other in radians: one of them must look like an angle."""
-    if not (gold.degrees or answer.degrees or any(re.search(r"\\(?:pi|arc)", q.body) for q in (gold, answer))):
+    if not (
+        gold.degrees or answer.degrees or any(re.search(r"\\(?:pi|arc)", q.body) for q in (gold, answer))
+    ):
         return False
     values = [_expression(quantity) for quantity in (gold, answer)]
     if any(value is None or value.free_symbols or not value.is_real for value in values):

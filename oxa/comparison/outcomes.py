@@ -2,8 +2,7 @@
 
 Correctness comes from the stored verdicts of every generation. Checkpoints answer with common random numbers, so the
 same sample numbers are drawn again for all of them. For majorities, answers that the verifier holds equal to a gold
-one are one answer; others are the same where their text is, white space left out. A wrong answer that is written in two
-ways thus counts as two.
+one are one answer, and so are others that it holds equal to each other (records/same_answers.py).
 
 Legend: P problems, M draws of a problem's samples, n samples.
 """
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from oxa.comparison import estimators
 from oxa.errors import DataError
-from oxa.records import schemas, tables
+from oxa.records import same_answers, schemas, tables
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -112,7 +111,16 @@ def _read(path: Path) -> pa.Table:
     generated = tables.read(path, schemas.GENERATIONS, COLUMNS)
     if not len(generated):
         raise DataError(f"{path}: no generations; check that ingest.benchmarks has problems")
-    return generated
+    heads = same_answers.heads(tables.notes(path).get(same_answers.NOTE, {}))
+    if not heads:
+        return generated
+    columns = (generated[name].to_pylist() for name in ("benchmark", "problem_id", "predicted"))
+    answers = [
+        answer and heads.get((benchmark, problem_id, same_answers.spelling(answer)), answer)
+        for benchmark, problem_id, answer in zip(*columns, strict=True)
+    ]
+    at = generated.column_names.index("predicted")
+    return generated.set_column(at, "predicted", pa.array(answers, pa.string()))
 
 
 def _gathered(generated: pa.Table) -> Outcomes:
@@ -173,7 +181,7 @@ def _answer_ids(
         elif text is None:
             ids[row] = -1
         else:
-            ids[row] = known.setdefault("".join(text.split()), len(known) + 1)
+            ids[row] = known.setdefault(same_answers.spelling(text), len(known) + 1)
     return ids
 
 

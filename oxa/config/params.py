@@ -77,6 +77,11 @@ class Params(Section):
                 raise ValueError(
                     f"arm {arm!r}: selection.ul.{arm} and train.arms.{arm}.num_ul must both be set or both be absent"
                 )
+            if unlikelihood and unlikelihood.consensus == "judge" and self.verify.judge is None:
+                raise ValueError(
+                    f"arm {arm!r}: selection.ul.{arm}.consensus is `judge`, and there is none; set verify.judge to "
+                    "{url: …, model: …}, or consensus to true or false"
+                )
             unscored = set(unlikelihood.verdicts if unlikelihood else []) - set(self.score.self_verdicts)
             if unscored:
                 raise ValueError(

@@ -90,9 +90,9 @@ class UnlikelihoodSet(Section):
     allow_length: bool = False
     """Take responses that were cut by length, too. Their tokens are suppressed, and no end token behind them: the
     student never wrote one."""
-    consensus: bool = False
-    """Take a response only where a second check agrees that it is wrong: its answer and the gold one are plain numbers
-    and differ (oxa/grading/second_check.py)."""
+    consensus: Literal[False, True, "judge"] = False
+    """Take a response only where a second check agrees that it is wrong. `true`: its answer and the gold one are plain
+    numbers and differ (oxa/grading/second_check.py); `judge`: the language model of verify.judge calls it incorrect."""
 
 
 class Selection(Section):

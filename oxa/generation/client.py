@@ -133,5 +133,5 @@ class Client:
         replica.is_out = True
         sentence = f"{replica.url}: out of reach for {PATIENCE:g} seconds, the last time: {why}"
         if not self.alive:
-            raise DataError(f"{sentence}; no server is left (generate.url)") from ConnectionError(why)
+            raise DataError(f"{sentence}; no server is left ({replica.setting})") from ConnectionError(why)
         tell(f"{sentence}; the others go on without it")

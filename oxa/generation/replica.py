@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
 import httpx
@@ -30,9 +30,24 @@ _KEEP_ALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
 _certificates = cache(ssl.create_default_context)  # the system's; they take 20 ms to read
 
 
+class Refused(DataError):
+    """A server does not take a request, for a reason of its own that another try would not change."""
+
+    def __init__(self, sentence: str, status: int) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
 @dataclass(eq=False)
 class Replica:
     """A server, and how it fares."""
+
+    setting: ClassVar[str] = "generate.url"
+    """The key of params.yaml that names such servers."""
+    key_name: ClassVar[str] = "VLLM_API_KEY"
+    """The environment variable that holds their key."""
+    path: ClassVar[str] = "v1/completions"
+    """Where requests go."""
 
     url: str
     """Its address; user and password in it are taken out, and go to `auth`."""
@@ -53,10 +68,10 @@ class Replica:
             _ = parts.port
             httpx.URL(self.url)
         except (ValueError, httpx.InvalidURL) as error:
-            raise ConfigError(f"generate.url: {self.url}: {error}") from None
+            raise ConfigError(f"{self.setting}: {self.url}: {error}") from None
         if parts.username is not None:
             self.auth = unquote(parts.username), unquote(parts.password or "")
-        elif self.model is None and "VLLM_API_KEY" not in os.environ:  # not one that we have started
+        elif self.model is None and self.key_name not in os.environ:  # not one that we have started
             self.auth = _from_netrc(parts.hostname or "")
 
     def pause(self) -> float:
@@ -65,7 +80,7 @@ class Replica:
 
     def connect(self) -> httpx.AsyncClient:
         """For one request at a time: a pool of 256 connections costs httpx six times the processor time a request."""
-        key = os.environ.get("VLLM_API_KEY")
+        key = os.environ.get(self.key_name)
         return httpx.AsyncClient(
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -98,7 +113,7 @@ class Replica:
 
     async def complete(self, http: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
         """The only `choice` of the answer to a request. Raises as `call`."""
-        answer = await self.call(http, "v1/completions", body | {"model": self.model})
+        answer = await self.call(http, self.path, body | {"model": self.model})
         try:
             choice: dict[str, Any] = answer["choices"][0]
             aborted = choice.get("finish_reason") == "abort"  # what a server that is being ended answers
@@ -116,7 +131,9 @@ class Replica:
             words = f"{status} {_message(response)}"
             raise httpx.HTTPStatusError(words, request=response.request, response=response)
         if status != 200:  # a redirect, too: it would carry prompts and key to where nobody sent them
-            raise DataError(f"{self.url}: refused a request to /{path} ({status}): {_message(response)}")
+            raise Refused(
+                f"{self.url}: refused a request to /{path} ({status}): {_message(response)}", status
+            )
         try:
             return response.json()
         except ValueError:

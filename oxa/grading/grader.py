@@ -111,6 +111,10 @@ class Grader:
         verdicts = iter(self._verdicts(questions, description))
         return [set(itertools.islice(verdicts, len(accepted))) == {"correct"} for accepted in golds]
 
+    def compare(self, pairs: Sequence[tuple[str, str]], description: str = "comparing answers") -> list[str]:
+        """For each pair of answers the verdict on the second, the first being the only gold answer."""
+        return self._verdicts([((first,), Answer(second)) for first, second in pairs], description)
+
     def _verdicts(self, questions: list[Question | None], description: str) -> list[str]:
         keys = [None if question is None else _key(question) for question in questions]
         new = {

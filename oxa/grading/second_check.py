@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 MAX_CHARS = 100
@@ -37,6 +38,7 @@ def surely_wrong(golds: Sequence[str], predicted: str | None) -> bool:
     return all((gold := number(text)) is not None and _differ(gold, answer) for text in golds)
 
 
+@lru_cache(maxsize=4096)
 def number(text: str) -> Number | None:
     """What a text says that is one plain number, exactly; None of any other."""
     if len(text) > MAX_CHARS:
@@ -59,9 +61,9 @@ def number(text: str) -> Number | None:
 
 
 def _differ(gold: Number, answer: Number) -> bool:
-    gap = abs(gold.value - answer.value)
     if gold.value.denominator == answer.value.denominator == 1:
-        return gap > 0
+        return gold.value != answer.value
+    gap = abs(gold.value - answer.value)
     coarsest = min((number.places for number in (gold, answer) if number.places is not None), default=None)
     rounding = Fraction(0) if coarsest is None else Fraction(1, 2 * 10**coarsest)
     return gap > max(rounding, CLOSE * max(abs(gold.value), abs(answer.value)))

@@ -35,6 +35,12 @@ RESPONSES = pa.schema(
 VERDICTS = pa.schema([("response_id", pa.string()), ("verdict", pa.string()), ("predicted", pa.string())])
 
 
+JUDGED = VERDICTS.append(
+    pa.field("judge_verdict", pa.string())  # correct, incorrect, unsure; null where no judge was asked
+)
+"""VERDICTS where a second check by a language model is on (verify.judge)."""
+
+
 SCORES = pa.schema(
     [
         ("response_id", pa.string()),

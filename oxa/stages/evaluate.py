@@ -28,9 +28,10 @@ from oxa.config.verify import Verify
 from oxa.errors import DataError
 from oxa.generation import generate
 from oxa.generation.requests import Request
+from oxa.grading import grouping
 from oxa.grading.grader import Grader
 from oxa.model import loading
-from oxa.records import schemas, tables
+from oxa.records import same_answers, schemas, tables
 from oxa.runtime import files, journal
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,8 @@ def run(
     in nats a token, lengths in tokens. Only the verdict `correct` counts as right; the other verdicts' shares are given
     beside it, since a timeout or an unparsable answer is not known to be wrong. `no_room` counts the empty answers to
     prompts that fill the model's context: they have 0 tokens, are unparsable and have no entropy; mean_entropy is over
-    the problems that have one, None where none has. The settings that they were drawn with are kept with the table.
+    the problems that have one, None where none has. The settings that they were drawn with are kept with the table, and
+    so is which wrong answers to a problem are one answer in several spellings.
     """
     table = _benchmark_problems(section, problems)
     checkpoints = _checkpoints(model)
@@ -87,6 +89,8 @@ def run(
                 row |= {"step": step} | generation._asdict() | grade._asdict()
                 writer.add(**{name: row[name] for name in schemas.GENERATIONS.names})
             graded.append(pa.Table.from_pylist(rows, schema=WITHOUT_TEXT))
+        if groups := grouping.same_answers(grader, pa.concat_tables(graded)):
+            writer.note(same_answers.NOTE, groups)
     return summarize(pa.concat_tables(graded))
 
 

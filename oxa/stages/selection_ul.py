@@ -2,7 +2,8 @@
 
 Of its responses whose verdict proves a wrong pattern: the `num` of lowest ppl that are not below `min_ppl` (degenerate
 loops), at most `per_problem` of one problem; none that a length limit cut unless allowed; none that is too long to be
-trained on; with `consensus`, none that a second check does not call wrong, too (oxa/grading/second_check.py).
+trained on; with `consensus`, none that a second check does not call wrong, too: oxa/grading/second_check.py, or the
+judge whose verdicts the table holds beside.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def run(
     eligible = eligible.only(eligible.ppl >= section.min_ppl)
     funnel["floor"] = len(eligible.row)
     if section.consensus:
-        eligible = eligible.only(_surely_wrong(eligible, files))
+        agrees = _judged_wrong if section.consensus == "judge" else _surely_wrong
+        eligible = eligible.only(agrees(eligible, files))
         funnel["consensus"] = len(eligible.row)
     chosen = of_lowest_ppl(eligible, section.num, section.per_problem)
     if len(chosen) < section.num:
@@ -65,3 +67,9 @@ def _surely_wrong(eligible: Candidates, files: Files) -> list[bool]:
         second_check.surely_wrong(gold, answer)
         for gold, answer in zip(golds["answers"].to_pylist(), predicted["predicted"].to_pylist(), strict=True)
     ]
+
+
+def _judged_wrong(eligible: Candidates, files: Files) -> list[bool]:
+    """Which of them the judge calls wrong, too."""
+    verdicts = candidates.take(files.verdicts, schemas.JUDGED, ["judge_verdict"], eligible.verdict_row)
+    return [verdict == "incorrect" for verdict in verdicts["judge_verdict"].to_pylist()]

@@ -85,6 +85,22 @@ def test_what_has_not_changed_is_said_to_be_kept(tmp_path: Path):
     assert str(regraded) == "4 generations keep their verdicts"
 
 
+def test_a_table_from_before_gets_its_groups_of_equal_answers(tmp_path: Path):
+    texts = {r"\boxed{1/3}": "incorrect", r"\boxed{\frac13}": "incorrect"}
+    table = [
+        row | {"text": text, "predicted": text.removeprefix(r"\boxed{").removesuffix("}"), "verdict": verdict}
+        for row, (text, verdict) in zip(rows(), texts.items(), strict=False)
+    ]
+    tables.write(tmp_path / "a.parquet", table, schemas.GENERATIONS, {"sampling": {"seed": 1}})
+    regraded = regrade(SECTION, tmp_path / "a.parquet", problems(tmp_path / "problems.parquet"))
+    groups = {"world": {"p": [["1/3", r"\frac13"]]}}
+    assert regraded.notes == {"sampling": {"seed": 1}, "same_answers": groups}
+    assert regraded.changed
+    assert str(regraded) == "of 2 generations: answers to 1 problems are grouped anew"
+    tables.write(tmp_path / "a.parquet", regraded.table, schemas.GENERATIONS, regraded.notes)
+    assert not regrade(SECTION, tmp_path / "a.parquet", tmp_path / "problems.parquet").changed
+
+
 def test_a_generation_whose_problem_is_gone_is_named(tmp_path: Path):
     tables.write(tmp_path / "a.parquet", [rows()[0] | {"problem_id": "q"}], schemas.GENERATIONS)
     with pytest.raises(DataError, match="problem q of world is not in"):
@@ -238,6 +254,14 @@ def test_parameters_edited_while_it_grades_are_not_recorded_as_those_that_graded
     with pytest.raises(DataError, match=r"^params.yaml: verify: changed while base was graded; run it again"):
         list(recommit.run(SECTION, evaluate.summarize, ["base"], changed=lambda: ["params.yaml: verify"]))
     assert contents() == before
+
+
+def test_a_changed_file_of_the_checker_is_the_verifiers_matter(evaluated: Repository):
+    dvc_yaml = Path("dvc.yaml")
+    dvc_yaml.write_text(dvc_yaml.read_text().replace("grading/grader.py", "answers/equality.py"))
+    Path("oxa/answers").mkdir()
+    Path("oxa/answers/equality.py").write_text("# new\n")
+    assert "1 incorrect -> correct" in run("base")[0]
 
 
 def test_generations_that_somebody_else_has_changed_are_left_alone(evaluated: Repository):

@@ -188,6 +188,25 @@ def test_verdicts_stay_apart_and_text_stays_verbatim(
     assert numbers["pass_at_1"] + shares == pytest.approx(1)
 
 
+def test_wrong_answers_that_are_equal_are_noted_beside_the_table_whatever_their_step(
+    checkpoint: Path, tmp_path: Path, log: Any, scripted: Callable[..., None]
+) -> None:
+    import shutil
+
+    answers = ["9", "1/3", r"\frac13", "8", "9.0", "7"]
+    scripted(lambda i: (f"<think></think> \\boxed{{{answers[i % 6]}}}", "stop"))
+    for step in (5, 6):
+        shutil.copytree(checkpoint, tmp_path / "along" / f"step-{step}")
+    section = SECTION.model_copy(update={"num_samples": 6})
+    _run(section, tmp_path / "along", _problems(tmp_path, [("b", "aime", "")]), tmp_path, log)
+    notes = tables.notes(tmp_path / "generations.parquet")
+    problem = hashes.problem_id("b")
+    assert notes["same_answers"] == {"aime": {problem: [["1/3", r"\frac13"], ["9", "9.0"]]}}
+    scripted(lambda i: (f"<think></think> \\boxed{{{i}}}", "stop"))
+    _run(section, checkpoint, _problems(tmp_path, [("b", "aime", "")]), tmp_path / "plain", log)
+    assert set(tables.notes(tmp_path / "plain/generations.parquet")) == {"sampling"}
+
+
 def test_a_problem_that_fills_the_context_is_kept_as_not_solved_and_counted(
     checkpoint: Path, tmp_path: Path, log: Any
 ) -> None:

@@ -16,6 +16,7 @@ from oxa.runtime import lines
 from oxa.stages import verify
 
 SECTION = Verify(timeout=30, workers=1)
+VERDICTS = dict.fromkeys(("correct", "incorrect", "unsure", "unparsable", "timeout", "bad_gold"), 0)
 
 
 def grade(folder: Path, golds: dict[str, list[str]], rows: list[tuple[str, str, str]], log: Any) -> Any:
@@ -50,7 +51,7 @@ def test_every_response_gets_its_verdict_in_order_and_each_is_counted(tmp_path: 
     assert [row["predicted"] for row in verdicts[:5]] == ["7", r"\frac{2}{4}", "8", "7", None]
     assert metrics == {
         "responses": 7,
-        "verdicts": {"correct": 3, "incorrect": 1, "unsure": 0, "unparsable": 2, "timeout": 0, "bad_gold": 1},
+        "verdicts": VERDICTS | {"correct": 3, "incorrect": 1, "unparsable": 2, "bad_gold": 1},
         "distinct": 5,  # two responses say the same, one says nothing
         "correct_share": 3 / 7,
     }

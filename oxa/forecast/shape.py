@@ -12,6 +12,7 @@ from oxa.config.params import Params
 from oxa.errors import ConfigError
 from oxa.forecast import cost
 from oxa.forecast.cost import Shape
+from oxa.runtime import limits
 
 
 def student(params: Params) -> tuple[Shape, str]:
@@ -56,7 +57,14 @@ def _config(sizes: FromScratch | forecast.Shape, kind: str, context: int, *, tie
 
 
 def published(model: str, revision: str | None = None) -> Any:
-    """The config of a local folder or of the hub's cache; None where neither has it."""
+    """The config of a local folder or of the hub's cache; None where neither has it.
+
+    Raises DataError where it cannot be read within limits of time and memory.
+    """
+    return limits.call(f"{model}: no usable model: config.json", _config_of, model, revision)
+
+
+def _config_of(model: str, revision: str | None) -> Any:
     try:
         return AutoConfig.from_pretrained(
             model, revision=revision or "main", trust_remote_code=False, local_files_only=True

@@ -10,6 +10,7 @@ from oxa.config.prompt import Prompt
 from oxa.errors import DataError
 from oxa.model import loading
 from oxa.prompts import END_THINK, THINK, prompt_ids, response_ids, user_turn
+from oxa.runtime import limits
 
 QUESTION = "What is 4 + 5?"
 
@@ -32,6 +33,11 @@ def check_files(folder: Path) -> None:
         raise DataError(
             f"{folder}: an adapter, not a model; merge it into its base (peft's merge_and_unload) first"
         )
+    for path in folder.iterdir():
+        if not (path.is_file() or path.is_dir()):
+            raise DataError(
+                f"{path}: neither a file nor a folder, or a link to nowhere; take the checkpoint anew"
+            )
     for name in ("config.json", "tokenizer_config.json"):
         if "auto_map" in _read_object(folder / name):
             raise DataError(wants_code(folder, name))
@@ -93,20 +99,68 @@ def wants_code(model: str | Path, name: str) -> str:
 
 
 def check_checkpoint(model: str | Path, prompt: Prompt, revision: str | None = None) -> list[str]:
-    """`check_student` of a checkpoint folder or hub id; no weights are loaded."""
-    from transformers import AutoConfig, GenerationConfig
+    """What makes a checkpoint folder or hub id unusable as a student, the values of a folder's weights included."""
+    return read(model, prompt, revision) + (_weight_faults(Path(model)) if Path(model).is_dir() else [])
+
+
+def read(model: str | Path, prompt: Prompt, revision: str | None = None) -> list[str]:
+    """`check_student` of a checkpoint folder, or of a hub id's configuration and tokenizer; no weights are loaded.
+
+    In a process with limits: a configuration from elsewhere may ask for a billion layers, a template loop for ever.
+    Raises DataError where they cannot be read within them.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig  # noqa: F401  # or each fork would
+
+    if Path(model).is_dir():
+        limits.call(f"{model}: no usable model", check_files, Path(model))
+    limits.call(f"{model}: no usable model: config.json or the tokenizer's files", _read, model, revision)
+    template = f"{model}: not usable as a student: its chat template"
+    return limits.call(template, _check, model, prompt, revision)
+
+
+def _read(model: str | Path, revision: str | None) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if Path(model).is_dir():
+        loading.load(model, device=torch.device("meta"), dtype=torch.float32)
+        return
+    loading.load_tokenizer(model, revision=revision)
+    with torch.device("meta"):
+        AutoModelForCausalLM.from_config(loading.load_config(model, revision=revision))
+
+
+def _check(model: str | Path, prompt: Prompt, revision: str | None) -> list[str]:
+    from transformers import GenerationConfig
 
     tokenizer = loading.load_tokenizer(model, revision=revision)
-    version = revision or "main"
+    model_config = loading.load_config(model, revision=revision)
     try:
-        model_config = AutoConfig.from_pretrained(str(model), revision=version, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{model}: no usable model: {str(error).splitlines()[0]}") from None
-    try:
-        generation_config = GenerationConfig.from_pretrained(str(model), revision=version)
+        generation_config = GenerationConfig.from_pretrained(str(model), revision=revision or "main")
     except OSError:  # a checkpoint may do without one; the model's own configuration then tells the end
         generation_config = GenerationConfig.from_model_config(model_config)
     return check_student(tokenizer, model_config, generation_config, prompt)
+
+
+def _weight_faults(folder: Path) -> list[str]:
+    import torch
+    from safetensors import safe_open
+
+    wrong = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  # no mapping
+                tensor = file.get_tensor(name)
+                if tensor.is_floating_point() and tensor.numel():
+                    # which takes no memory, and knows no 8-bit numbers
+                    ends = torch.stack((tensor if tensor.element_size() > 1 else tensor.float()).aminmax())
+                    if not ends.isfinite().all():
+                        wrong.append(name)
+    if not wrong:
+        return []
+    return [
+        f"{len(wrong)} of its weights hold NaN or infinity, {wrong[0]} for one; take the checkpoint anew."
+    ]
 
 
 def check_student(tokenizer: Any, model_config: Any, generation_config: Any, prompt: Prompt) -> list[str]:

@@ -20,7 +20,7 @@ from oxa.config.sample import Sample
 from oxa.errors import DataError
 from oxa.generation import generate
 from oxa.generation.requests import Request
-from oxa.model import loading
+from oxa.model import loading, preflight
 from oxa.records import schemas, tables
 from oxa.runtime import files, journal
 
@@ -44,6 +44,8 @@ def run(
     one. The settings that they were drawn with are kept with the table.
     """
     sampler, name = _sampler(section, model)
+    if section.model is not None:
+        preflight.read(sampler, prompt)  # a student's faults may be no fault of one that only answers
     table = tables.read(problems, schemas.PROBLEMS, ["problem_id", "question", "split"])
     table = table.filter(pc.equal(table["split"], "train"))
     if table.num_rows == 0:

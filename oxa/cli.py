@@ -29,7 +29,7 @@ from oxa.config.params import Params, load_params
 from oxa.config.section import Section
 from oxa.config.sources import Source
 from oxa.errors import ConfigError, UserError, is_out_of_reach, tell
-from oxa.runtime import child, files, guard
+from oxa.runtime import child, files, guard, server
 from oxa.runtime.journal import Journal
 from oxa.tracking.record import recorded
 
@@ -37,6 +37,7 @@ THEIRS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENAMETOOLONG, errno.ELOOP),
 )  # what a disk or a path may be at fault for, and the user can mend
+MISPLACED = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,9 @@ def main(argv: Sequence[str] | None = None, add: Callable[[Any], None] = lambda 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
+        if error.errno in MISPLACED and error.filename:
+            tell(files.misplaced(Path(error.filename)))
+            return 2
         if error.errno not in THEIRS:
             raise
         where = f"{error.filename}: " if error.filename else ""
@@ -222,6 +226,7 @@ def _set_environment() -> None:
     for name in ("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY", "DVC_NO_ANALYTICS", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    server.spare_loopback()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("MPLCONFIGDIR", str((guard.WORK / "matplotlib").resolve()))
     if not sys.stderr.isatty():
@@ -311,6 +316,8 @@ def _launch(words: Sequence[str]) -> None:
 
 def _run_stage(arguments: argparse.Namespace) -> None:
     stage = STAGES[arguments.stage]
+    if fault := child.socket_fault():
+        raise ConfigError(fault)
     if stage.launched and os.environ.get("OXA_LAUNCH"):
         _launch(arguments.words)
     params = load(arguments.params)

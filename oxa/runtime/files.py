@@ -40,3 +40,10 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: no such file; `dvc repro` makes it") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: not valid JSON ({error})") from None
+
+
+def misplaced(path: Path) -> str:
+    """What to say of a file where a folder should be, or the other way round, on which an OSError came."""
+    first = next((part for part in [*reversed(path.parents), path] if part.is_file()), path)
+    found, wanted = ("file", "folder") if first.is_file() else ("folder", "file")
+    return f"{first}: a {found} lies here, where a {wanted} of the project's own belongs; move it away"

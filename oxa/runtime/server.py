@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import random
 import socket
 import subprocess
@@ -57,6 +58,21 @@ def answers(url: str, timeout: float = ANSWER) -> bool:
             return bool(response.status == 200)
     except (OSError, http.client.HTTPException):  # urllib's own errors are among the first
         return False
+
+
+def spare_loopback() -> None:
+    """Has every library leave proxies out where it speaks to this machine, if proxies are set at all.
+
+    The whole process and what it starts: Prefect's client, MLflow's and those of DVC each read the environment.
+    """
+    if not any(name.lower().endswith("_proxy") and name.lower() != "no_proxy" for name in os.environ):
+        return
+    listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if listed.strip() == "*":
+        return
+    names = [name.strip() for name in listed.split(",") if name.strip()]
+    value = ",".join(dict.fromkeys([*names, "127.0.0.1", "localhost"]))
+    os.environ |= {"no_proxy": value, "NO_PROXY": value}  # libraries read one or the other
 
 
 def free_port(first: int | None = None) -> int:

@@ -78,17 +78,38 @@ def connect(folder: Path = FOLDER) -> MlflowClient:
 
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what matters is raised
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    if urlsplit(address).scheme.partition("+")[0] in ("postgresql", "mysql", "mssql"):
-        import sqlalchemy
-
-        # MLflow tries ten times, for 100 s
-        sqlalchemy.create_engine(address, poolclass=sqlalchemy.pool.NullPool).connect().close()
+    if urlsplit(address).scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
+        _try_database(address)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "database.lock").open("a") as lock:  # of two that create a database at once, one fails
         fcntl.flock(lock, fcntl.LOCK_EX)
         client = MlflowClient(address, registry_uri=address)
         client.search_experiments(max_results=1)
     return client
+
+
+def _try_database(address: str) -> None:
+    """Raises Unreachable, or whatever SQLAlchemy does, where the database cannot be read.
+
+    MLflow would try ten times, for 100 s.
+    """
+    import sqlalchemy
+
+    url = sqlalchemy.make_url(address)
+    question = "select 1"
+    if url.get_backend_name() == "sqlite":
+        if not url.database or not os.path.exists(url.database):
+            return  # MLflow makes it
+        if os.path.isdir(url.database):
+            raise Unreachable(f"{url.database} is a folder; move it away")
+        question = "pragma schema_version"
+    try:
+        with sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool).connect() as connected:
+            connected.exec_driver_sql(question)
+    except sqlalchemy.exc.DatabaseError as error:
+        if isinstance(error, sqlalchemy.exc.OperationalError):
+            raise
+        raise Unreachable(reason(error)) from None
 
 
 def knock() -> None:

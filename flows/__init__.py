@@ -8,8 +8,6 @@ never by Prefect itself.
 import os
 from pathlib import Path
 
-from oxa.runtime import server
-
 PROJECT = Path.cwd()
 
 os.environ.setdefault("PREFECT_HOME", str(PROJECT / ".prefect"))
@@ -18,4 +16,3 @@ os.environ.setdefault("PREFECT_MEMO_STORE_PATH", f"{os.environ['PREFECT_HOME']}/
 os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
-server.spare_loopback()

@@ -25,7 +25,7 @@ from typing import IO
 from flows import PROJECT
 from oxa.errors import ConfigError, UserError
 from oxa.runtime.files import atomic
-from oxa.runtime.server import ANSWER, SHOWN_LINES, ServerProcess, answers, free_port
+from oxa.runtime.server import ANSWER, SHOWN_LINES, ServerProcess, answers, free_port, spare_loopback, within
 from oxa.tracking import connection
 
 FOLDER = PROJECT / ".prefect"
@@ -104,6 +104,7 @@ def prefect_api() -> Iterator[str]:
     the last does not start.
     """
     FOLDER.mkdir(exist_ok=True)
+    spare_loopback()  # for flows that no command line started
     with ExitStack() as stack:
         url, server = os.environ.get("PREFECT_API_URL") or _api_of_ui(), None
         if not url:
@@ -299,15 +300,17 @@ def check_answers(url: str) -> None:
     import httpx
     from prefect.client.orchestration import get_client
 
-    old = None
-    try:
+    def ask() -> tuple[Exception | None, str | None]:
         with get_client(httpx_settings={"timeout": ANSWER}, sync_client=True) as client:
             fault = client.api_healthcheck()
             if fault is None:
                 client.raise_for_api_version_mismatch()  # pages answer /health, too: theirs is not an API's
-                old = _older(client.api_version(), client.client_version())
-    except (RuntimeError, ValueError, httpx.HTTPError) as error:
-        fault = error
+            return fault, None if fault else _older(client.api_version(), client.client_version())
+
+    try:
+        fault, old = within(4 * ANSWER, ask)
+    except (RuntimeError, ValueError, TimeoutError, httpx.HTTPError) as error:
+        fault, old = error, None
     if fault:
         raise ConfigError(
             f"PREFECT_API_URL {url}: no Prefect API answers ({' '.join(str(fault).split())[:200]}); start its server "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import os
 import threading
+import time
 import urllib.error
 import urllib.request
 
@@ -46,3 +47,11 @@ def test_without_proxies_the_environment_stays_as_it_is(monkeypatch: pytest.Monk
     before = dict(os.environ)
     server.spare_loopback()
     assert dict(os.environ) == before
+
+
+def test_a_call_that_takes_too_long_is_left_and_one_in_time_gives_its_value_or_its_error() -> None:
+    assert server.within(60, sorted, [2, 1], reverse=True) == [2, 1]
+    with pytest.raises(KeyError):
+        server.within(60, {}.__getitem__, 1)
+    with pytest.raises(TimeoutError, match="no whole answer within 0 s"):
+        server.within(0.1, time.sleep, 1000)

@@ -83,7 +83,9 @@ def _repository() -> Iterator[Any]:
 
 def lock_fault() -> str | None:
     """What to say where DVC's note of who reads and writes what is damaged, without which it runs nothing."""
-    path = Path(".dvc/tmp/rwlock")
+    here = Path.cwd()
+    root = next((folder for folder in [here, *here.parents] if (folder / ".dvc").is_dir()), here)
+    path = root / ".dvc" / "tmp" / "rwlock"
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

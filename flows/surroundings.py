@@ -6,6 +6,7 @@ Each check returns a sentence for a person, or None where all is well.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -53,8 +54,11 @@ def _ownership_fault() -> str | None:
     )
     if "dubious ownership" not in answer.stderr:
         return None
-    owner = Path.cwd().stat().st_uid
+    named = re.search(
+        r"safe\.directory (.+)", answer.stderr
+    )  # the repository's folder, quoted where it must be
+    folder = named[1] if named else str(Path.cwd())
     return (
-        f"{Path.cwd()}: belongs to another user (id {owner}, this is {os.geteuid()}), so that git and DVC refuse it; "
-        f"`git config --global --add safe.directory {Path.cwd()}` has them trust it"
+        f"{folder}: belongs to another user than this one (id {os.geteuid()}), so that git and DVC refuse it; "
+        f"`git config --global --add safe.directory {folder}` has them trust it"
     )

@@ -121,13 +121,19 @@ def read(model: str | Path, prompt: Prompt, revision: str | None = None) -> list
 def _read(model: str | Path, revision: str | None) -> None:
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.quantizers import AutoHfQuantizer
 
     if Path(model).is_dir():
         loading.load(model, device=torch.device("meta"), dtype=torch.float32)
         return
     loading.load_tokenizer(model, revision=revision)
+    config = loading.load_config(model, revision=revision)
+    quantised = getattr(config, "quantization_config", None)
+    if quantised and AutoHfQuantizer.supports_quant_method(quantised):  # else it is read as if it were not
+        quantiser = AutoHfQuantizer.from_config(quantised, pre_quantized=True)
+        quantiser.validate_environment(device_map=None, weights_only=True)
     with torch.device("meta"):
-        AutoModelForCausalLM.from_config(loading.load_config(model, revision=revision))
+        AutoModelForCausalLM.from_config(config)
 
 
 def _check(model: str | Path, prompt: Prompt, revision: str | None) -> list[str]:

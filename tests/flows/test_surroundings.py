@@ -107,7 +107,7 @@ def test_a_damaged_lock_of_dvcs_is_named_with_what_to_do(
     lock.parent.mkdir(parents=True, exist_ok=True)
     lock.write_text(content)
     fault = next(surroundings.faults())
-    assert fault.startswith(".dvc/tmp/rwlock: not what DVC writes there")
+    assert fault.startswith(f"{lock}: not what DVC writes there")
     if content == "":
         assert refused_before_anything_runs(capsys) == fault
     lock.write_text("{}")

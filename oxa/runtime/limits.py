@@ -3,8 +3,8 @@
     faults = limits.call(f"{model}: no usable model", read, model)
 
 The process is a fork: what is imported need not be imported again, which takes seconds of torch and transformers. It is
-for reading, not for computing: a fork can use neither an accelerator nor the threads of the process that it was. As in
-the verifier's workers, the kernel ends it at the limit of processor time, whatever runs.
+for reading, not for computing: a fork can use neither an accelerator nor more than one thread. As in the verifier's
+workers, the kernel ends it at the limit of processor time, whatever runs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -24,7 +25,9 @@ from oxa.runtime.child import die_with_parent
 
 SECONDS = 20.0  # of processor time
 MEMORY = 2 * 2**30  # bytes beyond those that this process holds
-PATIENCE = 10.0  # times the limit by the clock on the wall, after which the call counts as lost
+PATIENCE = (
+    30.0  # times the limit by the clock on the wall, after which the call counts as lost; it may download
+)
 
 T = TypeVar("T")
 
@@ -78,6 +81,8 @@ def _work(
         sizes = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         most = int(sizes["VmData"].split()[0]) * 1024 + MEMORY
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)  # it would wait for the others, which a fork leaves behind
     for number in (signal.SIGPROF, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})

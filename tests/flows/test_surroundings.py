@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import serving, trickle
 
 from conftest import Repository
-from flows import cli, servers, surroundings
+from flows import cli, surroundings
+from flows import servers as flow_servers
 
 LONGEST = 75  # characters of TMPDIR
 
@@ -154,11 +156,25 @@ def test_a_prefect_server_older_than_the_client_is_refused(
     assert f"its Prefect server is of version 3.1.4, older than the {prefect.__version__} here" in sentence
 
 
+def test_a_prefect_server_that_trickles_is_given_up(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import prefect
+
+    monkeypatch.setattr(flow_servers, "ANSWER", 0.5)
+    with serving(trickle) as address:
+        monkeypatch.setenv("PREFECT_API_URL", f"{address}/api")
+        prefect.context.refresh_global_settings_context()
+        fault = surroundings.prefect_fault()
+    monkeypatch.delenv("PREFECT_API_URL")
+    prefect.context.refresh_global_settings_context()
+    assert fault is not None
+    assert "no Prefect API answers (no whole answer within 2 s)" in fault
+
+
 @pytest.mark.parametrize("name", [".work", ".tracking", ".prefect"])
 def test_a_file_where_a_folder_of_ours_belongs_is_refused(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    monkeypatch.setattr(servers, "FOLDER", project / ".prefect")  # made when flows was imported
+    monkeypatch.setattr(flow_servers, "FOLDER", project / ".prefect")  # made when flows was imported
     shutil.rmtree(name, ignore_errors=True)
     Path(name).touch()
     assert cli.main(["run"]) == 2

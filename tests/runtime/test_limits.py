@@ -61,3 +61,15 @@ def test_what_is_out_of_reach_may_be_tried_again() -> None:
     with pytest.raises(DataError) as error:
         limits.call("F", miss)
     assert is_out_of_reach(error.value)
+
+
+def test_it_computes_after_threads_of_this_process_have() -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        expected = float(torch.ones(1000, 1000).exp().sum())
+        assert limits.call("F", lambda: float(torch.ones(1000, 1000).exp().sum())) == pytest.approx(expected)
+    finally:
+        torch.set_num_threads(before)

@@ -517,8 +517,9 @@ def test_the_stage_refuses_an_untrusted_checkpoint_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     name: str,
 ) -> None:
-    monkeypatch.setattr(limits, "SECONDS", 2.0)
     damage, said = UNUSABLE[name]
+    if "takes more than" in said:
+        monkeypatch.setattr(limits, "SECONDS", 2.0)
     shutil.copytree(checkpoint, project / "student")
     damage(project / "student")
     assert cli.main(STAGE) == 2

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from servers import HEAD, serving, trickle
 
 from oxa.config.operations import Registry
 from oxa.errors import UserError
 from oxa.tracking import connection, registry
-
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n"
-
-
-def trickle(client: socket.socket, request: str) -> None:
-    """A byte now and then, for ever: the head where it begins with one, else the body."""
-    client.sendall(HEAD + b"Content-Length: 1000000\r\n\r\n")
-    while True:
-        client.sendall(b" ")
-        time.sleep(0.05)
 
 
 def trickle_head(client: socket.socket, request: str) -> None:
@@ -54,36 +43,6 @@ def long_error(client: socket.socket, request: str) -> None:
 def wrong_kinds(client: socket.socket, request: str) -> None:
     body = json.dumps({"experiments": 7, "registered_model": [7], "runs": "7"}).encode()
     client.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-
-
-@contextmanager
-def serving(answer: Callable[[socket.socket, str], None]) -> Iterator[str]:
-    """A server that answers every request so; gives its address."""
-
-    def serve(client: socket.socket) -> None:
-        with client:
-            try:
-                answer(client, client.recv(65536).decode())
-                client.shutdown(socket.SHUT_WR)
-                while client.recv(
-                    65536
-                ):  # what is left of the request: closed on it, the answer would be lost
-                    pass
-            except OSError:  # the other end, or this test, has ended
-                return
-
-    def accept() -> None:
-        while True:
-            try:
-                client, _ = there.accept()
-            except OSError:
-                return
-            threading.Thread(target=serve, args=[client], daemon=True).start()
-
-    with socket.create_server(("127.0.0.1", 0)) as there:
-        threading.Thread(target=accept, daemon=True).start()
-        yield f"http://127.0.0.1:{there.getsockname()[1]}"
-        there.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.mark.parametrize(

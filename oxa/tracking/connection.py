@@ -167,6 +167,8 @@ def client() -> MlflowClient:
     """As `connect`, for commands: raises UserError where MLflow cannot be reached."""
     try:
         return connect()
+    except FileExistsError:  # a file in our folder's place, which is no fault of MLflow's
+        raise
     except Exception as error:  # MLflow hands on whatever its backends raise
         raise unreachable(error) from None
 

@@ -37,7 +37,6 @@ THEIRS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENAMETOOLONG, errno.ELOOP),
 )  # what a disk or a path may be at fault for, and the user can mend
-MISPLACED = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,7 @@ def main(argv: Sequence[str] | None = None, add: Callable[[Any], None] = lambda 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno in MISPLACED and error.filename:
+        if error.errno in files.MISPLACED and error.filename:
             tell(files.misplaced(Path(error.filename)))
             return 2
         if error.errno not in THEIRS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from oxa.errors import DataError
+
+
+MISPLACED = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
 @contextmanager
@@ -43,7 +47,7 @@ def read_json(path: Path) -> Any:
 
 
 def misplaced(path: Path) -> str:
-    """What to say of a file where a folder should be, or the other way round, on which an OSError came."""
+    """What to say of a file where a folder should be, or the other way round, on which an OSError of MISPLACED came."""
     first = next((part for part in [*reversed(path.parents), path] if part.is_file()), path)
     found, wanted = ("file", "folder") if first.is_file() else ("folder", "file")
     return f"{first}: a {found} lies here, where a {wanted} of the project's own belongs; move it away"

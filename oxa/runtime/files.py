@@ -12,7 +12,6 @@ from typing import Any
 
 from oxa.errors import DataError
 
-
 MISPLACED = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 

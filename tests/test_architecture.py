@@ -29,7 +29,7 @@ ARROWS = {
     "stages": "report comparison training selection generation model data grading records runtime config",
     "study": "report comparison data records runtime config",
     "report": "comparison records runtime",
-    "forecast": "training generation model data records runtime config",
+    "forecast": "training generation model data records config",
     "comparison": "records config",
     "training": "generation model grading runtime config",
     "generation": "model runtime config",

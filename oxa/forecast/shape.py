@@ -12,7 +12,7 @@ from oxa.config.params import Params
 from oxa.errors import ConfigError
 from oxa.forecast import cost
 from oxa.forecast.cost import Shape
-from oxa.runtime import limits
+from oxa.model import limits
 
 
 def student(params: Params) -> tuple[Shape, str]:

@@ -8,9 +8,8 @@ from typing import Any
 
 from oxa.config.prompt import Prompt
 from oxa.errors import DataError
-from oxa.model import loading
+from oxa.model import limits, loading
 from oxa.prompts import END_THINK, THINK, prompt_ids, response_ids, user_turn
-from oxa.runtime import limits
 
 QUESTION = "What is 4 + 5?"
 
@@ -123,11 +122,12 @@ def _read(model: str | Path, revision: str | None) -> None:
     from transformers import AutoModelForCausalLM
     from transformers.quantizers import AutoHfQuantizer
 
+    config = loading.load_config(model, revision=revision)
+    _generation_config(model, revision, config)
     if Path(model).is_dir():
         loading.load(model, device=torch.device("meta"), dtype=torch.float32)
         return
     loading.load_tokenizer(model, revision=revision)
-    config = loading.load_config(model, revision=revision)
     quantised = getattr(config, "quantization_config", None)
     if quantised and AutoHfQuantizer.supports_quant_method(quantised):  # else it is read as if it were not
         quantiser = AutoHfQuantizer.from_config(quantised, pre_quantized=True)
@@ -136,15 +136,23 @@ def _read(model: str | Path, revision: str | None) -> None:
         AutoModelForCausalLM.from_config(config)
 
 
-def _check(model: str | Path, prompt: Prompt, revision: str | None) -> list[str]:
+def _generation_config(model: str | Path, revision: str | None, model_config: Any) -> Any:
     from transformers import GenerationConfig
 
+    try:
+        return GenerationConfig.from_pretrained(str(model), revision=revision or "main")
+    except OSError:  # a checkpoint may do without one; the model's own configuration then tells the end
+        return GenerationConfig.from_model_config(model_config)
+    except ValueError as error:
+        raise DataError(
+            f"{model}: no usable generation_config.json: {loading.first_line(error)}; take it anew, or take it away"
+        ) from None
+
+
+def _check(model: str | Path, prompt: Prompt, revision: str | None) -> list[str]:
     tokenizer = loading.load_tokenizer(model, revision=revision)
     model_config = loading.load_config(model, revision=revision)
-    try:
-        generation_config = GenerationConfig.from_pretrained(str(model), revision=revision or "main")
-    except OSError:  # a checkpoint may do without one; the model's own configuration then tells the end
-        generation_config = GenerationConfig.from_model_config(model_config)
+    generation_config = _generation_config(model, revision, model_config)
     return check_student(tokenizer, model_config, generation_config, prompt)
 
 

@@ -24,10 +24,9 @@ from oxa.config.base import Checkpoint, FromScratch
 from oxa.config.prompt import Prompt
 from oxa.config.sources import Sources
 from oxa.errors import DataError
-from oxa.model import loading
+from oxa.model import limits, loading
 from oxa.model.preflight import QUESTION, check_checkpoint, read, wants_code
 from oxa.model.pretrain import pretrain
-from oxa.runtime import limits
 from oxa.runtime.journal import Log
 
 

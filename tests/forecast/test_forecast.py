@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 from oxa.config.params import check_params
 from oxa.errors import ConfigError, DataError
 from oxa.forecast import forecast, text, workload
+from oxa.model import limits
 from oxa.records import schemas, tables
-from oxa.runtime import limits
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]

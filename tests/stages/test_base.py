@@ -23,8 +23,7 @@ from oxa.config.prompt import Prompt
 from oxa.config.sources import Mapping, Source, Sources, World
 from oxa.data import world
 from oxa.errors import DataError
-from oxa.model import loading, preflight, pretrain
-from oxa.runtime import limits
+from oxa.model import limits, loading, preflight, pretrain
 from oxa.stages import base
 
 WORLD = World(strategy_documents=50)

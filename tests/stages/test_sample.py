@@ -17,9 +17,8 @@ from oxa.config.sample import Sample
 from oxa.errors import DataError
 from oxa.generation import generate
 from oxa.generation.requests import Request
-from oxa.model import loading
+from oxa.model import limits, loading
 from oxa.records import schemas, tables
-from oxa.runtime import limits
 from oxa.stages import sample
 
 SECTION = Sample(max_tokens=12, num_samples=3, seed=4)

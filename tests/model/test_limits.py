@@ -10,7 +10,7 @@ import pytest
 from processes import below
 
 from oxa.errors import DataError, is_out_of_reach
-from oxa.runtime import limits
+from oxa.model import limits
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ twice. What DVC did is read off its output (as of 3.67, to which pyproject.toml 
 from __future__ import annotations
 
 import fnmatch
+import json
 import os
 import re
 import subprocess
@@ -79,6 +80,25 @@ def _repository() -> Iterator[Any]:
             yield repo
     except DvcException as error:
         raise UserError(f"DVC: {' '.join(str(error).split())}") from None
+
+
+def lock_fault() -> str | None:
+    """What to say where DVC's note of who reads and writes what is damaged, without which it runs nothing."""
+    here = Path.cwd()
+    root = next((folder for folder in [here, *here.parents] if (folder / ".dvc").is_dir()), here)
+    path = root / ".dvc" / "tmp" / "rwlock"
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError):
+        note = None
+    if isinstance(note, dict):
+        return None
+    return (
+        f"{path}: not what DVC writes there, left by a DVC that was killed or found the disk full; where no dvc "
+        "command is at work here, remove it"
+    )
 
 
 def plan(targets: Iterable[str] = ()) -> list[Node]:

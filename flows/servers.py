@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -27,7 +28,7 @@ from urllib.parse import urlsplit
 from flows import PROJECT, bridge
 from oxa.errors import ConfigError, UserError, tell
 from oxa.runtime.files import atomic
-from oxa.runtime.server import ANSWER, SHOWN_LINES, ServerProcess, answers, free_port
+from oxa.runtime.server import ANSWER, SHOWN_LINES, ServerProcess, answers, free_port, spare_loopback, within
 from oxa.tracking import connection
 
 FOLDER = PROJECT / ".prefect"
@@ -36,11 +37,16 @@ UI, UI_LOCK = FOLDER / "ui.json", FOLDER / "ui.lock"
 PATIENCE = 300.0  # seconds for a server to come up: 5-11 on two idle cores, the most on a fresh database
 DELIVERY = 10.0  # seconds for the last log lines to reach the server
 LOST = 10.0  # seconds for which nobody listens at the API's address, and it is taken for gone
+RAISED = re.compile(r"(\w+\.)+\w+: |\w+(Error|Exception): ")  # the last line of a traceback
+UNREADABLE_DATABASE = ("is not a database", "is malformed", "Can't locate revision")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # what MLflow keeps its tables in
 
 
 class ProjectServer(ServerProcess):
     """Prefect's or MLflow's server for this project; what it prints goes to a file of `.prefect/`."""
+
+    remedy = ""
+    """What to do where its database is damaged or was made by a newer version."""
 
     def __init__(
         self, name: str, log: str, command: Sequence[str], health: str, environment: Mapping[str, str | None]
@@ -61,23 +67,36 @@ class ProjectServer(ServerProcess):
         )
 
     def wait_until_up(self) -> None:
-        """Raises UserError with the last lines of its log where it dies or is not up in time."""
+        """Raises UserError, with the reason that its log gives, where it dies or is not up in time."""
         up = self.answers_within(PATIENCE)
         self.check()
         if not up:
-            raise UserError(f"the {self.name} server was not up after {PATIENCE:.0f} s{self._log_excerpt()}")
+            raise UserError(f"the {self.name} server was not up after {PATIENCE:.0f} s{self._reason()}")
         self._starting.close()
 
     def check(self) -> None:
-        """Raises UserError with the last lines of its log where it has ended."""
+        """Raises UserError, with the reason that its log gives, where it has ended."""
         if self.poll() is not None:
-            raise UserError(
-                f"the {self.name} server ended with exit code {self.returncode}{self._log_excerpt()}"
-            )
+            raise UserError(f"the {self.name} server ended with exit code {self.returncode}{self._reason()}")
 
-    def _log_excerpt(self) -> str:
-        lines = self.last_lines()[-SHOWN_LINES:]
-        return f"; {self.log} ends with:\n" + "\n".join(f"    {line}" for line in lines) if lines else ""
+    def _reason(self) -> str:
+        """The exception that its log ends with, and what to do about it; else the log's last lines."""
+        lines = self.last_lines()
+        if raised := [line for line in lines if RAISED.match(line)]:
+            _, _, reason = raised[-1].partition(": ")
+            remedy = self.remedy if any(sign in reason for sign in UNREADABLE_DATABASE) else ""
+            return f" ({reason}); {remedy}its log: {self.log}"
+        shown = "\n".join(f"    {line}" for line in lines[-SHOWN_LINES:])
+        return f"; {self.log} ends with:\n{shown}" if shown else ""
+
+
+class PrefectServer(ProjectServer):
+    """Prefect's."""
+
+    remedy = (
+        "its database is damaged, or of a newer Prefect: move .prefect/prefect.db* away, and a new one is made (it "
+        "holds no results, only the runs that Prefect's pages show); "
+    )
 
 
 @contextmanager
@@ -88,6 +107,8 @@ def prefect_api() -> Iterator[str]:
     this project; then one started for this block. Raises ConfigError where the first does not answer, UserError where
     the last does not start.
     """
+    FOLDER.mkdir(exist_ok=True)
+    spare_loopback()  # for flows that no command line started
     with ExitStack() as stack:
         url, server = os.environ.get("PREFECT_API_URL") or _api_of_ui(), None
         if not url:
@@ -102,7 +123,7 @@ def prefect_api() -> Iterator[str]:
         if configured:
             if server:
                 server.end()
-            _check_answers(configured)
+            check_answers(configured)
             url = configured
         elif server:
             server.wait_until_up()
@@ -252,13 +273,13 @@ def _prefect(port: int, *, embedded: bool) -> ProjectServer:
             "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
             "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
         }
-        return ProjectServer("Prefect", "server.log", command, f"{api}/health", environment)
+        return PrefectServer("Prefect", "server.log", command, f"{api}/health", environment)
     environment |= {
         "PREFECT_API_URL": None,
         "PREFECT_UI_API_URL": api,  # else the pages ask the port of Prefect's settings
         "PREFECT_UI_STATIC_DIRECTORY": str(FOLDER / "pages"),  # else inside the installed package
     }
-    return ProjectServer("Prefect", "ui-prefect.log", command, f"{api}/health", environment)
+    return PrefectServer("Prefect", "ui-prefect.log", command, f"{api}/health", environment)
 
 
 def _mlflow(port: int, tracking: str) -> ProjectServer:
@@ -328,23 +349,45 @@ def _read_ui() -> dict[str, str] | None:
     return None
 
 
-def _check_answers(url: str) -> None:
-    """Raises ConfigError where the configured API does not answer. Asked as Prefect itself asks, with its keys."""
+def check_answers(url: str) -> None:
+    """Raises ConfigError where the configured API does not answer or is too old for this client.
+
+    Asked as Prefect itself asks, with its keys.
+    """
     import httpx
     from prefect.client.orchestration import get_client
 
-    try:
+    def ask() -> tuple[Exception | None, str | None]:
         with get_client(httpx_settings={"timeout": ANSWER}, sync_client=True) as client:
             fault = client.api_healthcheck()
             if fault is None:
                 client.raise_for_api_version_mismatch()  # pages answer /health, too: theirs is not an API's
-    except (RuntimeError, ValueError, httpx.HTTPError) as error:
-        fault = error
+            return fault, None if fault else _older(client.api_version(), client.client_version())
+
+    try:
+        fault, old = within(4 * ANSWER, ask)
+    except (RuntimeError, ValueError, TimeoutError, httpx.HTTPError) as error:
+        fault, old = error, None
     if fault:
         raise ConfigError(
-            f"PREFECT_API_URL {url}: no Prefect API answers ({' '.join(str(fault).split())}); start its server and "
-            "mind the /api at the end, or unset it: `oxa run` then starts a server of its own"
+            f"PREFECT_API_URL {url}: no Prefect API answers ({' '.join(str(fault).split())[:200]}); start its server "
+            "and mind the /api at the end, or unset it: `oxa run` then starts a server of its own"
         )
+    if old:
+        raise ConfigError(f"PREFECT_API_URL {url}: {old}")
+
+
+def _older(server: str, client: str) -> str | None:
+    """What to say of a server that is older than this client, some of whose requests it does not know."""
+    theirs, ours = (
+        [int(number) for number in re.findall(r"\d+", version)[:2]] for version in (server, client)
+    )
+    if theirs >= ours:
+        return None
+    return (
+        f"its Prefect server is of version {server[:40]}, older than the {client} here; update the server, or unset "
+        "the address: `oxa run` then starts a server of its own"
+    )
 
 
 def _port(name: str, wanted: int) -> int:

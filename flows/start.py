@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
-from flows import bridge, servers, workspace
+from flows import bridge, servers, surroundings, workspace
 from oxa import cli
 from oxa.config.base import Checkpoint
 from oxa.config.params import Params, check_no_password, check_params, read_params
@@ -78,6 +78,9 @@ def check(params_path: Path, model: str | None = None) -> None:
     print("libraries " + ", ".join(f"{name} {version(name)}" for name in LIBRARIES))
     address = connection.shown(connection.uri())
     print(f"tracking  {address if params.tracking.enabled else 'nobody: tracking.enabled is false'}")
+    around = [*surroundings.faults(), *filter(None, [surroundings.prefect_fault()])]
+    for fault in around:
+        print(f"around    {fault}")
     from oxa.model import loading
 
     print(f"device    {loading.default_device()}")
@@ -87,9 +90,16 @@ def check(params_path: Path, model: str | None = None) -> None:
     student: str | Path | None = model or (BASE if BASE.exists() else base.model if base else None)
     if student is None:
         print("student   not made yet (`dvc repro base` makes it)")
+        _refuse(around)
         return
     check_student(student, params, base if base and student == base.model else None)
     print(f"student   {student}: fine")
+    _refuse(around)
+
+
+def _refuse(faults: list[str]) -> None:
+    if faults:
+        raise ConfigError(f"no run would end well here for the reason{'s' * (len(faults) > 1)} above")
 
 
 def _check_sampler(model: str, params: Params) -> None:
@@ -142,6 +152,8 @@ def run(
     cli.load(path)
     if not Path("dvc.yaml").exists():
         raise ConfigError("dvc.yaml: no such file; run in the project's folder")
+    for fault in surroundings.faults():
+        raise ConfigError(fault)
     # the person at the terminal gets a line a stage; Prefect's log lines go to its interface
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     # nor do its client's own troubles belong here, 10 kB a line of events that it could not send

@@ -27,7 +27,7 @@ from oxa.config.params import Params, Values, check_no_password, check_params, r
 from oxa.config.section import Section
 from oxa.config.verify import Verify
 from oxa.errors import ConfigError, UserError, is_out_of_reach, tell
-from oxa.runtime import files, guard, launch
+from oxa.runtime import child, files, guard, launch, server
 from oxa.runtime.journal import Journal
 from oxa.runtime.modules import PACKAGE
 from oxa.tracking.record import recorded
@@ -209,6 +209,9 @@ def main(argv: Sequence[str] | None = None, add: Callable[[Any], None] = lambda 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
+        if error.errno in files.MISPLACED and error.filename:
+            tell(files.misplaced(Path(error.filename)))
+            return 2
         if error.errno not in THEIRS:
             raise
         where = f"{error.filename}: " if error.filename else ""
@@ -221,6 +224,7 @@ def _set_environment() -> None:
     for name in ("DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY", "DVC_NO_ANALYTICS", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    server.spare_loopback()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("MPLCONFIGDIR", str((guard.WORK / "matplotlib").resolve()))
     if not sys.stderr.isatty():
@@ -260,12 +264,10 @@ def _parser(add: Callable[[Any], None]) -> argparse.ArgumentParser:
 class _Agreement(argparse.Action):
     """Prints the table and ends, whatever else the stage would need."""
 
-    def __call__(
-        self, parser: argparse.ArgumentParser, arguments: Any, path: Any, name: str | None = None
-    ) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, _: Any = None) -> None:
         from oxa.grading import agreement
 
-        print(agreement.table(path, Verify()))
+        print(agreement.table(values, Verify()))
         parser.exit()
 
 
@@ -298,6 +300,8 @@ def _checked(path: Path, raw: dict[str, Any]) -> Params:
 
 def _run_stage(arguments: argparse.Namespace) -> None:
     stage = STAGES[arguments.stage]
+    if fault := child.socket_fault():
+        raise ConfigError(fault)
     if stage.launched and os.environ.get("OXA_LAUNCH"):
         launch.become(arguments.words)
     raw = read_params(arguments.params)  # once: what is read is what the stage has worked with

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ import pytest
 from oxa.runtime.child import Child
 from oxa.runtime.server import free_port
 
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n"
 PATIENCE = 300  # seconds that a server may take to start on a busy machine
 
 
@@ -98,3 +101,41 @@ def _wait(ready: Callable[[], bool], log: Path) -> None:
         except Exception:  # not yet
             assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
+
+
+def trickle(client: socket.socket, request: str) -> None:
+    """A body of which a byte comes now and then, for ever."""
+    client.sendall(HEAD + b"Content-Length: 1000000\r\n\r\n")
+    while True:
+        client.sendall(b" ")
+        time.sleep(0.05)
+
+
+@contextmanager
+def serving(answer: Callable[[socket.socket, str], None]) -> Iterator[str]:
+    """A server that answers every request so; gives its address."""
+
+    def serve(client: socket.socket) -> None:
+        with client:
+            try:
+                answer(client, client.recv(65536).decode())
+                client.shutdown(socket.SHUT_WR)
+                while client.recv(
+                    65536
+                ):  # what is left of the request: closed on it, the answer would be lost
+                    pass
+            except OSError:  # the other end, or this test, has ended
+                return
+
+    def accept() -> None:
+        while True:
+            try:
+                client, _ = there.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=[client], daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{there.getsockname()[1]}"
+        there.shutdown(socket.SHUT_RDWR)

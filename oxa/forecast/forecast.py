@@ -130,9 +130,9 @@ def base(params: Params, shape: Shape, device: Machine, work: Workload) -> Step:
 
 def sample(params: Params, shape: Shape, device: Machine, work: Workload) -> Step:
     section, rows, remark = params.sample, work.responses["self"], ""
-    config = published(section.model) if section.model else None
-    if config is not None:
-        shape = cost.shape_of(config)._replace(context=shape.context)
+    known = published(section.model) if section.model else None
+    if known is not None:
+        shape = known._replace(context=shape.context)
     elif section.model:
         remark = f"{section.model}'s config.json is not at hand; taken for as large as the student"
     step = generation("sample", params, shape, device, work, section, rows, section.num_samples)

@@ -12,6 +12,7 @@ from oxa.config.params import Params
 from oxa.errors import ConfigError
 from oxa.forecast import cost
 from oxa.forecast.cost import Shape
+from oxa.model import limits
 
 
 def student(params: Params) -> tuple[Shape, str]:
@@ -21,11 +22,10 @@ def student(params: Params) -> tuple[Shape, str]:
         bound = "at most" if base.tokenizer == "bpe" else "the corpus decides; taken as"
         config = _config(base, "llama", base.max_position_embeddings, tied=True)
         return cost.shape_of(config), f"base, from scratch; vocabulary {bound} {base.vocab_size:,}"
-    config = published(base.model, base.revision)
-    if config is not None:
-        if base.max_position_embeddings:
-            config.get_text_config().max_position_embeddings = base.max_position_embeddings
-        return cost.shape_of(config), f"{base.model}, its config.json"
+    shape = published(base.model, base.revision)
+    if shape is not None:
+        context = base.max_position_embeddings or shape.context
+        return shape._replace(context=context), f"{base.model}, its config.json"
     if sizes is None:
         raise ConfigError(
             f"plan.shape: missing, and the config.json of base.model {base.model!r} is neither a local folder's nor in "
@@ -55,11 +55,19 @@ def _config(sizes: FromScratch | forecast.Shape, kind: str, context: int, *, tie
     )
 
 
-def published(model: str, revision: str | None = None) -> Any:
-    """The config of a local folder or of the hub's cache; None where neither has it."""
+def published(model: str, revision: str | None = None) -> Shape | None:
+    """The shape of a local folder's model, or of one in the hub's cache; None where neither has it.
+
+    Raises DataError where its config.json cannot be read, or asks for a model beyond all limits.
+    """
+    return limits.call(f"{model}: no usable model: config.json", _published, model, revision)
+
+
+def _published(model: str, revision: str | None) -> Shape | None:
     try:
-        return AutoConfig.from_pretrained(
+        config = AutoConfig.from_pretrained(
             model, revision=revision or "main", trust_remote_code=False, local_files_only=True
         )
     except (OSError, ValueError):
         return None
+    return cost.shape_of(config)

@@ -27,9 +27,10 @@ def load(
 ) -> tuple[Any, Any]:
     """Loads (model, tokenizer) from a checkpoint folder or a hub id, in eval mode.
 
-    `dtype` is float32 on a CPU and bfloat16 on CUDA unless named. Raises DataError where there is no checkpoint, no
-    safetensors weights, no tokenizer, a weight is missing or of another shape (transformers would draw it at random),
-    or the checkpoint wants to run code of its own.
+    `dtype` is float32 on a CPU and bfloat16 on CUDA unless named; on the device `meta` no weight is read. Raises
+    DataError where there is no checkpoint, no safetensors weights, no tokenizer, a weight is missing, of another shape
+    (transformers would draw it at random) or of a layer that the model does not have, a package that reads quantised
+    weights is missing, or the checkpoint wants to run code of its own.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -45,9 +46,15 @@ def load(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **({"device_map": "meta"} if device.type == "meta" else {}),
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{path}: no usable model: {first_line(error)}") from None
+    except ImportError as error:
+        raise DataError(
+            f"{path}: no usable model: a package is missing ({first_line(error)}); install it, or, where this is "
+            "for quantised weights, take the checkpoint that is not quantised"
+        ) from None
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
@@ -58,6 +65,12 @@ def load(
         raise DataError(
             f"{path}: no usable model: {len(report['missing_keys'])} of its weights are missing, "
             f"{min(report['missing_keys'])} for one; take the checkpoint anew"
+        )
+    unused = [key for key in report["unexpected_keys"] if ".layers." in key]  # others may be of another task
+    if unused:
+        raise DataError(
+            f"{path}: no usable model: {len(unused)} of its weights have no place in what config.json describes, "
+            f"{min(unused)} for one; take the checkpoint anew"
         )
     return model.to(device).eval(), tokenizer
 
@@ -72,6 +85,16 @@ def load_tokenizer(path: str | Path, *, revision: str | None = None) -> Any:
         return AutoTokenizer.from_pretrained(str(path), revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: no usable tokenizer: {first_line(error)}") from None
+
+
+def load_config(path: str | Path, *, revision: str | None = None) -> Any:
+    """Reads config.json alone; DataError where it is none."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(path), revision=revision or "main", trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: no usable model: {first_line(error)}") from None
 
 
 def first_line(error: Exception) -> str:

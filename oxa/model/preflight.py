@@ -8,7 +8,7 @@ from typing import Any
 
 from oxa.config.prompt import Prompt
 from oxa.errors import DataError
-from oxa.model import loading
+from oxa.model import limits, loading
 from oxa.prompts import END_THINK, PLAIN_TEMPLATE, THINK, prompt_ids, user_turn
 
 QUESTION = "What is 4 + 5?"
@@ -37,6 +37,11 @@ def check_files(folder: Path) -> None:
         raise DataError(
             f"{folder}: an adapter, not a model; merge it into its base (peft's merge_and_unload) first"
         )
+    for path in folder.iterdir():
+        if not (path.is_file() or path.is_dir()):
+            raise DataError(
+                f"{path}: neither a file nor a folder, or a link to nowhere; take the checkpoint anew"
+            )
     for name in ("config.json", "tokenizer_config.json"):
         if "auto_map" in _read_object(folder / name):
             raise DataError(wants_code(folder, name))
@@ -118,30 +123,99 @@ def check_checkpoint(
     template: str | None = None,
     is_student: bool = True,
 ) -> list[str]:
-    """`check_student` of a checkpoint folder or hub id, or `check_sampler`; no weights are loaded.
+    """`check_student` of a checkpoint folder or hub id, or `check_sampler`; of a folder the weights' values, too.
 
     `template` stands in place of its own.
     """
-    from transformers import AutoConfig, GenerationConfig
+    faults = read(model, prompt, revision, template=template, is_student=is_student)
+    return faults + (_weight_faults(Path(model)) if Path(model).is_dir() else [])
 
-    tokenizer = loading.load_tokenizer(model, revision=revision)
-    if template is not None:
-        tokenizer.chat_template = template
-    version = revision or "main"
+
+def read(
+    model: str | Path,
+    prompt: Prompt,
+    revision: str | None = None,
+    *,
+    template: str | None = None,
+    is_student: bool = True,
+) -> list[str]:
+    """The same without the weights' values: of a folder, or of a hub id's configuration and tokenizer.
+
+    In a process with limits: a configuration from elsewhere may ask for a billion layers, a template loop for ever.
+    Raises DataError where they cannot be read within them.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig  # noqa: F401  # or each fork would
+
+    if Path(model).is_dir():
+        limits.call(f"{model}: no usable model", check_files, Path(model))
+    limits.call(f"{model}: no usable model: config.json or the tokenizer's files", _read, model, revision)
+    reading = f"{model}: not usable as a student: its chat template"
+    return limits.call(reading, _check, model, prompt, revision, template, is_student)
+
+
+def _read(model: str | Path, revision: str | None) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.quantizers import AutoHfQuantizer
+
+    config = loading.load_config(model, revision=revision)
+    _generation_config(model, revision, config)
+    if Path(model).is_dir():
+        loading.load(model, device=torch.device("meta"), dtype=torch.float32)
+        return
+    loading.load_tokenizer(model, revision=revision)
+    quantised = getattr(config, "quantization_config", None)
+    if quantised and AutoHfQuantizer.supports_quant_method(quantised):  # else it is read as if it were not
+        quantiser = AutoHfQuantizer.from_config(quantised, pre_quantized=True)
+        quantiser.validate_environment(device_map=None, weights_only=True)
+    with torch.device("meta"):
+        AutoModelForCausalLM.from_config(config)
+
+
+def _generation_config(model: str | Path, revision: str | None, model_config: Any) -> Any:
+    from transformers import GenerationConfig
+
     try:
-        model_config = AutoConfig.from_pretrained(str(model), revision=version, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{model}: no usable model: {str(error).splitlines()[0]}") from None
-    try:
-        generation_config = GenerationConfig.from_pretrained(str(model), revision=version)
+        return GenerationConfig.from_pretrained(str(model), revision=revision or "main")
     except OSError:  # a checkpoint may do without one; the model's own configuration then tells the end
-        generation_config = GenerationConfig.from_model_config(model_config)
+        return GenerationConfig.from_model_config(model_config)
     except ValueError as error:
         raise DataError(
             f"{model}: no usable generation_config.json: {loading.first_line(error)}; take it anew, or take it away"
         ) from None
+
+
+def _check(
+    model: str | Path, prompt: Prompt, revision: str | None, template: str | None, is_student: bool
+) -> list[str]:
+    tokenizer = loading.load_tokenizer(model, revision=revision)
+    if template is not None:
+        tokenizer.chat_template = template
+    model_config = loading.load_config(model, revision=revision)
+    generation_config = _generation_config(model, revision, model_config)
     check = check_student if is_student else check_sampler
     return check(tokenizer, model_config, generation_config, prompt)
+
+
+def _weight_faults(folder: Path) -> list[str]:
+    import torch
+    from safetensors import safe_open
+
+    wrong = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  # no mapping
+                tensor = file.get_tensor(name)
+                if tensor.is_floating_point() and tensor.numel():
+                    # which takes no memory, and knows no 8-bit numbers
+                    ends = torch.stack((tensor if tensor.element_size() > 1 else tensor.float()).aminmax())
+                    if not ends.isfinite().all():
+                        wrong.append(name)
+    if not wrong:
+        return []
+    return [
+        f"{len(wrong)} of its weights hold NaN or infinity, {wrong[0]} for one; take the checkpoint anew."
+    ]
 
 
 def check_student(tokenizer: Any, model_config: Any, generation_config: Any, prompt: Prompt) -> list[str]:

@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -62,6 +63,18 @@ class Child(subprocess.Popen[Any]):
         lifeline, self._lifeline = getattr(self, "_lifeline", -1), -1
         if lifeline >= 0:
             os.close(lifeline)
+
+
+def socket_fault() -> str | None:
+    """What to say where the folder for temporary files has too long a name for the sockets of multiprocessing in it."""
+    folder = tempfile.gettempdir()
+    longest = 107 - len("/pymp-12345678/listener-12345678")
+    if len(os.fsencode(folder)) <= longest:
+        return None
+    return (
+        f"TMPDIR {folder}: {len(os.fsencode(folder))} characters long, and worker processes meet at sockets in it, for "
+        f"which it may have {longest} at most; set TMPDIR to a folder with a shorter name"
+    )
 
 
 def die_with_parent() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from oxa.errors import DataError
+
+MISPLACED = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
 @contextmanager
@@ -40,3 +43,10 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: no such file; `dvc repro` makes it") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: not valid JSON ({error})") from None
+
+
+def misplaced(path: Path) -> str:
+    """What to say of a file where a folder should be, or the other way round, on which an OSError of MISPLACED came."""
+    first = next((part for part in [*reversed(path.parents), path] if part.is_file()), path)
+    found, wanted = ("file", "folder") if first.is_file() else ("folder", "file")
+    return f"{first}: a {found} lies here, where a {wanted} of the project's own belongs; move it away"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextvars
 import http.client
+import os
+import queue
 import random
 import socket
 import subprocess
+import threading
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from oxa.errors import UserError
 from oxa.runtime.child import Child
@@ -19,6 +23,8 @@ ANSWER = 5.0  # seconds for a server that is up to answer
 POLL = 0.05  # seconds between two looks at a starting server
 SHOWN_LINES = 15  # of a failed server's log
 LOG_TAIL = 2**16  # bytes of the log that are read
+
+T = TypeVar("T")
 
 _WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -57,6 +63,45 @@ def answers(url: str, timeout: float = ANSWER) -> bool:
             return bool(response.status == 200)
     except (OSError, http.client.HTTPException):  # urllib's own errors are among the first
         return False
+
+
+def within(seconds: float, call: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """What the call returns; TimeoutError where it takes longer: it goes on in a thread that ends with the process.
+
+    HTTP clients limit each read, so that a server which sends a byte now and then would hold them for ever.
+    """
+    answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            answer.put((call(*arguments, **options), None))
+        except BaseException as error:
+            answer.put((None, error))
+
+    threading.Thread(target=contextvars.copy_context().run, args=[work], daemon=True).start()
+    try:
+        value, error = answer.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no whole answer within {seconds:.0f} s") from None
+    if error is not None:
+        raise error
+    whole: T = value
+    return whole
+
+
+def spare_loopback() -> None:
+    """Has every library leave proxies out where it speaks to this machine, if proxies are set at all.
+
+    The whole process and what it starts: Prefect's client, MLflow's and those of DVC each read the environment.
+    """
+    if not any(name.lower().endswith("_proxy") and name.lower() != "no_proxy" for name in os.environ):
+        return
+    listed = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if listed.strip() == "*":
+        return
+    names = [name.strip() for name in listed.split(",") if name.strip()]
+    value = ",".join(dict.fromkeys([*names, "127.0.0.1", "localhost"]))
+    os.environ |= {"no_proxy": value, "NO_PROXY": value}  # libraries read one or the other
 
 
 def free_port(first: int | None = None) -> int:

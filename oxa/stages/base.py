@@ -10,9 +10,10 @@ refuses a student on which the pipeline would silently measure something else:
 - no token of a response would carry loss;
 - its tokenizer does not give <think>, </think> or \\boxed{} back.
 
-A published student's files are untrusted, too. Its weights must be whole safetensors that lie in its folder, and it is
-refused where it wants to run code of its own. Its chat template runs in Jinja's sandbox, which keeps it from files and
-from Python, and `range` below 100,000; but nested loops may still take for ever.
+A published student's files are untrusted, too. Its weights must be whole safetensors that lie in its folder, each of
+them a finite number, and it is refused where it wants to run code of its own. Its configuration and its chat template,
+which Jinja's sandbox keeps from files and from Python, are first read and rendered in a process with limits of time and
+memory.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from oxa.config.base import Checkpoint, FromScratch
 from oxa.config.prompt import Prompt
 from oxa.config.sources import Sources
 from oxa.errors import DataError
-from oxa.model import loading
-from oxa.model.preflight import QUESTION, check_checkpoint, check_files, chosen_template, wants_code
+from oxa.model import limits, loading
+from oxa.model.preflight import QUESTION, check_checkpoint, chosen_template, read, wants_code
 from oxa.model.pretrain import pretrain
 from oxa.runtime.journal import Log
 
@@ -57,17 +58,11 @@ def take_over(section: Checkpoint, output: Path, template: str | None = None) ->
     `template` stands in place of its own.
     """
     import torch
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     path = Path(section.model) if Path(section.model).is_dir() else section.model
-    if isinstance(path, Path):
-        check_files(path)
-    try:
-        config = AutoConfig.from_pretrained(
-            str(path), revision=section.revision or "main", trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: no usable model: {str(error).splitlines()[0]}") from None
+    read(path, Prompt(), section.revision, template=template)  # its faults may be mended below
+    config = loading.load_config(path, revision=section.revision)
     if getattr(config, "auto_map", None):
         raise DataError(wants_code(path, "config.json"))
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
@@ -85,7 +80,8 @@ def take_over(section: Checkpoint, output: Path, template: str | None = None) ->
     if template is not None:
         tokenizer.chat_template = template
     if section.drop_system_prompt:
-        tokenizer.chat_template = without_system_prompt(tokenizer)
+        reading = f"{path}: not usable as a student: its chat template"
+        tokenizer.chat_template = limits.call(reading, without_system_prompt, tokenizer)
     try:
         model.generation_config.validate(strict=True)
     except (

@@ -13,20 +13,25 @@ import re
 import socket
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from oxa.errors import UserError, without_credentials
+from oxa.runtime import server
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Run
 
 FOLDER = Path(".tracking")
-TIMEOUT = 10  # seconds for one answer
+TIMEOUT = 10  # seconds for an answer to begin, and between its parts
+ANSWER = 30.0  # seconds for a whole one
+FILES = 600.0  # the same for files
+WITH_FILES = ("log_artifact", "log_artifacts", "log_text", "download_artifacts")
+LONGEST_LINE = 2000  # characters of a line in the sender's log
 MOST_RUNS = 50_000  # that MLflow returns at once
 # without this tag an experiment's page opens on traces, not on runs
 EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
@@ -78,17 +83,67 @@ def connect(folder: Path = FOLDER) -> MlflowClient:
 
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what matters is raised
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    if urlsplit(address).scheme.partition("+")[0] in ("postgresql", "mysql", "mssql"):
-        import sqlalchemy
-
-        # MLflow tries ten times, for 100 s
-        sqlalchemy.create_engine(address, poolclass=sqlalchemy.pool.NullPool).connect().close()
+    if urlsplit(address).scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
+        _try_database(address)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "database.lock").open("a") as lock:  # of two that create a database at once, one fails
         fcntl.flock(lock, fcntl.LOCK_EX)
         client = MlflowClient(address, registry_uri=address)
+        if urlsplit(address).scheme in ("http", "https"):
+            client = cast("MlflowClient", _InTime(client))
         client.search_experiments(max_results=1)
     return client
+
+
+class _InTime:
+    """An MLflow client of which every call ends, in an answer, an error of MLflow's or requests', or Unreachable."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        from mlflow.exceptions import MlflowException
+        from requests import RequestException
+
+        method, seconds = getattr(self._client, name), FILES if name in WITH_FILES else ANSWER
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            try:
+                return server.within(seconds, method, *arguments, **options)
+            except (MlflowException, RequestException):
+                raise
+            except TimeoutError as error:
+                raise Unreachable(str(error)) from None
+            except Exception as error:  # MLflow takes an answer apart as if it could not be wrong
+                raise MlflowException(
+                    f"its answer cannot be read ({type(error).__name__}: {error})"
+                ) from None
+
+        return call
+
+
+def _try_database(address: str) -> None:
+    """Raises Unreachable, or whatever SQLAlchemy does, where the database cannot be read.
+
+    MLflow would try ten times, for 100 s.
+    """
+    import sqlalchemy
+
+    url = sqlalchemy.make_url(address)
+    question = "select 1"
+    if url.get_backend_name() == "sqlite":
+        if not url.database or not os.path.exists(url.database):
+            return  # MLflow makes it
+        if os.path.isdir(url.database):
+            raise Unreachable(f"{url.database} is a folder; move it away")
+        question = "pragma schema_version"
+    try:
+        with sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool).connect() as connected:
+            connected.exec_driver_sql(question)
+    except sqlalchemy.exc.DatabaseError as error:
+        if isinstance(error, sqlalchemy.exc.OperationalError):
+            raise
+        raise Unreachable(reason(error)) from None
 
 
 def knock() -> None:
@@ -112,6 +167,8 @@ def client() -> MlflowClient:
     """As `connect`, for commands: raises UserError where MLflow cannot be reached."""
     try:
         return connect()
+    except FileExistsError:  # a file in our folder's place, which is no fault of MLflow's
+        raise
     except Exception as error:  # MLflow hands on whatever its backends raise
         raise unreachable(error) from None
 
@@ -127,6 +184,8 @@ def opened() -> Iterator[MlflowClient]:
         yield connected
     except (MlflowException, RequestException) as error:
         raise UserError(f"MLflow at {shown(uri())} refused: {reason(error)}") from None
+    except Unreachable as error:
+        raise unreachable(error) from None
 
 
 def find_runs(experiment: str, tags: Mapping[str, str]) -> list[Run]:
@@ -158,13 +217,16 @@ def unreachable(error: Exception) -> UserError:
 
 def reason(error: Exception) -> str:
     """What went wrong, in short, and without a password."""
-    text = re.split(r"\[SQL:|\(Background on", " ".join(str(error).split()))[0].strip()
+    text = re.split(r"\[SQL:|\(Background on", " ".join(str(error)[:20_000].split()))[0].strip()
     return without_credentials(text)[:200] or type(error).__name__
 
 
 def log_traceback() -> None:
     """Prints the traceback of the exception at hand, into the sender's log."""
-    print(without_credentials(traceback.format_exc()), file=sys.stderr, flush=True)
+    lines = without_credentials(
+        traceback.format_exc()
+    ).splitlines()  # a server's whole answer may be among them
+    print("\n".join(line[:LONGEST_LINE] for line in lines[-100:]), file=sys.stderr, flush=True)
 
 
 def clean(name: str) -> str:

@@ -44,26 +44,27 @@ def wait_until_sent(folder: Path = FOLDER, seconds: float = 60.0, since: float |
     An MLflow that did not answer when the sender last tried is not waited for if that was after `since` (seconds since
     1970; by default now): the sender's next try may be a quarter of a minute off.
     """
-    began, kicked = time.time(), 0.0
+    began = time.time() if since is None else since
+    deadline, kicked = time.monotonic() + seconds, 0.0
     while left := [one for one in spools(folder) if one.mine() and not one.live() and one.unsent()]:
         is_working = sender.at_work(folder)
         state = sender.state(folder)
-        if state["down"] and state["time"] > (began if since is None else since):
+        if state["down"] and state["time"] > began:
             return sender.outage(folder, state["error"])
         faults = [fault for one in left if (fault := one.notes().fault)]
         if len(faults) == len(left):
             return (
                 f"MLflow refuses {', '.join(one.stage for one in left)} ({faults[0]}); `oxa track` tells more"
             )
-        if time.time() > began + seconds:
+        if time.monotonic() > deadline:
             return (
                 f"MLflow at {connection.shown(connection.uri())} has not taken all yet"
                 + (f" ({state['error']})" if state["error"] else "")
                 + "; sending goes on, and `oxa track` tells what is left"
             )
-        if not is_working and time.time() > kicked + 2:
+        if not is_working and time.monotonic() > kicked + 2:
             sender.kick(folder)
-            kicked = time.time()
+            kicked = time.monotonic()
         time.sleep(0.1)
     return None
 

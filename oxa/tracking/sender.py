@@ -160,10 +160,12 @@ def lock(folder: Path) -> int | None:
 
 def state(folder: Path) -> dict[str, Any]:
     """How the sender fared last: `time` (seconds since 1970; 0: never), `error`, and whether MLflow is `down`."""
+    never = {"time": 0.0, "error": "", "down": False}
     try:
-        return dict(json.loads(file_of(folder, "json").read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return {"time": 0.0, "error": "", "down": False}
+        noted = json.loads(file_of(folder, "json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return never
+    return never | noted if isinstance(noted, dict) else never
 
 
 def note_state(folder: Path, error: str = "", down: bool = False) -> None:

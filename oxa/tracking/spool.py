@@ -18,6 +18,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -30,6 +31,7 @@ from oxa.runtime import files
 from oxa.tracking import connection
 
 EVENTS = "events.jsonl"
+NAME = re.compile(r"[^.].*\.[^.]+\.[0-9a-f]+")
 PATIENCE = 2.0  # seconds to wait for a lock that is held for a moment only
 
 
@@ -121,7 +123,7 @@ class Spool:
 
     def _uri(self) -> str:
         try:
-            return (self.path / "uri").read_text()
+            return (self.path / "uri").read_text(errors="replace")
         except FileNotFoundError:
             return ""
 
@@ -132,6 +134,8 @@ class Spool:
             notes = Notes(**json.loads((self.path / "sent.json").read_text(encoding="utf-8")))
         except FileNotFoundError:
             return fresh
+        except (ValueError, TypeError):  # damaged: all is sent again, to the run that may be there
+            return Notes(fresh.uri, creating=True)
         return notes if notes.uri == fresh.uri else fresh
 
     def keep(self, notes: Notes) -> None:
@@ -157,9 +161,10 @@ class Spool:
         except FileNotFoundError:
             return None
         try:
-            return json.loads(lines[-2]).get("status") if len(lines) > 1 and not lines[-1] else None
+            event = json.loads(lines[-2]) if len(lines) > 1 and not lines[-1] else None
         except ValueError:
             return None
+        return event.get("status") if isinstance(event, dict) else None
 
     def unsent(self) -> bool:
         """Whether some of it is still to be sent, or to be written."""
@@ -181,13 +186,13 @@ class Spool:
 
 
 def spools(folder: Path) -> list[Spool]:
-    """All spools, by name."""
+    """All spools, by name; what else lies in the folder is left alone."""
     if not folder.exists():
         return []
     return [
         Spool(path)
         for path in sorted(folder.iterdir())
-        if not path.name.startswith(".") and (path / EVENTS).exists() and (path / "uri").exists()
+        if NAME.fullmatch(path.name) and (path / EVENTS).is_file() and (path / "uri").is_file()
     ]
 
 

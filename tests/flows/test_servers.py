@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -182,6 +183,41 @@ def test_a_server_that_cannot_start_shows_the_end_of_its_log(folder: Path):
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("the Prefect server ended with exit code")
     assert "unable to open database file" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (
+            "update alembic_version set version_num = 'ffffffffffff'",
+            "Can't locate revision identified by 'ff",
+        ),
+        ("", "file is not a database"),
+    ],
+)
+def test_a_database_of_a_newer_prefect_or_no_database_is_one_sentence_with_what_to_do(
+    folder: Path, damage: str, said: str
+):
+    database = folder / ".prefect" / "prefect.db"
+    whole = database.with_suffix(".whole")
+    with contextlib.closing(sqlite3.connect(database)) as connected:
+        connected.execute("pragma wal_checkpoint(truncate)")
+    shutil.copy(database, whole)
+    if damage:
+        with contextlib.closing(sqlite3.connect(database)) as connected:
+            connected.execute(damage)
+            connected.commit()
+            connected.execute("pragma wal_checkpoint(truncate)")
+    else:
+        database.write_bytes(b"\xff" * 100_000)
+    done = python(folder, "with servers.prefect_api(): raise AssertionError")
+    for name in folder.joinpath(".prefect").glob("prefect.db-*"):
+        name.unlink()
+    whole.replace(database)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
+    assert "move .prefect/prefect.db* away" in done.stderr
 
 
 class Ui:

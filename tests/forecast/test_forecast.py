@@ -9,8 +9,9 @@ from pipelines import make_repository, run, stages_run
 from transformers import AutoModelForCausalLM
 
 from oxa.config.params import check_params
-from oxa.errors import ConfigError
+from oxa.errors import ConfigError, DataError
 from oxa.forecast import forecast, text, workload
+from oxa.model import limits
 from oxa.records import schemas, tables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,6 +158,17 @@ def test_a_student_of_unknown_shape_is_asked_for_in_one_sentence():
     ) as error:
         planned(raw)
     assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_that_asks_for_a_billion_layers_is_refused_in_bounded_time(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(limits, "SECONDS", 1.0)
+    settings = json.loads((checkpoint / "config.json").read_text()) | {"num_hidden_layers": 10**9}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    base = {"kind": "checkpoint", "model": str(tmp_path)}
+    with pytest.raises(DataError, match=r"no usable model: config\.json: reading it takes more than "):
+        planned(raw_of(ROOT / "params.yaml") | {"base": base, "gates": {}})
 
 
 def make_tables(data: Path) -> None:

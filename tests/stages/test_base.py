@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from itertools import islice
@@ -22,7 +23,7 @@ from oxa.config.prompt import Prompt
 from oxa.config.sources import Mapping, Source, Sources, World
 from oxa.data import world
 from oxa.errors import DataError
-from oxa.model import loading, preflight, pretrain
+from oxa.model import limits, loading, preflight, pretrain
 from oxa.stages import base
 
 WORLD = World(strategy_documents=50)
@@ -416,11 +417,18 @@ def without(folder: Path, *, rows: int) -> None:
     save_file(found | left, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def poisoned(folder: Path, value: str) -> None:
+    found = weights(folder)
+    found["model.norm.weight"][7] = float(value)
+    save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def moved(folder: Path) -> None:
     sharded(folder, b="../b.safetensors")
     shutil.move(folder / "b.safetensors", folder.parent)
 
 
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 AUTO = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}
 UNUSABLE = {
     "pickle": (lambda at: pickled(at, "pytorch_model.bin"), "only pytorch_model.bin, a pickle"),
@@ -466,6 +474,44 @@ UNUSABLE = {
         lambda at: (at / "tokenizer.json").write_text("[" * 10**5),
         "tokenizer.json: not valid",
     ),
+    "config of wrong kinds": (
+        lambda at: edit(at / "config.json", num_hidden_layers="two"),
+        "'num_hidden_layers' expected int, got str",
+    ),
+    "config that divides by zero": (
+        lambda at: edit(at / "config.json", num_key_value_heads=0),
+        "ZeroDivision",
+    ),
+    "fewer layers": (
+        lambda at: edit(at / "config.json", num_hidden_layers=1),
+        "13 of its weights have no place",
+    ),
+    "a billion layers": (lambda at: edit(at / "config.json", num_hidden_layers=10**9), "takes more than 2 s"),
+    "a billion labels": (lambda at: edit(at / "config.json", num_labels=10**9), "takes more than "),
+    "no such quantisation": (
+        lambda at: edit(at / "config.json", quantization_config={"quant_method": "torchao"}),
+        "a package is missing (No module named 'torchao'); install it",
+    ),
+    "not a number": (
+        lambda at: poisoned(at, "nan"),
+        "1 of its weights hold NaN or infinity, model.norm.weight",
+    ),
+    "infinity": (lambda at: poisoned(at, "-inf"), "1 of its weights hold NaN or infinity, model.norm.weight"),
+    "endless template": (
+        lambda at: (at / "chat_template.jinja").write_text(ENDLESS),
+        "chat template: reading it takes more than 2 s",
+    ),
+    "template of 3 GB": (
+        lambda at: (at / "chat_template.jinja").write_text(
+            "{% for i in range(99999) %}{{ 'x' * 32768 }}{% endfor %}"
+        ),
+        "asks for too much",
+    ),
+    "pipe": (lambda at: os.mkfifo(at / "added_tokens.json"), "neither a file nor a folder"),
+    "token of another kind": (
+        lambda at: edit(at / "tokenizer_config.json", eos_token=5),
+        "eos_token has to be either str",
+    ),
     "adapter": (lambda at: (at / "adapter_config.json").write_text("{}"), "an adapter, not a model"),
 }
 
@@ -488,9 +534,15 @@ STAGE = ["base", "--output", "models/base", "--metrics", "base.json", "--journal
 
 @pytest.mark.parametrize("name", UNUSABLE)
 def test_the_stage_refuses_an_untrusted_checkpoint_in_one_sentence(
-    checkpoint: Path, project: Path, capfd: pytest.CaptureFixture[str], name: str
+    checkpoint: Path,
+    project: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
 ) -> None:
     damage, said = UNUSABLE[name]
+    if "takes more than" in said:
+        monkeypatch.setattr(limits, "SECONDS", 2.0)
     shutil.copytree(checkpoint, project / "student")
     damage(project / "student")
     assert cli.main(STAGE) == 2

@@ -18,7 +18,7 @@ from oxa.config.sample import Sample
 from oxa.errors import DataError
 from oxa.generation import generate
 from oxa.generation.requests import Request
-from oxa.model import loading
+from oxa.model import limits, loading
 from oxa.records import schemas, tables
 from oxa.stages import sample
 
@@ -213,3 +213,14 @@ def test_no_training_problem_is_one_clear_sentence_and_writes_nothing(
 def test_a_missing_problems_table_is_one_clear_sentence(checkpoint: Path, tmp_path: Path, log: Any) -> None:
     with pytest.raises(DataError, match=r"nothing.parquet: no such file"):
         _run(SECTION, checkpoint, tmp_path / "nothing.parquet", tmp_path, log)
+
+
+def test_a_sampler_from_elsewhere_whose_template_never_ends_is_refused(
+    checkpoint: Path, tmp_path: Path, log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SECONDS", 1.0)
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    sampler = make_checkpoint(tmp_path / "sampler", template=endless)
+    section = SECTION.model_copy(update={"model": str(sampler)})
+    with pytest.raises(DataError, match="its chat template: reading it takes more than 1 s"):
+        _run(section, checkpoint, _problems(tmp_path, ["train"]), tmp_path, log)

@@ -284,6 +284,36 @@ def test_a_killed_stage_is_a_killed_run_and_its_rerun_goes_on_with_it(local: Pat
     assert left() == []
 
 
+def test_notes_that_are_damaged_double_no_run(local: Path):
+    run_stage("oxa")
+    assert outbox.wait_until_sent(seconds=PATIENCE) is None
+    wait_for(lambda: not left())
+    with pytest.raises(RuntimeError), record("sft") as run:  # what failed is kept after it is sent
+        run.log(1, loss=1.0)
+        raise RuntimeError
+    assert outbox.wait_until_sent(seconds=PATIENCE) is None
+    (one,) = spool.spools(FOLDER)
+    before = runs()["train@sft-0"].info.run_id
+    (one.path / "sent.json").write_text("")
+    assert one.unsent()
+    assert outbox.wait_until_sent(seconds=PATIENCE) is None
+    assert runs()["train@sft-0"].info.run_id == before
+    assert steps_of(runs()["train@sft-0"]) == [1]
+
+
+def test_a_folder_or_other_data_in_the_databases_place_is_told_at_once(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+):
+    began = time.monotonic()
+    (workspace / "a.db").mkdir()
+    (workspace / "b.db").write_bytes(b"\xff" * 100_000)
+    for name, said in {"a.db": "a.db is a folder; move it away", "b.db": "file is not a database"}.items():
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{name}")
+        with pytest.raises(UserError, match=said):
+            connection.client()
+    assert time.monotonic() - began < 60, "MLflow itself would try for 100 s"
+
+
 def test_a_finished_stage_takes_what_earlier_inputs_left_along(local: Path):
     with pytest.raises(ZeroDivisionError), record("oxa", key="cd34"):
         raise ZeroDivisionError

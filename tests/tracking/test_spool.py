@@ -11,9 +11,9 @@ import pytest
 from processes import PATIENCE
 
 from oxa.config.operations import Tracking
-from oxa.tracking import provenance, sender
+from oxa.tracking import outbox, provenance, sender
 from oxa.tracking.record import Record, recorded
-from oxa.tracking.spool import Spool
+from oxa.tracking.spool import Spool, spools
 
 NOWHERE = "http://user:secret@127.0.0.1:9"  # where nobody listens: no sender gets as far as mlflow
 
@@ -265,3 +265,38 @@ def test_the_commit_is_known_and_dvc_lock_makes_it_not_dirty(folder: Path):
 def test_without_git_the_commit_is_left_out(monkeypatch: pytest.MonkeyPatch, folder: Path):
     monkeypatch.setenv("PATH", str(folder))
     assert "git.commit" not in provenance.tags()
+
+
+def test_what_else_lies_in_the_folder_is_left_alone():
+    with record():
+        pass
+    for name in ("stray", "a.b.x", "train@sft-0.ab12.notes"):
+        (Path(".tracking") / name).mkdir()
+        for file in ("events.jsonl", "uri"):
+            (Path(".tracking") / name / file).write_text("{}\n")
+    Path(".tracking/train@sft-0.ab12.0123456789ab").touch()
+    (one,) = spools(Path(".tracking"))
+    assert one.stage == "train@sft-0"
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"offset": 7', '{"unknown": 1}', "\x00\x00"])
+def test_notes_and_states_that_are_damaged_count_as_none(content: str):
+    with record():
+        pass
+    (one,) = spools(Path(".tracking"))
+    (one.path / "sent.json").write_text(content)
+    sender.file_of(Path(".tracking"), "json").write_text(content)
+    assert (one.notes().offset, one.notes().creating) == (0, True), "its run may be there, and is looked for"
+    assert sender.state(Path(".tracking"))["error"] == ""
+
+
+def test_a_clock_that_is_set_back_makes_nobody_wait_longer(monkeypatch: pytest.MonkeyPatch):
+    with record():
+        pass
+    began = time.monotonic()
+    clock = iter([time.time() + 1e6])  # as it begins; afterwards the clock is 11 days behind
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: next(clock, now()))
+    sentence = outbox.wait_until_sent(seconds=1.0)
+    assert sentence is not None
+    assert time.monotonic() - began < 60

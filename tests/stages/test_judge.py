@@ -16,6 +16,7 @@ from conftest import Kept
 from oxa.config import params
 from oxa.config.prompt import Prompt
 from oxa.config.selection import UnlikelihoodSet
+from oxa.config.train import TrainShared
 from oxa.config.verify import Judge, Verify
 from oxa.errors import ConfigError, DataError, is_out_of_reach
 from oxa.generation import client
@@ -279,7 +280,14 @@ def test_consensus_with_the_judge_takes_what_it_calls_incorrect(tmp_path: Path, 
     def select() -> tuple[dict[str, Any], list[str]]:
         output = tmp_path / "ul.parquet"
         told = selection_ul.run(
-            small(), section, Prompt(suffix=""), **paths, output=output, log=log, scratch=tmp_path
+            small(),
+            section,
+            Prompt(suffix=""),
+            TrainShared(),
+            **paths,
+            output=output,
+            log=log,
+            scratch=tmp_path,
         )
         return told["ul"]["funnel"], tables.read(output, schemas.TRAIN)["response_id"].to_pylist()
 

@@ -27,6 +27,7 @@ from oxa import cli, errors
 from oxa.config.params import check_params
 from oxa.config.verify import Verify
 from oxa.grading import worker as judge
+from oxa.grading.extraction import Answer
 from oxa.grading.grader import BATCH, IN_FLIGHT, Grader
 from oxa.records import schemas, tables
 from oxa.stages import verify
@@ -284,10 +285,11 @@ def test_a_worker_ends_at_the_limit_whatever_it_computes(name: str, tmp_path: Pa
     script.write_text(
         "import sys, time\n"
         "from oxa.grading import worker\n"
+        "from oxa.grading.extraction import Answer\n"
         "worker.start_worker(bytearray(1))\n"
         "sys.stdin.close()\n"
         "open(sys.argv[1], 'w').write(str(time.process_time()))\n"
-        f"worker.judge_batch([(('7',), open(sys.argv[2]).read(), True)], {LIMIT}, 0)\n",
+        f"worker.judge_batch([(('7',), Answer(open(sys.argv[2]).read()))], {LIMIT}, 0)\n",
         encoding="utf-8",
     )
     (tmp_path / "answer").write_text(HOSTILE[name], encoding="utf-8")
@@ -315,10 +317,10 @@ def test_a_worker_near_the_end_of_its_memory_gives_up_its_answer_and_ends() -> N
 
 def _hoard(notes: Any) -> None:
     judge.start_worker(notes)
-    judge.judge_batch([(("1",), "1", True)], 30, 0)
+    judge.judge_batch([(("1",), Answer("1"))], 30, 0)
     held = b"x" * (judge.MEMORY // 2)
     assert held
-    judge.judge_batch([(("1",), "2", True), (("1",), "1", True)], 30, 1)
+    judge.judge_batch([(("1",), Answer("2")), (("1",), Answer("1"))], 30, 1)
 
 
 def test_a_worker_cannot_take_more_than_its_memory_and_the_next_answers_are_graded() -> None:
@@ -652,5 +654,5 @@ def test_a_name_that_becomes_part_of_a_path_or_a_page_is_plain(project: Path, na
         params["registry"]["model"] = name
         if name == "x" * 101:
             return  # MLflow's own matter: it names no file
-    with pytest.raises(errors.ConfigError, match=r"pattern|at most 100"):
+    with pytest.raises(errors.ConfigError, match=r"pattern|at most 100|an arm's name"):
         check_params(params, "params.yaml")

@@ -46,7 +46,7 @@ demo: install  ## run the whole pipeline on params.yaml and print the comparison
 
 STUDENT := .work/student
 RECIPE := presets/small-world-from-scratch.yaml
-student: install  ## pretrain the small world's student anew (10 minutes), examine it and put it into students/small-world
+student: install  ## pretrain the small world's student anew (5 minutes), examine it and put it into students/small-world
 	rm -rf $(STUDENT)
 	oxa base --params $(RECIPE) --output $(STUDENT)/model --metrics $(STUDENT)/base.json --journal $(STUDENT)/base.jsonl
 	oxa world check --params $(RECIPE) --model $(STUDENT)/model

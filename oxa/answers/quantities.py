@@ -40,26 +40,8 @@ _PAIR = re.compile(
     rf"(\d+(?:\.\d+)?)\s*((?:{TEXT}[^{END}]*{END}|[A-Za-z]+\.?|[\u3400-\u9fff]+))[\s{THIN},]*(?:and\s+|{TEXT}\s*and\s*{END}\s*)?"
 )
 _MINUTES = re.compile(r"(-?\d+)\s*°\s*(\d+(?:\.\d+)?)\s*'(?:\s*(\d+(?:\.\d+)?)\s*(?:''|\"))?")
-_NUMBER_WORDS = {
-    name: str(value)
-    for value, name in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-        ]
-    )
-}
+_UP_TO_TWELVE = "zero one two three four five six seven eight nine ten eleven twelve"
+_NUMBER_WORDS = {name: str(value) for value, name in enumerate(_UP_TO_TWELVE.split())}
 _FRACTION_WORDS = {
     "half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
     "ninth": 9, "tenth": 10,

@@ -247,26 +247,8 @@ _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}|[\u3400-\u9fff]")
 _LETTER = re.compile(r"[A-Za-z\u3400-\u9fff]")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _CONSTANTS = frozenset("eidCAP")  # in upright letters: \\mathrm{e}, \\mathrm{i}, \\mathrm{C}_n^k
-_FUNCTIONS = frozenset(
-    (
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "ln",
-        "log",
-        "exp",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "gcd",
-        "lcm",
-        "max",
-        "min",
-    )
-)
+_UPRIGHT = "sin cos tan cot sec csc ln log exp arcsin arccos arctan gcd lcm max min"
+_FUNCTIONS = frozenset(_UPRIGHT.split())
 
 
 def _each(text: str, pattern: re.Pattern[str], replace: Callable[[re.Match[str], str], str]) -> str:

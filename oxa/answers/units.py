@@ -104,24 +104,8 @@ _ALIASES = {
     "mph": "mile/hour", "kph": "km/h", "kmh": "km/h", "kmph": "km/h", "fps": "ft/s", "cc": "cm^3", "sqm": "m^2",
     "平方米": "m^2", "平方厘米": "cm^2", "平方千米": "km^2", "平方分米": "dm^2", "立方米": "m^3", "立方厘米": "cm^3",
 }  # fmt: skip
-_NOTHING = frozenset(
-    (
-        "单位",
-        "unit",
-        "units",
-        "approximately",
-        "about",
-        "roughly",
-        "exactly",
-        "only",
-        "total",
-        "of",
-        "the",
-        "a",
-        "an",
-        "each",
-    )
-)
+_EMPTY = "单位 unit units approximately about roughly exactly only total of the a an each"
+_NOTHING = frozenset(_EMPTY.split())
 _COUNTERS = frozenset("个只条本岁名位种次件张棵辆头页题分对组套支盒箱袋斤里号度倍") | {"平方", "立方"}
 AMBIGUOUS = frozenset("msg")
 """Single letters that are a variable as often as a unit."""
@@ -191,17 +175,14 @@ _POWERS = {"square": 2, "sq": 2, "squared": 2, "平方": 2, "cubic": 3, "cu": 3,
 
 _LETTERS = frozenset("msghdlLNJWVAKFC")
 """Symbols of one letter."""
-# fmt: off
-_MEANINGFUL = frozenset((
-    "or", "and", "not", "no", "than", "more", "less", "least", "most", "at", "is", "are", "was", "isn't",
-    "wrong", "incorrect", "fails", "false", "divided", "times", "plus", "minus", "dozen", "half", "halves",
-    "third", "thirds", "quarter", "quarters", "fourth", "fourths", "fifth", "fifths", "sixths", "sevenths",
-    "eighths", "ninths", "tenth", "tenths", "hundredth", "hundredths", "thousandth", "thousandths", "lakh",
-    "lakhs", "crore", "factorial", "base", "mod", "over", "power", "percent", "degrees", "if", "where",
-    "when", "for", "with", "without", "between", "from", "to", "up", "only", "but", "wait", "so", "x", "y",
-    "z", "gross", "ppm", "ppb", "negative", "positive", "choose", "log", "below", "above", "zero",
-))
-# fmt: on
+_CHANGING = (
+    "or and not no than more less least most at is are was isn't wrong incorrect fails false divided "
+    "times plus minus dozen half halves third thirds quarter quarters fourth fourths fifth fifths sixths "
+    "sevenths eighths ninths tenth tenths hundredth hundredths thousandth thousandths lakh lakhs crore "
+    "factorial base mod over power percent degrees if where when for with without between from to up only "
+    "but wait so x y z gross ppm ppb negative positive choose log below above zero"
+)
+_MEANINGFUL = frozenset(_CHANGING.split())
 """Words that change what a number says, or that belong to no unit."""
 
 

@@ -10,6 +10,7 @@ digits; where they agree at some of them alone (\sqrt{x^2} and x), nothing is sa
 
 from __future__ import annotations
 
+import itertools
 import re
 from fractions import Fraction
 from functools import lru_cache
@@ -214,10 +215,17 @@ def equal(gold: Any, answer: Any) -> bool | None:
     constants = [symbol for symbol in symbols if _CONSTANT.fullmatch(symbol.name)]
     if constants and len(symbols) > len(constants):
         return True if _differ_by_a_constant(gold, answer, symbols, constants) else None
-    if gold.free_symbols != answer.free_symbols:
+    if gold.free_symbols != answer.free_symbols or _renamed(gold, answer, symbols):
         return None
     roots = (sympy.Pow, sympy.Abs, sympy.log, sympy.Max, sympy.Min, sympy.asin, sympy.acos, sympy.atan)
     return False if not symbols or not any(part.has(*roots) for part in (gold, answer)) else verdict
+
+
+def _renamed(gold: Any, answer: Any, symbols: list[Any]) -> bool:
+    """Whether they differ in nothing but which of two capital letters is called which: A cos x + B sin x."""
+    capitals = [symbol for symbol in symbols if symbol.name.isupper()]
+    pairs = [dict(zip(pair, pair[::-1], strict=True)) for pair in itertools.combinations(capitals[:4], 2)]
+    return any(_equal_everywhere(gold, answer.xreplace(pair), symbols) for pair in pairs)
 
 
 _CONSTANT = re.compile(r"[CcK](?:_\{?\w+\}?)?")
@@ -348,6 +356,8 @@ def _equal_values(gold: Any, answer: Any) -> bool | None:
 
 def _equal_constants(gold: Any, answer: Any) -> bool | None:
     """Constants; large ones to the last place before the point, so that 10^50 is not 10^50 + 1."""
+    import sympy
+
     left, right = _value(gold), _value(answer)
     verdict = _equal_values(left, right)
     if verdict and not left.is_infinite:
@@ -355,18 +365,12 @@ def _equal_constants(gold: Any, answer: Any) -> bool | None:
         if exact[0].is_Rational and exact[1].is_Rational:
             return bool(exact[0] == exact[1])
     if verdict and not left.is_infinite and abs(left) > 10**15:
-        digits = DIGITS + int(_log10(abs(left)))
+        digits = DIGITS + int(sympy.log(abs(left), 10).evalf(5))
         if digits > MAX_POWER:
             return None
         left, right = _value(gold, digits=digits), _value(answer, digits=digits)
         return None if left is None or right is None else bool(abs(left - right) < EQUAL)
     return verdict
-
-
-def _log10(size: Any) -> float:
-    import sympy
-
-    return float(sympy.log(size, 10).evalf(5))
 
 
 def _by_simplifying(gold: Any, answer: Any) -> bool | None:

@@ -367,5 +367,6 @@ def _equal_angle(gold: Quantity, answer: Quantity) -> bool | None:
     if right.has(sympy.pi, sympy.asin, sympy.acos, sympy.atan) or (
         plain.unit and ("rad", 1) in plain.unit.powers
     ):
-        return expressions.equal(left * sympy.pi / 180, right)
+        equal = expressions.equal(left * sympy.pi / 180, right)
+        return equal if equal or not _may_be_radians(gold, answer) else None
     return None

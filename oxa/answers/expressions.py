@@ -116,10 +116,6 @@ def expression(text: str) -> Any:
         raise
     except Exception:  # latex2sympy raises plain Exceptions on whatever it does not take
         return None
-    if not isinstance(value, sympy.Basic) or isinstance(
-        value, sympy.Tuple | sympy.Set | sympy.core.relational.Relational
-    ):
-        return None
     if not isinstance(value, sympy.Expr) or value.has(sympy.nan, sympy.zoo):
         return None
     value = value.replace(lambda part: isinstance(part, sympy.UnevaluatedExpr), lambda part: part.args[0])

@@ -170,6 +170,7 @@ def _watch(url: str, over: threading.Event) -> None:
 
 def _give_up(url: str) -> NoReturn:
     bridge.end_all()
+    print(file=sys.stderr)  # behind what Prefect has begun to say
     tell(
         f"the Prefect server at {connection.shown(url)} is gone, and the stages at work were ended; what is done "
         "is kept: `oxa run` again goes on from there"

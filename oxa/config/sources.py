@@ -53,13 +53,13 @@ def _listed(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
 class Source(Section):
     """One file, hub dataset or generated set."""
 
-    source: str
+    source: Annotated[str, Field(min_length=1)]
     """`world`; `hf:owner/name[:config][:split]` (a single part is a split if it is called train, validation or
     test; the default split is train); or, under `sources.folder`, a .jsonl, .json or .parquet file (the first two also
     as .gz or .zst), a folder of them, or a pattern such as `name/**/train-*.parquet`."""
     mapping: str | Mapping | None = None
     """A built-in mapping's name (oxa/data/mappings.py) or the columns; none is needed for `world`."""
-    local: str | None = None
+    local: Annotated[str, Field(min_length=1)] | None = None
     """File, folder or pattern under `sources.folder` that is read in place of the hub's dataset when it is there."""
     revision: str | None = None
     """Commit of the hub dataset; without it the newest is taken, and two runs may differ."""

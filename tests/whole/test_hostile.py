@@ -80,6 +80,11 @@ HANGS = {
     "nested functions": r"\sin(\cos(" * 200 + "x" + "))" * 200,
     "absolute values": "|" * 3000 + "x" + "|" * 3000,
 }
+# Of these, what nothing but the limit ends.
+LASTING = (
+    *("tower of powers", "difference of powers", "negative tower", "root of a tower", "logarithm of a tower"),
+    *("sum", "product", "nested sums", "integral"),
+)
 # What may or may not be read within the limit; it is not right either way.
 SLOW = {
     "flat tower": "9^9^9^9",
@@ -186,11 +191,11 @@ QUICK = {
     "version": "7.7.7.7",
     "hedge": "3 and not 7, or 4, or 5",
 }
-ALLOWED = (
-    {name: {"timeout"} for name in HANGS}
-    | {name: {"incorrect", "unparsable", "timeout"} for name in SLOW | CODE}
-    | {name: {"incorrect", "unparsable"} for name in QUICK}
-)
+ALLOWED = {name: {"timeout"} for name in LASTING} | {
+    name: {"incorrect", "unsure", "unparsable", "timeout"}
+    for name in [*HANGS, *SLOW, *CODE, *QUICK]
+    if name not in LASTING
+}
 HOSTILE = HANGS | SLOW | CODE | QUICK
 BENIGN = [
     ("1/2", r"50\%"),
@@ -256,7 +261,7 @@ def test_a_hostile_answer_is_never_correct_and_gets_the_verdict_that_is_due(
 def test_hostile_answers_cost_the_pool_their_own_limit_and_nothing_more(outcome: Outcome) -> None:
     assert Counter(outcome.easy) == {"correct": 500, "incorrect": 500}
     num_given_up = list(outcome.verdicts.values()).count("timeout")
-    assert len(HANGS) <= num_given_up <= len(HANGS) + len(SLOW) + len(CODE)
+    assert len(LASTING) <= num_given_up <= len(HANGS) + len(SLOW) + len(CODE)
     # each of them ends one message, whose rest makes another; the 200 are rests handed back for their time
     batches = 2 * IN_FLIGHT * WORKERS + 1
     assert outcome.num_messages <= batches + num_given_up + 200
@@ -273,10 +278,10 @@ def test_text_that_looks_like_code_does_nothing(outcome: Outcome) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("tower of powers", "brackets"),
+        *("tower of powers", "sum"),
         *(
             pytest.param(name, marks=pytest.mark.whole)
-            for name in ("factorial", "integral", "equals signs", "union of intervals")
+            for name in ("product", "integral", "nested sums", "negative tower")
         ),
     ],
 )
@@ -415,7 +420,7 @@ def test_the_stage_goes_through_hostile_rows(tmp_path: Path, log: Any) -> None:
     assert [row["verdict"] for row in written].count("correct") == 1
     assert written[-1]["verdict"] == "correct"
     assert metrics["verdicts"]["correct"] == 1
-    assert 2 <= metrics["verdicts"]["timeout"] <= 3
+    assert 1 <= metrics["verdicts"]["timeout"] <= 3
 
 
 # ---- equivalent forms ----
@@ -542,7 +547,7 @@ def test_pairs_intervals_and_sets_go_by_their_members_and_their_ends(
 @pytest.mark.parametrize(("workers", "seed"), [(1, 1), (2, 2), (2, 3)])
 def test_a_verdict_depends_on_its_answer_alone(grader: Grader, workers: int, seed: int) -> None:
     rng = random.Random(seed)
-    hostile = [(GOLD, HANGS[name]) for name in ("tower of powers", "factorial", "brackets")]
+    hostile = [(GOLD, HANGS[name]) for name in ("tower of powers", "sum", "integral")]
     pairs = [(GOLD, answer) for answer in QUICK.values()] + [*BENIGN, *((b, a) for a, b in BENIGN)]
     pairs += [(str(i % 7), str(i)) for i in range(40)]
     expected = {
@@ -604,7 +609,6 @@ def ingest(project: Path, **changes: Any) -> int:
                 "x" * 300 + ".jsonl",
                 "x/" * 3000 + "x.jsonl",
                 "~/train.jsonl",
-                ".",
                 "",
             )
         ),

@@ -74,7 +74,7 @@ def readable(text: str) -> bool:
 def _readable(text: str, depth: int) -> bool:
     if not text or depth > MAX_DEPTH or not _balanced(text):
         return False
-    if any(read(text) is not None for read, _ in notations.READERS) or _region(text) is not None:
+    if any(read(text) is not None for read, _ in notations.READERS) or regions.read(text) is not None:
         return True
     if notations.words(text) is not None:
         return True
@@ -167,7 +167,7 @@ def _families(gold: str, answer: str, equal: Equal) -> Decision:
 
 
 def _regions(gold: str, answer: str, equal: Equal) -> Decision:
-    first, second = _region(gold), _region(answer)
+    first, second = regions.read(gold), regions.read(answer)
     if first is None or second is None:
         region = first or second
         if region is not None and not region.plain and region.pieces:
@@ -176,11 +176,6 @@ def _regions(gold: str, answer: str, equal: Equal) -> Decision:
     if first.plain and second.plain:
         return UNDECIDED  # points of the plane, rather
     return regions.equal(first, second), True
-
-
-@lru_cache(maxsize=1024)
-def _region(text: str) -> regions.Region | None:
-    return regions.read(text)
 
 
 _INTERVAL = re.compile(r"([(\[\]])([^()\[\]]*)([)\]\[])")

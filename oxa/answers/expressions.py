@@ -16,7 +16,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from oxa.answers.numbers import MAX_DIGITS, MAX_POWER, Number, near
+from oxa.answers.numbers import MAX_DIGITS, MAX_POWER, Number, near, rational
 from oxa.answers.spelling import DOLLAR, TEXT, THIN
 
 DIGITS = 60  # of the evaluation
@@ -337,7 +337,6 @@ def _value(value: Any, point: dict[Any, Any] | None = None, digits: int = DIGITS
 
 
 def _equal_values(gold: Any, answer: Any) -> bool | None:
-    import sympy
 
     if gold is None or answer is None:
         return None
@@ -346,7 +345,7 @@ def _equal_values(gold: Any, answer: Any) -> bool | None:
     gap, size = abs(gold - answer), max(abs(gold), abs(answer))
     if (gold == 0 or answer == 0) and 0 < size < 1e-30:
         return None  # what is left of terms that cancel
-    return bool(gap == 0 or gap < size * sympy.Rational(EQUAL.numerator, EQUAL.denominator))
+    return bool(gap == 0 or gap < size * rational(EQUAL))
 
 
 def _equal_constants(gold: Any, answer: Any) -> bool | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from oxa.answers.spelling import THIN
 
@@ -48,6 +48,17 @@ class Number(NamedTuple):
     """Significant digits of a decimal that may be a rounding; None of what is exact."""
     step: Fraction
     """One in a decimal's last place; 0 of what is exact."""
+
+    def times(self, factor: Fraction | int) -> Number:
+        """In a unit that many times smaller."""
+        return self._replace(value=self.value * factor, step=self.step * factor)
+
+
+def rational(value: Fraction) -> Any:
+    """A fraction as sympy's."""
+    import sympy
+
+    return sympy.Rational(value.numerator, value.denominator)
 
 
 def number(text: str) -> Number | None:

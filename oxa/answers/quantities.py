@@ -66,6 +66,7 @@ def _part(match: re.Match[str]) -> str:
     return f"{above}/{_FRACTION_WORDS[match[2].lower()]}"
 
 
+@lru_cache(maxsize=4096)
 def read(text: str) -> Quantity | None:
     """The quantity that a canonical text names, or None where it begins with no number or expression."""
     text = structure.strip(text)
@@ -100,17 +101,10 @@ def read(text: str) -> Quantity | None:
     number = numbers.number(body)
     if number is None and (match := _FACTOR.search(body)) and match.end() == len(body):
         number = numbers.number(body[: match.start()])
-        number = (
-            None
-            if number is None
-            else number._replace(
-                value=number.value * _FACTORS[match[1]], step=number.step * _FACTORS[match[1]]
-            )
-        )
+        number = None if number is None else number.times(_FACTORS[match[1]])
     return Quantity(number, structure.strip(body), unit, percent, degrees)
 
 
-@lru_cache(maxsize=4096)
 def sound(text: str) -> Quantity | None:
     """A quantity whose number or expression can be read; None of anything else."""
     quantity = read(text)
@@ -300,19 +294,13 @@ def _values(gold: Quantity, answer: Quantity, scale: tuple[Fraction, Fraction] |
     if gold.number is not None and answer.number is not None:
         first, second = gold.number, answer.number
         if scale is not None and scale[0] != scale[1]:
-            first = first._replace(value=first.value * scale[0], step=first.step * scale[0])
-            second = second._replace(value=second.value * scale[1], step=second.step * scale[1])
+            first, second = first.times(scale[0]), second.times(scale[1])
         return numbers.numbers_equal(first, second)
     left, right = _expression(gold), _expression(answer)
     if left is None or right is None:
         return None
-    import sympy
-
     if scale is not None and scale[0] != scale[1]:
-        left, right = (
-            value * sympy.Rational(factor.numerator, factor.denominator)
-            for value, factor in zip((left, right), scale, strict=True)
-        )
+        left, right = left * numbers.rational(scale[0]), right * numbers.rational(scale[1])
     if not (left.free_symbols or right.free_symbols):
         for number, is_gold in ((gold.number, True), (answer.number, False)):
             if number is not None and number.digits is not None:
@@ -332,10 +320,8 @@ def _values(gold: Quantity, answer: Quantity, scale: tuple[Fraction, Fraction] |
 
 
 def _expression(quantity: Quantity) -> Any:
-    import sympy
-
     if quantity.number is not None:
-        return sympy.Rational(quantity.number.value.numerator, quantity.number.value.denominator)
+        return numbers.rational(quantity.number.value)
     return expressions.expression(quantity.body)
 
 

@@ -7,6 +7,7 @@ A region is a sorted list of disjoint pieces with numeric ends, so that `x \ge \
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from oxa.answers import expressions, numbers, structure
@@ -46,6 +47,7 @@ class Region(NamedTuple):
     """Whether it is one open interval in parentheses, which may be a point of the plane as well."""
 
 
+@lru_cache(maxsize=4096)
 def read(text: str) -> Region | None:
     """The region that a canonical text describes, or None."""
     text = structure.strip(text)
@@ -195,7 +197,7 @@ def _number(text: str) -> Any:
     if re.fullmatch(r"-\s*\\infty", text):
         return -sympy.oo
     if (number := numbers.number(text)) is not None:
-        return sympy.Rational(number.value.numerator, number.value.denominator)
+        return numbers.rational(number.value)
     value = expressions.expression(text)
     if value is None or value.free_symbols or not value.is_real:
         return None

@@ -175,11 +175,8 @@ def _equations(gold: tuple[list[str], list[str]], answer: tuple[list[str], list[
 
 def _side(text: str) -> Any:
     """A side of an equation as an expression, exact."""
-    import sympy
-
-    if (number := numbers.number(text)) is not None:
-        return sympy.Rational(number.value.numerator, number.value.denominator)
-    return expressions.expression(text)
+    number = numbers.number(text)
+    return expressions.expression(text) if number is None else numbers.rational(number.value)
 
 
 def _orderings(gold: tuple[list[str], list[str]], answer: tuple[list[str], list[str]]) -> bool | None:

@@ -35,10 +35,10 @@ from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from oxa.config.train import TrainArm, TrainShared
+from oxa.config.fine_tuning import FineTuning, TrainArm
 from oxa.model import log_probs
 from oxa.model.trainer import on_one_device
-from oxa.stages import train
+from oxa.training import fine_tuning
 from oxa.training.sft import OXATrainer
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -130,7 +130,7 @@ def fit(shape: str, length: int, way: str, device: torch.device) -> Cell:
         tokenizer_object=raw, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"
     )
     num_ul = 1 if way == "ce+ul" else 0
-    shared = TrainShared(
+    shared = FineTuning(
         num_ce=2 - num_ul,
         micro_batch_size=1,
         dtype="bfloat16",
@@ -147,7 +147,7 @@ def fit(shape: str, length: int, way: str, device: torch.device) -> Cell:
     ids = sequences(model.config.vocab_size, length, 2 * STEPS)
     with tempfile.TemporaryDirectory() as folder:
         # what train itself sets, for TRL as well
-        common = train.settings(shared, STEPS, 1, 2, Path(folder), seed=0)
+        common = fine_tuning.settings(shared, STEPS, 1, 2, Path(folder), seed=0)
         settings = on_one_device(SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True}))
         if way in ("ce", "ce+ul"):
             suppressed = [i % 2 == 1 and num_ul == 1 for i in range(len(ids))]

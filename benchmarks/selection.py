@@ -89,16 +89,16 @@ def make(folder: Path, num_rows: int) -> None:
 
 
 def by_oxa(folder: Path, num: int) -> None:
+    from oxa.config.fine_tuning import FineTuning
     from oxa.config.prompt import Prompt
     from oxa.config.selection import SelectionShared
-    from oxa.config.train import TrainShared
     from oxa.stages import selection_ce
 
     selection_ce.run(
         SelectionShared(num_ce=num),
         "gaussian",
         Prompt(suffix=""),
-        TrainShared(),
+        FineTuning(),
         problems=folder / "problems.parquet",
         responses=folder / "teacher.parquet",
         verdicts=folder / "verdicts.parquet",

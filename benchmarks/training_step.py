@@ -41,11 +41,10 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from oxa import prompts
-from oxa.config.train import TrainArm, TrainShared
+from oxa.config.fine_tuning import FineTuning, TrainArm
 from oxa.model import loading
 from oxa.records import schemas, tables
-from oxa.stages import train
-from oxa.training import batches
+from oxa.training import batches, fine_tuning
 
 SEQUENCES = 32
 WORDS = [f"w{i}" for i in range(104)]
@@ -218,8 +217,8 @@ def ours(setting: Setting, num_ul: int) -> Steps:
     def log(step: int, **values: float) -> None:
         clock.ends.append(time.perf_counter())
 
-    train.run(
-        TrainShared(
+    fine_tuning.run(
+        FineTuning(
             learning_rate=1e-3,
             epochs=1.0,
             num_ce=num_ce,

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from oxa.config.fine_tuning import FineTuning
 from oxa.config.prompt import Prompt
 from oxa.config.report import Report
 from oxa.config.selection import CeRule, SelectionShared, UnlikelihoodSet
-from oxa.config.train import TrainShared
 from oxa.records import schemas, tables
 from oxa.report import training_sets
 from oxa.runtime import files as records
@@ -197,7 +197,7 @@ def select(folder: Path, arms: dict[str, Arm], draws: np.random.Generator) -> No
                 shared,
                 rule,
                 Prompt(suffix=""),
-                TrainShared(),
+                FineTuning(),
                 **paths[origin],
                 output=data / "train" / arm / f"{objective}.parquet",
                 log=lambda step, **values: None,

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from oxa.config.base import Checkpoint
+from oxa.config.fine_tuning import FineTuning
 from oxa.config.params import Params
 from oxa.config.rlvr import Rlvr
 from oxa.config.section import Sampling
-from oxa.config.train import TrainShared
 from oxa.data.world import STRATEGIES
 from oxa.errors import ConfigError
 from oxa.forecast import cost
@@ -300,7 +300,7 @@ def _scoring_memory(shape: Shape, device: Machine, tokens: int, dtype: str, chun
 def _training_memory(
     shape: Shape,
     device: Machine,
-    section: TrainShared | Rlvr,
+    section: FineTuning | Rlvr,
     size: int,
     longest: int,
     reference: bool = False,

@@ -12,9 +12,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from oxa.config.fine_tuning import FineTuning
 from oxa.config.prompt import Prompt
 from oxa.config.selection import CeRule, SelectionShared, tokens_of
-from oxa.config.train import TrainShared
 from oxa.errors import DataError
 from oxa.runtime import journal
 from oxa.selection import candidates
@@ -29,7 +29,7 @@ def run(
     shared: SelectionShared,
     rule: CeRule,
     prompt: Prompt,
-    train: TrainShared,
+    train: FineTuning,
     *,
     problems: Path,
     responses: Path,

@@ -11,9 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from oxa.config.fine_tuning import FineTuning
 from oxa.config.prompt import Prompt
 from oxa.config.selection import SelectionShared, UnlikelihoodSet
-from oxa.config.train import TrainShared
 from oxa.grading import second_check
 from oxa.records import schemas
 from oxa.runtime import journal
@@ -27,7 +27,7 @@ def run(
     shared: SelectionShared,
     section: UnlikelihoodSet,
     prompt: Prompt,
-    train: TrainShared,
+    train: FineTuning,
     *,
     problems: Path,
     responses: Path,

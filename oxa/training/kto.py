@@ -26,7 +26,7 @@ from torch import Tensor
 from trl import KTOConfig, KTOTrainer
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
-from oxa.config.train import TrainShared
+from oxa.config.fine_tuning import FineTuning
 from oxa.errors import ConfigError
 from oxa.model import log_probs
 from oxa.runtime import journal
@@ -97,7 +97,7 @@ class UnpairedTrainer(Planned, KTOTrainer):
         tokenizer: Any,
         dataset: Dataset,
         plan: list[list[int]],
-        shared: TrainShared,
+        shared: FineTuning,
         settings: KTOConfig,
         *,
         longest: int,

@@ -27,7 +27,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import add_fused_lm_head
 
-from oxa.config.train import TrainArm, TrainShared
+from oxa.config.fine_tuning import FineTuning, TrainArm
 from oxa.model import log_probs
 from oxa.runtime import journal
 from oxa.training import losses
@@ -66,7 +66,7 @@ class OXATrainer(Planned, SFTTrainer):
         tokenizer: Any,
         dataset: Dataset,
         plan: list[list[int]],
-        shared: TrainShared,
+        shared: FineTuning,
         arm: TrainArm,
         settings: SFTConfig,
         *,

@@ -17,8 +17,8 @@ from oxa.model.trainer import SETTINGS, Bar
 if TYPE_CHECKING:
     from transformers import Trainer
 
+    from oxa.config.fine_tuning import FineTuning
     from oxa.config.rlvr import Rlvr
-    from oxa.config.train import TrainShared
     from oxa.runtime import journal
 else:
     Trainer = object  # what follows is mixed into TRL's trainers
@@ -28,7 +28,7 @@ FINAL_SHARE = 0.1
 
 
 def settings(
-    section: TrainShared | Rlvr,
+    section: FineTuning | Rlvr,
     num_steps: int,
     micro_batch_size: int,
     accumulation: int,
@@ -81,7 +81,7 @@ class Planned(Quiet):
     def __init__(
         self,
         plan: list[list[int]],
-        shared: TrainShared,
+        shared: FineTuning,
         log: journal.Log,
         epochs_a_step: float,
         **of_trainer: Any,

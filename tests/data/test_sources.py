@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from conftest import SHARED_DATA
 from oxa import hashes
 from oxa.config.base import Checkpoint, FromScratch
+from oxa.config.fine_tuning import TrainArm
 from oxa.config.params import load_params
 from oxa.config.prompt import PAPER_SUFFIX
 from oxa.config.sources import Mapping, Source, Sources, World
-from oxa.config.train import TrainArm
 from oxa.data import mappings, readers, sources
 from oxa.data.mappings import Record, Reject
 from oxa.errors import ConfigError, DataError

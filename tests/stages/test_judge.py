@@ -14,9 +14,9 @@ from scored import Row, small, spread, write_tables
 
 from conftest import Kept
 from oxa.config import params
+from oxa.config.fine_tuning import FineTuning
 from oxa.config.prompt import Prompt
 from oxa.config.selection import UnlikelihoodSet
-from oxa.config.train import TrainShared
 from oxa.config.verify import Judge, Verify
 from oxa.errors import ConfigError, DataError, is_out_of_reach
 from oxa.generation import client
@@ -283,7 +283,7 @@ def test_consensus_with_the_judge_takes_what_it_calls_incorrect(tmp_path: Path, 
             small(),
             section,
             Prompt(suffix=""),
-            TrainShared(),
+            FineTuning(),
             **paths,
             output=output,
             log=log,

@@ -15,11 +15,11 @@ from training_rows import ROWS
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from oxa import hashes, prompts
+from oxa.config.fine_tuning import FineTuning, TrainArm
 from oxa.config.generate import Generate
 from oxa.config.prompt import Prompt
 from oxa.config.score import Score
 from oxa.config.section import Sampling
-from oxa.config.train import TrainArm, TrainShared
 from oxa.errors import DataError
 from oxa.generation import generate
 from oxa.generation.requests import Request
@@ -190,7 +190,7 @@ def test_models_that_name_no_longest_sequence_are_scored_and_trained(
     model.save_pretrained(tmp_path / kind)
     tokenizer.save_pretrained(tmp_path / kind)
     assert len(run(tmp_path, tmp_path / kind, log, write_tables(tmp_path, TEXTS))) == len(TEXTS)
-    arm, shared = TrainArm(), TrainShared(num_ce=12, epochs=1.0)
+    arm, shared = TrainArm(), FineTuning(num_ce=12, epochs=1.0)
     data = training_sets.write(tmp_path / "t", ROWS[:12])
     given = {"model": tmp_path / kind, "output": tmp_path / "trained", "scratch": tmp_path, "seed": 0}
     assert train.run(shared, arm, data=data, **given, log=log)["ce_rows"] == 12

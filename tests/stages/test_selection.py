@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scored import CONTEXT, Row, reference_lowest, small, spread, write_tables
 
+from oxa.config.fine_tuning import FineTuning
 from oxa.config.prompt import Prompt
 from oxa.config.selection import SelectionShared, UnlikelihoodSet
-from oxa.config.train import TrainShared
 from oxa.errors import DataError
 from oxa.records import schemas
 from oxa.records import tables as records
@@ -36,7 +36,7 @@ def run(
     parts = ["ce"]
     given = {"log": log, "scratch": folder}
     prompt = Prompt(suffix=" Think.")
-    train = TrainShared(max_length=max_length)
+    train = FineTuning(max_length=max_length)
     metrics = selection_ce.run(
         shared, ce, prompt, train, **paths["teacher"], output=folder / "ce.parquet", **given
     )

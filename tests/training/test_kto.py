@@ -21,11 +21,10 @@ from training_rows import ROWS
 
 from conftest import Kept
 from oxa import prompts
-from oxa.config.train import TrainArm, TrainShared
+from oxa.config.fine_tuning import FineTuning, TrainArm
 from oxa.errors import ConfigError
 from oxa.model import loading
-from oxa.stages import train
-from oxa.training import batches, kto
+from oxa.training import batches, fine_tuning, kto
 
 SHARED: dict[str, Any] = {
     "learning_rate": 3e-3,
@@ -53,8 +52,10 @@ class Result:
 def fit(model: Path, data: Path, folder: Path, log: Kept | None = None, **shared: Any) -> Result:
     log, scratch, output = log or Kept(), folder / "scratch", folder / "output"
     scratch.mkdir(parents=True, exist_ok=True)
-    section = TrainShared(**{**SHARED, **shared})
-    metrics = train.run(section, ARM, model=model, data=data, output=output, scratch=scratch, seed=3, log=log)
+    section = FineTuning(**{**SHARED, **shared})
+    metrics = fine_tuning.run(
+        section, ARM, model=model, data=data, output=output, scratch=scratch, seed=3, log=log
+    )
     return Result(metrics, output, log)
 
 
@@ -131,13 +132,13 @@ def test_training_moves_right_solutions_above_wrong_ones(unbroken: Result) -> No
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from oxa.config.train import TrainArm, TrainShared
-from oxa.stages import train
+from oxa.config.fine_tuning import TrainArm, FineTuning
+from oxa.training import fine_tuning
 model, data, folder = map(Path, sys.argv[1:4])
 def log(step, **values):
     if step == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-train.run(TrainShared.model_validate_json(sys.argv[4]), TrainArm.model_validate_json(sys.argv[5]), model=model,
+fine_tuning.run(FineTuning.model_validate_json(sys.argv[4]), TrainArm.model_validate_json(sys.argv[5]), model=model,
           data=data, output=folder / "output", scratch=folder / "scratch", seed=3, log=log)
 """
 
@@ -148,7 +149,7 @@ def test_kill_9_and_run_again_ends_with_the_same_bits(
 ) -> None:
     (tmp_path / "scratch").mkdir()
     command = [sys.executable, "-c", CHILD, str(checkpoint), str(table), str(tmp_path)]
-    sections = [TrainShared(**SHARED).model_dump_json(), ARM.model_dump_json()]
+    sections = [FineTuning(**SHARED).model_dump_json(), ARM.model_dump_json()]
     killed = subprocess.run([*command, *sections], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "output").exists()

@@ -23,11 +23,10 @@ from safetensors.torch import load_file
 from training_rows import ROWS, SHARED, WITH_UL
 
 from conftest import Kept
-from oxa.config.train import TrainArm, TrainShared
+from oxa.config.fine_tuning import FineTuning, TrainArm
 from oxa.errors import ConfigError
 from oxa.model import loading
-from oxa.stages import train
-from oxa.training import resume
+from oxa.training import fine_tuning, resume
 
 FILES = sorted((ROOT / "presets" / "accelerate").glob("*.yaml"))
 ACCELERATE = [
@@ -57,8 +56,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import DistributedType, PartialState
-from oxa.config.train import TrainArm, TrainShared
-from oxa.stages import train
+from oxa.config.fine_tuning import TrainArm, FineTuning
+from oxa.training import fine_tuning
 
 class OnCPUs(train.OXATrainer):
     def create_accelerator_and_postprocess(self):
@@ -84,7 +83,7 @@ def log(step, **values):
     if step == kill_after:
         os.kill(os.getpid(), signal.SIGKILL)
 
-train.run(TrainShared(**shared), TrainArm(**arm), model=Path(model), data=Path(data), output=folder / "model",
+fine_tuning.run(FineTuning(**shared), TrainArm(**arm), model=Path(model), data=Path(data), output=folder / "model",
           scratch=folder / "scratch", seed=0, log=log)
 """
 
@@ -95,8 +94,8 @@ def test_fsdp_killed_and_started_again_trains_like_one_process(checkpoint: Path,
     (tmp_path / "child.py").write_text(CHILD)
     (tmp_path / "one").mkdir()
     alone = Kept()
-    train.run(
-        TrainShared(**SHARED),
+    fine_tuning.run(
+        FineTuning(**SHARED),
         TrainArm(**WITH_UL),
         model=checkpoint,
         data=data,

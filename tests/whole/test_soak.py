@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from oxa.config.fine_tuning import FineTuning
 from oxa.config.ingest import Ingest
 from oxa.config.prompt import Prompt
 from oxa.config.selection import SelectionShared, UnlikelihoodSet
 from oxa.config.sources import Sources
-from oxa.config.train import TrainShared
 from oxa.config.verify import Verify
 from oxa.records import schemas, tables
 from oxa.stages import ingest, selection_ce, selection_ul, verify
@@ -87,7 +87,7 @@ def soak(folder: Path) -> dict[str, Any]:
     scores |= {"ppl": ppl, "num_tokens": np.full(len(table), 700), "truncated": np.zeros(len(table), bool)}
     scores |= {"mean_entropy": ppl, "train_tokens": np.full(len(table), 800)}
     tables.write(folder / "scores.parquet", scores, schemas.SCORES, {schemas.CONTEXT: 4096})
-    shared, prompt, train = SelectionShared(num_ce=500, mean=2.1), Prompt(suffix=""), TrainShared()
+    shared, prompt, train = SelectionShared(num_ce=500, mean=2.1), Prompt(suffix=""), FineTuning()
     given |= {"problems": problems, "responses": teacher, "verdicts": verdicts}
     given |= {"scores": folder / "scores.parquet"}
     chosen = selection_ce.run(shared, "gaussian", prompt, train, output=folder / "ce.parquet", **given)

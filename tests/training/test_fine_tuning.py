@@ -20,11 +20,10 @@ from training_rows import ROWS, SHARED, WITH_UL, row
 
 from conftest import Kept
 from oxa import prompts
-from oxa.config.train import TrainArm, TrainShared
+from oxa.config.fine_tuning import FineTuning, TrainArm
 from oxa.errors import ConfigError, DataError
 from oxa.model import loading, log_probs
-from oxa.stages import train
-from oxa.training import losses
+from oxa.training import fine_tuning, losses
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +53,8 @@ def fit(
     log = log or Kept()
     scratch, output = folder / "scratch", folder / "model"
     scratch.mkdir(parents=True, exist_ok=True)
-    metrics = train.run(
-        TrainShared(**{**SHARED, **shared}),
+    metrics = fine_tuning.run(
+        FineTuning(**{**SHARED, **shared}),
         TrainArm(**(WITH_UL if arm is None else arm)),
         model=model,
         data=data,
@@ -177,8 +176,8 @@ def test_another_ce_loss_is_one_function_and_its_name(
     assert set(losses.CE_LOSSES) == set(get_args(TrainArm.model_fields["ce_loss"].annotation))
     monkeypatch.setitem(losses.CE_LOSSES, "doubled", lambda log_probs: -2 * log_probs)
     log = Kept()
-    train.run(
-        TrainShared(**SHARED | {"epochs": 0.3}),
+    fine_tuning.run(
+        FineTuning(**SHARED | {"epochs": 0.3}),
         TrainArm().model_copy(update={"ce_loss": "doubled"}),
         model=checkpoint,
         data=tables["ce"],
@@ -229,7 +228,7 @@ def test_every_step_of_the_loader_holds_the_exact_mix(
 ) -> None:
     seen: list[tuple[int, int]] = []
 
-    class Watching(train.OXATrainer):
+    class Watching(fine_tuning.OXATrainer):
         def get_batch_samples(self, *args: Any) -> Any:
             micro_batches, totals = super().get_batch_samples(*args)
             suppressed = torch.cat([batch["suppressed"] for batch in micro_batches])
@@ -237,7 +236,7 @@ def test_every_step_of_the_loader_holds_the_exact_mix(
             seen.append((int((~suppressed).sum()), int(suppressed.sum())))
             return micro_batches, totals
 
-    original, train.OXATrainer = train.OXATrainer, Watching  # type: ignore[misc]
+    original, fine_tuning.OXATrainer = fine_tuning.OXATrainer, Watching  # type: ignore[misc]
     try:
         fit(
             checkpoint,
@@ -248,7 +247,7 @@ def test_every_step_of_the_loader_holds_the_exact_mix(
             micro_batch_size=micro,
         )
     finally:
-        train.OXATrainer = original  # type: ignore[misc]
+        fine_tuning.OXATrainer = original  # type: ignore[misc]
     assert seen == [(num_ce, num_ul)] * round(2 * 12 / num_ce)
 
 
@@ -368,8 +367,8 @@ CHILD = """
 import json, os, signal, sys
 from pathlib import Path
 import torch
-from oxa.config.train import TrainArm, TrainShared
-from oxa.stages import train
+from oxa.config.fine_tuning import TrainArm, FineTuning
+from oxa.training import fine_tuning
 
 model, data, folder, shared, arm, kill_after = (json.loads(argument) for argument in sys.argv[1:])
 torch.set_num_threads(1)
@@ -382,7 +381,7 @@ def log(step, **values):
     if step == kill_after:
         os.kill(os.getpid(), signal.SIGKILL)
 
-train.run(TrainShared(**shared), TrainArm(**arm), model=Path(model), data=Path(data), output=folder / "model",
+fine_tuning.run(FineTuning(**shared), TrainArm(**arm), model=Path(model), data=Path(data), output=folder / "model",
           scratch=folder / "scratch", seed=0, log=log)
 """
 
@@ -454,7 +453,7 @@ def test_only_what_the_model_ended_itself_is_trained_with_an_end_token(
     rows = [one | {"finish_reason": "length"} if one["objective"] == "ul" else one for one in ROWS]
     rows[0] = rows[0] | {"completion": "1<|end|>1"}
     whole, cut = (
-        train._tokenize(training_sets.write(tmp_path / name, given), True, tokenizer, 1000)
+        fine_tuning._tokenize(training_sets.write(tmp_path / name, given), True, tokenizer, 1000)
         for tokenizer in [loading.load_tokenizer(checkpoint)]
         for name, given in (("whole", ROWS), ("cut", rows))
     )

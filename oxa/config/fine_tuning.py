@@ -9,6 +9,29 @@ from pydantic import Field, model_validator
 from oxa.config.section import Count, Positive, Section, Share
 
 
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+"""The last two keep their state in 8 bits, by bitsandbytes, on CUDA (arXiv 2110.02861)."""
+
+
+class Adapter(Section):
+    """A low-rank adapter (LoRA, arXiv 2106.09685), trained by peft in place of the weights and merged into them at the
+    end: every later stage sees a plain checkpoint."""
+
+    rank: Count = 16
+    """r: inner dimension of a matrix's change B A."""
+    alpha: Positive = 32.0
+    """The change is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the adapter's inputs that are dropped while it trains."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Which matrices: all linear ones but the head, or those whose names end so (`q_proj`)."""
+    quantize: Literal["nf4"] | None = None
+    """`nf4`: the frozen weights lie in 4 bits while the adapter trains (QLoRA, arXiv 2305.14314), on CUDA, with
+    bitsandbytes (`pip install "oxa[quantized]"`)."""
+    save: bool = False
+    """Also keep the adapter by itself, in `adapter/` of the checkpoint."""
+
+
 class FineTuning(Section):
     """One fine-tuning but for its objective: of `train.shared`, the same for all arms."""
 
@@ -36,6 +59,10 @@ class FineTuning(Section):
     max_length: Count = 32_768
     """Longest sequence, tokens, prompt and end token included: selection chooses among what fits (and fits the model's
     context), the same for every arm, and counts the rest."""
+    adapter: Adapter | None = None
+    """Train a low-rank adapter; none trains all weights."""
+    optimizer: Optimizer = "adamw"
+    """Which keeps the moments."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the arithmetic; weights and optimizer state stay float32. bfloat16 needs hardware that has it."""
     gradient_checkpointing: bool = False

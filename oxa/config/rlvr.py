@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from oxa.config.fine_tuning import Adapter
 from oxa.config.section import Address, Count, Positive, Section, Share, argument, is_number
 
 _ENTROPY = re.compile(r"entropy\((\d*\.?\d+)\)")
@@ -80,6 +81,9 @@ class Rlvr(Section):
     """Rollouts of one forward pass on one device, at most: the largest number is taken that cuts a step evenly."""
     batch_size: Count = 256
     """Rollouts that the torch engine generates together."""
+    adapter: Adapter | None = None
+    """Train a low-rank adapter; none trains all weights. The KL is then taken to the weights without it: no second
+    model is held."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the arithmetic; weights and optimizer state stay float32."""
     gradient_checkpointing: bool = False

@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from oxa.config.section import Count, Positive, Section, Share
 
-
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 """The last two keep their state in 8 bits, by bitsandbytes, on CUDA (arXiv 2110.02861)."""
 

@@ -12,9 +12,9 @@ from pipelines import tiny_params
 from processes import PATIENCE
 
 from flows import cli
-from oxa.cli import STAGES
 from oxa.config.params import load_params
 from oxa.runtime import guard
+from oxa.runtime.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,6 +11,7 @@ What it changes is measured: the same problems, which it was not tuned on, are a
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,6 +105,31 @@ class Problem(NamedTuple):
     problem_id: str
     question: str
     answers: list[str]
+
+
+QUESTIONS = (
+    "A pen costs 3 dollars. How much do 4 pens cost?",
+    "Ben has 12 apples and gives 5 of them away. How many are left?",
+    "What is 17 + 26?",
+    "A train runs 60 miles an hour. How far does it come in 3 hours?",
+)
+
+
+def num_in_form(model: Path, prompt: Prompt) -> int:
+    """To how many of QUESTIONS the model answers, greedily and within 64 tokens, with a <think> or </think>."""
+    tokenizer = loading.load_tokenizer(model)
+    if prompts.opened_thought(tokenizer, ""):
+        return len(QUESTIONS)
+    requests = [
+        Request(str(i), prompts.prompt_ids(tokenizer, prompts.user_turn(question, prompt.suffix)))
+        for i, question in enumerate(QUESTIONS)
+    ]
+    section, engine = Sample(max_tokens=64, temperature=0.0), Generate(engine="torch")
+    with tempfile.TemporaryDirectory() as scratch:
+        made = generate.generate(
+            model, requests, section, engine, scratch=Path(scratch), description="asking the base"
+        )
+        return sum(prompts.THINK in one.text or prompts.END_THINK in one.text for one in made)
 
 
 def _choose(

@@ -169,4 +169,6 @@ def test_a_rerun_trains_and_answers_nothing_again(
     assert run(SECTION, checkpoint, inputs, tmp_path, log) == first
     assert log.rows == []
     assert (tmp_path / "sampler" / "model.safetensors").read_bytes() == weights
+    assert warm_up.num_in_form(checkpoint, Prompt(suffix=" Go.")) == 0
+    assert warm_up.num_in_form(tmp_path / "sampler", Prompt(suffix=" Go.")) == len(warm_up.QUESTIONS)
     assert loading.load(tmp_path / "sampler")[0].config.vocab_size == 261

@@ -55,10 +55,10 @@ def machine(plan: Plan) -> Machine:
     if plan.device is not None:
         sheet, tera = plan.device, 1e12
         peak = {"bfloat16": sheet.bfloat16 * tera, "float32": sheet.float32 * tera}
-        described = (
+        described: tuple[str, str, str, int, float, float] = (
             sheet.name,
             "from params",
-            "cuda",
+            sheet.kind,
             plan.devices or 1,
             sheet.memory * GIB,
             sheet.bandwidth * tera,

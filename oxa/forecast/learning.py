@@ -127,14 +127,14 @@ def rlvr(params: Params, shape: Shape, device: Machine, work: Workload) -> Step:
 
 def adapters(params: Params, shape: Shape) -> dict[str, Number]:
     """Parameters of those that are trained, as they are called in the printout."""
-    sections: dict[str, FineTuning | Rlvr] = {"train.shared": params.train.shared, "rlvr": params.rlvr}
-    if params.sample.warm_up:
-        sections["sample.warm_up"] = params.sample.warm_up
-    made = {key: _adapter(shape, section, key) for key, section in sections.items()}
+    sections: dict[str, FineTuning | Rlvr | None] = {
+        "train.shared": params.train.shared,
+        "rlvr": params.rlvr,
+        "sample.warm_up": params.sample.warm_up,
+    }
+    made = {key: _adapter(shape, section, key) for key, section in sections.items() if section}
     return {
-        f"trained by {key.partition('.')[0]}": Number(
-            one.parameters, "from params", f"parameters, {key}.adapter"
-        )
+        f"parameters of {key}": Number(one.parameters, "from params", "its adapter's")
         for key, one in made.items()
         if one
     }
@@ -172,9 +172,11 @@ def _training_memory(
     except ConfigError as error:
         cannot = str(error)
     optimizer = section.optimizer if isinstance(section, FineTuning) else "adamw"
-    if device.kind == "cpu" and (optimizer != "adamw" or (adapter and adapter.quantized)):
-        needs = "adapter.quantize: nf4" if optimizer == "adamw" else f"optimizer: {optimizer}"
-        cannot = f"{needs} runs on CUDA alone"
+    fsdp = device.fsdp and device.number > 1
+    if optimizer != "adamw" or (adapter and adapter.quantized):
+        setting = "adapter.quantize: nf4" if optimizer == "adamw" else f"optimizer: {optimizer}"
+        if device.kind == "cpu" or fsdp:
+            cannot = f"{setting} {'runs on CUDA alone' if device.kind == 'cpu' else 'goes without FSDP (plan.fsdp)'}"
     memory = training.training_memory(
         shape,
         tokens=rows * longest,
@@ -182,7 +184,7 @@ def _training_memory(
         dtype=section.dtype,
         checkpointing=section.gradient_checkpointing,
         devices=device.number,
-        fsdp=device.fsdp and device.number > 1,
+        fsdp=fsdp,
         reference=reference,
         cuda=device.kind == "cuda",
         adapter=adapter,

@@ -50,6 +50,12 @@ def test_parameters_are_what_the_models_say() -> None:
     assert written == runpy.run_path(str(DOCS / "parameters.py"))["page"](), "run python docs/parameters.py"
 
 
+def test_what_fits_where_is_what_the_plan_says() -> None:
+    written = (DOCS / "scale.md").read_text("utf-8")
+    assert "| Qwen2.5-1.5B | all weights |" in written
+    assert written == runpy.run_path(str(DOCS / "fits.py"))["page"](), "run python docs/fits.py"
+
+
 def test_readme_is_read_in_two_minutes() -> None:
     assert len(README.read_text("utf-8")) <= 8000
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -33,6 +33,8 @@ class Device(Section):
 
     name: str
     """What it is called in the printout."""
+    kind: Literal["cuda", "cpu"] = "cuda"
+    """A GPU, or a machine's cores together."""
     memory: Positive
     """GiB."""
     bandwidth: Positive

@@ -1,20 +1,12 @@
-"""FLOPs and bytes that a decoder takes, from its shape alone.
+"""FLOPs and bytes that a decoder takes, from its shape alone; those of a training are in training.py.
 
 FLOPs, two a multiply-add, matrix products only (arXiv 2001.08361, §2.1; arXiv 2204.02311, appendix B):
 
     forward, a token        2 M + 2 V H + 4 L Q T
-    backward                twice that
-    gradient checkpointing  one more forward of the blocks, but for the last product of each
-    fused head, backward    one more product with the head: its tiles are made again
 
-M are the entries of the blocks' matrices; the last term of the first line is attention over T positions, counted over
-the whole [T, T] square as that paper and torch.utils.flop_counter do (a causal kernel may leave out half of it).
-A generated token sees only what stands before it. Numbers of many sequences need Σ T and Σ T².
-
-Bytes in training, as the trainers hold them: float32 weights 4 N, gradients 4 N, AdamW's two moments 8 N; with bfloat16
-the copies that autocast makes of the blocks' matrices, 2 M. FSDP cuts all but one gathered block, embedding and head by
-the number of devices; DDP keeps all and adds its buckets, 4 N. What a block of Llama's or Qwen2's kind keeps for the
-backward pass, a token, is counted in `kept_by_block`, which a test holds against autograd's own list.
+M are the entries of the blocks' matrices; the last term is attention over T positions, counted over the whole [T, T]
+square as that paper and torch.utils.flop_counter do (a causal kernel may leave out half of it). A generated token sees
+only what stands before it. Numbers of many sequences need Σ T and Σ T².
 
 Legend: N parameters, M matrix entries of all blocks, L blocks, H hidden size, Q and K widths of queries and of keys,
 I width of the feed-forward part, V vocabulary, B sequences, T positions of the longest, b bytes a number.
@@ -32,7 +24,6 @@ from oxa.errors import DataError
 from oxa.generation import sampler
 from oxa.model import log_probs
 
-HEAD_TILE = (4096, 32_768)  # tokens and vocabulary entries of a tile of TRL 1.16's fused head
 GIB = 2**30
 VLLM_WORKING = 2 * GIB  # what vLLM keeps for a step's activations and its graphs, beside weights and cache
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -53,6 +44,8 @@ class Shape(NamedTuple):
     matrices: int
     """Entries of the blocks' matrices: what a token is multiplied with, the head left out."""
     context: int
+    linears: tuple[tuple[str, int, int], ...]
+    """Name, inputs and outputs of every matrix of the blocks, in their order: what an adapter can change."""
 
     @property
     def head(self) -> int:
@@ -99,6 +92,7 @@ def shape_of(config: Any) -> Shape:
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     ends = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     blocks = [p for p in model.parameters() if p.dim() == 2 and id(p) not in ends]
+    linears = [(name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Shape(
         hidden=text.hidden_size,
@@ -112,20 +106,15 @@ def shape_of(config: Any) -> Shape:
         parameters=model.num_parameters(),
         matrices=sum(p.numel() for p in blocks),
         context=getattr(text, "max_position_embeddings", None) or 2**31,
+        linears=tuple(
+            (name, m.in_features, m.out_features) for name, m in linears if id(m.weight) not in ends
+        ),
     )
 
 
 def forward_flops(shape: Shape, tokens: float, squares: float, scored: float) -> float:
     """Σ T, Σ T² and the number of positions that pass the head."""
     return 2 * shape.matrices * tokens + 4 * shape.layers * shape.queries * squares + 2 * shape.head * scored
-
-
-def training_flops(
-    shape: Shape, tokens: float, squares: float, scored: float, *, checkpointing: bool
-) -> float:
-    blocks = forward_flops(shape, tokens, squares, 0)
-    again = blocks - 2 * shape.layers * shape.hidden * shape.intermediate * tokens if checkpointing else 0
-    return 3 * blocks + again + 8 * shape.head * scored
 
 
 def generation_flops(
@@ -149,60 +138,6 @@ def decoding_bytes(
     """Read from memory: all weights once a step for `together` responses, and every response's cache a token."""
     seen = prompt * tokens + squares / 2
     return number * (shape.parameters * tokens / together + shape.cache * seen)
-
-
-def kept_by_block(shape: Shape, dtype: str, *, longest: int, padded: bool) -> float:
-    """Bytes a token that one block keeps for the backward pass.
-
-    float32: input, normalised and scaled input twice over (6 H), queries and attention's output (2 Q), keys and values
-    (2 K), four of the feed-forward part (4 I). Autocast keeps the residual stream and both norms in float32 (4 H) and
-    casts what enters each of five matrices anew. Padding copies keys and values for every query head and keeps a mask.
-    """
-    number = BYTES[dtype]
-    stream = 24 * shape.hidden if dtype == "float32" else 16 * shape.hidden + 10 * shape.hidden
-    width = 2 * shape.queries + 2 * (shape.queries if padded else shape.keys) + 4 * shape.intermediate
-    mask = number * longest if padded else 0
-    return stream + number * width + 4 * shape.heads + 8 + mask
-
-
-def training_memory(
-    shape: Shape,
-    *,
-    tokens: int,
-    longest: int,
-    dtype: str,
-    checkpointing: bool,
-    devices: int = 1,
-    fsdp: bool = False,
-    reference: bool = False,
-    triton: bool = True,
-) -> Memory:
-    """A step's peak for micro-batches of `tokens` tokens, padding included, the longest row of `longest`.
-
-    `reference`: a second copy of the weights, to which the policy is held. `triton`: the fused head's kernels are to be
-    had (CUDA); without them its tile exists eight times in float32.
-    """
-    number = BYTES[dtype]
-    share = devices if fsdp else 1
-    block = shape.matrices / shape.layers
-    ends = shape.head * (1 if shape.tied else 2)
-    copies = 2 * shape.matrices if dtype == "bfloat16" else 0
-    gathered = 4 * (ends + 2 * block) if fsdp else copies
-    buckets = 4 * shape.parameters if devices > 1 and not fsdp else 0
-    block_state = kept_by_block(shape, dtype, longest=longest, padded=tokens > longest)
-    stored = shape.layers * block_state
-    if checkpointing:  # every block's input, and all of the block that is computed again
-        stored = shape.layers * 4 * shape.hidden + block_state
-    working = 3 * number * shape.intermediate + 12 * shape.hidden
-    rows, columns = min(tokens, HEAD_TILE[0]), min(shape.vocab, HEAD_TILE[1])
-    tile = rows * columns * (number if triton else 32) + (2 * columns * shape.hidden if number == 2 else 0)
-    return Memory(
-        weights=(2 if reference else 1) * 4 * shape.parameters / share + gathered,
-        gradients=4 * shape.parameters / share + buckets,
-        optimizer=8 * shape.parameters / share,
-        activations=tokens * (stored + working),
-        logits=tile + 4 * shape.head + 4 * tokens * shape.hidden,
-    )
 
 
 def scoring_memory(

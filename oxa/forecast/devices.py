@@ -55,10 +55,10 @@ def machine(plan: Plan) -> Machine:
     if plan.device is not None:
         sheet, tera = plan.device, 1e12
         peak = {"bfloat16": sheet.bfloat16 * tera, "float32": sheet.float32 * tera}
-        described = (
+        described: tuple[str, str, str, int, float, float] = (
             sheet.name,
             "from params",
-            "cuda",
+            sheet.kind,
             plan.devices or 1,
             sheet.memory * GIB,
             sheet.bandwidth * tera,
@@ -74,14 +74,18 @@ def machine(plan: Plan) -> Machine:
     for dtype in ("bfloat16", "float32"):
         matrix = torch.ones(size, size, dtype=getattr(torch, dtype), device=kind)
         peak[dtype] = 2 * size**3 / _seconds("x @ x", matrix)
-    bandwidth = 2 * num_bytes / _seconds("x.clone()", torch.ones(num_bytes, dtype=torch.uint8, device=kind))
+    bandwidth = 2 * num_bytes / _seconds("y.copy_(x)", torch.ones(num_bytes, dtype=torch.uint8, device=kind))
     described = (name, "measured", kind, plan.devices or number, memory, bandwidth)
     return Machine(*described, peak, plan.utilization, plan.fsdp)
 
 
 def _seconds(statement: str, x: Any) -> float:
     """On CPUs one thread's own processor time, divided by the threads: other work here at the moment does not count."""
+    tensors = {
+        "x": x,
+        "y": x.clone(),
+    }  # a copy into new memory on a CPU takes three times as long: it is mapped first
     if x.is_cuda:
-        return Timer(statement, globals={"x": x}).blocked_autorange().median
-    timer = Timer(statement, globals={"x": x}, timer=time.thread_time)
+        return Timer(statement, globals=tensors).blocked_autorange().median
+    timer = Timer(statement, globals=tensors, timer=time.thread_time)
     return timer.blocked_autorange().median / torch.get_num_threads()

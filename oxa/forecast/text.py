@@ -7,12 +7,15 @@ from typing import Any
 
 from oxa.forecast.cost import GIB, Memory
 from oxa.forecast.devices import USABLE
-from oxa.forecast.forecast import Plan, Step
+from oxa.forecast.forecast import Plan
+from oxa.forecast.steps import Step
 
 PARTS = {name: "KV cache" if name == "cache" else name for name in Memory._fields}
 DECIDING = {
     "base": "base.batch_tokens",
     "score": "score.batch_tokens, score.chunk or score.max_length",
+    "warm_up": "sample.warm_up.micro_batch_size, sample.warm_up.max_length or generate.batch_size, or set "
+    "sample.warm_up.gradient_checkpointing: true",
     "train": "train.shared.micro_batch_size or train.shared.max_length, or set "
     "train.shared.gradient_checkpointing: true",
     "rlvr": "rlvr.micro_batch_size, rlvr.batch_size, rlvr.vllm.memory_share or rlvr.max_tokens, or set "
@@ -99,9 +102,12 @@ def _advice(step: Step, memory: Memory, kind: str) -> str:
         return f"lower {DECIDING.get(stage, GENERATING)}"
     if stage in ("train", "rlvr"):
         spread = FSDP if kind == "cuda" else ""  # accelerate has none for CPUs
+    elif stage == "warm_up":
+        spread = ""
     else:
         spread = "" if stage in DECIDING else VLLM
-    return f"weights and their state decide: {spread}take larger devices or a smaller student"
+    lighter = f"set {step.lighter}, " if step.lighter else ""
+    return f"weights and their state decide: {lighter}{spread}take larger devices or a smaller student"
 
 
 def _short(value: float | None) -> str:
@@ -137,7 +143,8 @@ def document(plan: Plan) -> dict[str, Any]:
         steps.append(step._asdict() | {"memory": memory, "fits": step.fits})
     return {
         "params": plan.params,
-        "student": plan.shape._asdict() | {"read_from": plan.student},
+        "student": {name: value for name, value in plan.shape._asdict().items() if name != "linears"}
+        | {"read_from": plan.student},
         "machine": plan.machine._asdict(),
         "numbers": {name: number._asdict() for name, number in plan.numbers.items()},
         "stages": steps,

@@ -142,7 +142,9 @@ def workload(params: Params, context: int, data: Path | None) -> Workload:
     own_length = generated_length(params, limit, context)
     if samples:
         own_length = Number(samples.mean, "measured", f"{data}/responses/self.parquet, as it lies there")
-    num = problems.value * params.sample.num_samples
+    warm_up = params.sample.warm_up
+    apart = warm_up.num if warm_up and warm_up.apart else 0
+    num = max(1, problems.value - apart) * params.sample.num_samples
     teacher = teacher or estimated(problems.value * each.value, length.value, context, *origins)
     samples = samples or generated(params, limit, context, num, problems.origin)
     numbers = {

@@ -16,7 +16,7 @@ from oxa.records import schemas, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]
-CPU = {"name": "a CPU", "memory": 16, "bandwidth": 0.03, "bfloat16": 0.2, "float32": 0.1}
+CPU = {"name": "a CPU", "kind": "cpu", "memory": 16, "bandwidth": 0.03, "bfloat16": 0.2, "float32": 0.1}
 SMALL = {
     "hidden_size": 64,
     "num_layers": 2,
@@ -46,7 +46,8 @@ def planned(raw: dict[str, Any], data: Path | None = None) -> forecast.Plan:
 def graph_of(raw: dict[str, Any]) -> set[str]:
     """Stages of dvc.yaml that these parameters have."""
     graph = set(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
-    return graph - (set() if raw.get("gates") else {"gates"})
+    graph -= set() if raw.get("gates") else {"gates"}
+    return graph - (set() if raw["sample"].get("warm_up") else {"warm_up"})
 
 
 def stages(made: forecast.Plan) -> dict[str, forecast.Step]:
@@ -98,6 +99,82 @@ def test_a_student_that_fits_on_no_device_is_named_with_what_helps():
     assert "presets/accelerate/fsdp.yaml" in printed
     assert "Everything fits." not in printed
     assert text.document(made)["fits"] is False
+
+
+LORA: dict[str, Any] = {"adapter": {"rank": 16}}
+ONE_GPU = {"device": CPU | {"memory": 23.6, "kind": "cuda"}, "devices": 1}
+
+
+def test_a_15b_student_is_trained_by_lora_on_24_gb_where_all_weights_do_not_fit():
+    sections = {"plan": ONE_GPU, "rlvr": {"engine": "torch", "batch_size": 8}}
+    whole = planned(raw_of(ROOT / "presets" / "paper-1.5b.yaml", **sections))
+    assert not stages(whole)["train@sft"].fits
+    assert "weights and their state decide: set train.shared.adapter, spread them" in text.text(whole)
+    lora = sections | {"rlvr": sections["rlvr"] | LORA, "train__shared": LORA | {"max_length": 16_384}}
+    made = planned(raw_of(ROOT / "presets" / "paper-1.5b.yaml", **lora))
+    steps = stages(made)
+    assert steps["train@oxa_full"].fits
+    assert steps["rlvr"].fits
+    assert made.numbers["parameters of train.shared"].value == 18_464_768
+    assert "linears" not in text.document(made)["student"]
+
+
+def test_rl_with_an_adapter_and_kto_with_one_hold_no_second_model():
+    own = {"oxa_full": {"num_ul": 128, "objective": "kto"}}
+    whole = raw_of(ROOT / "presets" / "paper-1.5b.yaml", plan=ONE_GPU, train__arms=own)
+    adapted = raw_of(
+        ROOT / "presets" / "paper-1.5b.yaml", plan=ONE_GPU, train__arms=own, train__shared=LORA, rlvr=LORA
+    )
+    parameters = planned(whole).shape.parameters
+    steps, lighter = stages(planned(whole)), stages(planned(adapted))
+    kto, sft = steps["train@oxa_full"].memory, steps["train@sft"].memory
+    assert kto
+    assert sft
+    assert kto.weights - sft.weights == 4 * parameters
+    assert lighter["train@oxa_full"].memory == lighter["train@sft"].memory
+    rl, without = steps["rlvr"].memory, lighter["rlvr"].memory
+    assert rl
+    assert without
+    assert rl.weights > 8 * parameters
+    assert without.weights < 5 * parameters
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"optimizer": "adamw_8bit"}, "optimizer: adamw_8bit runs on CUDA alone"),
+        ({"adapter": {"quantize": "nf4"}}, "adapter.quantize: nf4 runs on CUDA alone"),
+    ],
+)
+def test_what_runs_on_cuda_alone_cannot_run_on_a_cpu(settings: dict[str, Any], why: str):
+    raw = raw_of(ROOT / "params.yaml", plan={"device": CPU}, train__shared=settings)
+    assert stages(planned(raw))["train@sft"].cannot == why
+
+
+def test_a_device_of_kind_cpu_generates_in_float32():
+    steps = [
+        stages(planned(raw_of(ROOT / "params.yaml", plan={"device": CPU | {"kind": kind}})))["sample"].memory
+        for kind in ("cpu", "cuda")
+    ]
+    assert steps[0]
+    assert steps[1]
+    assert steps[0].weights == 2 * steps[1].weights
+
+
+def test_a_warm_up_is_a_stage_and_keeps_its_problems_from_the_samples():
+    plain = stages(planned(raw_of(ROOT / "params.yaml", plan={"device": CPU})))
+    settings: dict[str, Any] = {"num": 100, "num_ce": 10, "epochs": 3.0, "max_length": 512}
+    raw = raw_of(ROOT / "params.yaml", plan={"device": CPU}, sample={"warm_up": settings})
+    made = planned(raw)
+    steps = stages(made)
+    assert steps["warm_up"].steps == 30
+    assert steps["warm_up"].flops
+    assert steps["warm_up"].memory
+    assert "warm_up: 64 answers before and behind it" in text.text(made)
+    num_samples = raw["sample"]["num_samples"]
+    assert steps["sample"].rows == (plain["sample"].rows or 0) - 100 * num_samples
+    raw["sample"]["warm_up"]["apart"] = False
+    assert stages(planned(raw))["sample"].rows == plain["sample"].rows
 
 
 def test_batches_that_do_not_fit_are_named_with_the_settings_that_decide():

@@ -22,9 +22,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from flows import bridge, hub
 from flows.promote import Results
-from oxa.comparison import estimators
+from oxa.comparison import arms
+from oxa.comparison.measures import pass_at
+from oxa.comparison.outcomes import NUM_REDRAWN, Outcomes, Tally
 from oxa.config.params import Params
 from oxa.config.prompt import Prompt
 from oxa.config.report import Report
@@ -231,28 +235,40 @@ def _shown(path: str) -> str:
 
 
 def _results(section: Report, one: registry.Version, benchmarks: Mapping[str, Any]) -> list[card.Result]:
-    """What the version answered, as the registry keeps it."""
+    """What the version answered, as the registry keeps it, in the report's numbers."""
     text = registry.results(one)
     if text is None:
         return []
     kept = Results.loads(text)
     results = []
     for name in sorted(kept.counts):
-        counts = list(kept.on(name).values())
-        num_samples, num_correct = ([count[side] for count in counts] for side in (0, 1))
-        numbers: dict[str, float] = {}
-        for k in (1, min(num_samples)):
-            interval = estimators.bootstrap_interval(
-                estimators.pass_at_k(num_samples, num_correct, k),
-                resamples=section.resamples,
-                confidence=section.confidence,
-                seed=section.seed,
-            )
-            key = f"pass_at_{k}"
-            numbers |= {key: interval[0], f"{key}_low": interval[1], f"{key}_high": interval[2]}
-        dataset = _dataset(benchmarks.get(name, {}))
-        results.append(card.Result(name, dataset, len(counts), min(num_samples), numbers))
+        outcomes = _outcomes(kept.on(name))
+        wanted = [pass_at(k) for k in dict.fromkeys((1, int(outcomes.num_samples.min())))]
+        numbers = arms.numbers_of(section, [outcomes], [], wanted)
+        results.append(card.Result(name, _dataset(benchmarks.get(name, {})), numbers))
     return results
+
+
+def _outcomes(counts: Mapping[tuple[str, str], tuple[int, int]]) -> Outcomes:
+    """Of (benchmark, problem_id) -> samples, correct: right answers alone are known, all else is NaN."""
+    num_samples, num_correct = np.array(list(counts.values())).T
+    again = np.random.default_rng(0).binomial(
+        num_samples[:, None], (num_correct / num_samples)[:, None], (len(counts), NUM_REDRAWN)
+    )
+    names = np.array(list(counts))
+    unknown = np.full(len(counts), np.nan)
+    others = dict.fromkeys(
+        ("majority", "distinct_answers", "mean_entropy", "mean_tokens", "truncated"), unknown
+    )
+    return Outcomes(
+        num_correct=num_correct,
+        benchmark=names[:, 0],
+        problem_id=names[:, 1],
+        tier=np.full(len(counts), ""),
+        num_samples=num_samples,
+        redrawn=Tally(num_correct=again, **others),
+        **others,
+    )
 
 
 def _comparison(one: registry.Version) -> str | None:

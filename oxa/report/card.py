@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from oxa.comparison.measures import Metric, Row, pass_at
+from oxa.comparison.measures import Row, pass_at
 from oxa.comparison.outcomes import RL
 from oxa.report.markdown import aligned, cell
 from oxa.report.wording import listed
@@ -33,14 +33,8 @@ class Result:
     benchmark: str
     dataset: str | None
     """Its id on the hub, where it comes from there."""
-    num_problems: int
-    num_samples: int
     numbers: Row
-    """pass_at_1 and pass_at_N of its N samples a problem, with the ends of their intervals."""
-
-    @property
-    def metrics(self) -> list[Metric]:
-        return [pass_at(k) for k in dict.fromkeys((1, self.num_samples))]
+    """num_problems, num_samples N, and pass_at_1 and pass_at_N with the ends of their intervals."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +109,7 @@ def _indexed(result: Result) -> dict[str, Any]:
         "dataset": {"type": result.dataset or result.benchmark, "name": result.benchmark},
         "metrics": [
             {"type": metric.title, "name": metric.title, "value": round(100 * result.numbers[metric.name], 2)}
-            for metric in result.metrics
+            for metric in map(pass_at, dict.fromkeys((1, result.numbers["num_samples"])))
         ],
     }
 
@@ -127,13 +121,13 @@ def _results(facts: Facts) -> list[str]:
         rows = [
             [
                 result.benchmark,
-                *(str(count) for count in (result.num_problems, result.num_samples)),
-                *(cell(result.numbers, pass_at(k)) for k in (1, result.num_samples)),
+                *(str(result.numbers[key]) for key in ("num_problems", "num_samples")),
+                *(cell(result.numbers, pass_at(k)) for k in (1, result.numbers["num_samples"])),
             ]
             for result in facts.results
         ]
         level = f"{facts.confidence:.0%}"
-        lines += [f"This checkpoint alone; {level} intervals, bootstrap over problems:", ""]
+        lines += [f"This checkpoint alone; {level} intervals, bootstrap over problems and samples:", ""]
         lines += [*aligned(header, rows), ""]
     else:
         lines += ["It was not evaluated when it was registered.", ""]

@@ -78,6 +78,7 @@ def make(folder: Path, num_rows: int) -> None:
     columns = {"response_id": np.array(ids)[at], "scorer": ["base"] * len(at), "mean_nll": np.log(ppl[at])}
     columns |= {"ppl": ppl[at], "num_tokens": tokens[at], "truncated": np.zeros(len(at), bool)}
     columns |= {"mean_entropy": np.full(len(at), 0.3), "train_tokens": tokens[at] + 100}
+    tables.write(folder / "apart.parquet", [], schemas.APART)
     tables.write(folder / "scores.parquet", columns, schemas.SCORES, {schemas.CONTEXT: 2**31 - 1})
 
     with (folder / "lean.jsonl").open("w") as lean, (folder / "full.jsonl").open("w") as full:
@@ -103,6 +104,7 @@ def by_oxa(folder: Path, num: int) -> None:
         responses=folder / "teacher.parquet",
         verdicts=folder / "verdicts.parquet",
         scores=folder / "scores.parquet",
+        apart=folder / "apart.parquet",
         output=folder / "chosen.parquet",
         log=lambda step, **values: None,
         scratch=folder,

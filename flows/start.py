@@ -21,6 +21,7 @@ from oxa.runtime import files
 from oxa.tracking import connection
 
 BASE = Path("models/base")
+LARGE = 4 * 2**30  # bytes of weights with which a few answers take minutes on a CPU
 LIBRARIES = ("torch", "transformers", "trl", "datasets", "math-verify", "dvc", "prefect", "mlflow")
 
 
@@ -94,7 +95,34 @@ def check(params_path: Path, model: str | None = None) -> None:
         return
     check_student(student, params, base if base and student == base.model else None)
     print(f"student   {student}: fine")
+    if params.sample.model is None and params.sample.warm_up is None and params.verify.require_think:
+        _advise_warm_up(student, params)
     _refuse(around)
+
+
+def _advise_warm_up(student: str | Path, params: Params) -> None:
+    """Asks the base, which is to sample, a few questions: a line where it does not answer in the form that is read."""
+    from oxa.model import loading
+    from oxa.stages import warm_up
+
+    if not Path(student).is_dir():
+        print(
+            f"sampler   {student}: asked whether it writes <think> once it is here (`oxa run base`, then this again)"
+        )
+        return
+    size = sum(path.stat().st_size for path in Path(student).glob("*.safetensors"))
+    if loading.default_device().type == "cpu" and size > LARGE:
+        print(f"sampler   {student}: not asked whether it writes <think>: too large for this machine's CPU")
+        return
+    num = warm_up.num_in_form(Path(student), params.prompt)
+    asked = f"{num} of {len(warm_up.QUESTIONS)} test answers hold <think> or </think>"
+    if 2 * num >= len(warm_up.QUESTIONS):
+        print(f"sampler   {student}: fine; {asked}")
+    else:
+        print(
+            f"sampler   {student}: {asked}: its self-samples would be unparsable, and nothing could be suppressed; "
+            "set sample.warm_up (`{}` takes its defaults), or sample.model to a sibling that does"
+        )
 
 
 def _refuse(faults: list[str]) -> None:

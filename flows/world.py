@@ -17,6 +17,7 @@ from oxa import cli
 from oxa.config.params import Params
 from oxa.errors import ConfigError, DataError, tell
 from oxa.runtime import guard
+from oxa.runtime.stages import STAGES
 
 
 def check(params_path: Path, model: Path) -> bool:
@@ -63,7 +64,7 @@ class _Bench:
         self, name: str, paths: Mapping[str, Path], *, seed: int | None = None, arm: str = "", exam: str = ""
     ) -> Any:
         """What the stage returns; `paths` are its inputs and outputs, by option."""
-        stage = cli.STAGES[name]
+        stage = STAGES[name]
         sections = cli.sections_of(self.params, stage, {"arm": arm, "exam": exam})
         extra = {} if seed is None else {"seed": seed}
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
@@ -115,6 +116,12 @@ def _training_set(bench: _Bench, arm: str, model: Path) -> tuple[Path, Path]:
     bench.run("verify", read | {"output": verdicts})
     read["verdicts"] = verdicts
     bench.run("score", read | {"model": model, "output": scores})
+    read["apart"] = bench.folder / "apart.parquet"
+    made = {"output": bench.folder / "sampler", "apart": read["apart"]}
+    bench.run(
+        "warm_up",
+        {name: read[name] for name in ("problems", "responses", "verdicts")} | made | {"model": model},
+    )
     training_set = bench.folder / "training-set"
     training_set.mkdir()
     bench.run("selection_ce", read | {"scores": scores, "output": training_set / "ce.parquet"}, arm=arm)

@@ -85,6 +85,7 @@ def make_inputs(
     totals["dropped"] = {"contaminated": 4, "duplicate_response": 21, "too_long": 1, "empty": 2}
     exams = {name: {"guess_rate": 1.8 / (place + 100)} for place, name in enumerate(benchmarks)}
     records.write_json(folder / "metrics" / "ingest.json", {"totals": totals, "benchmarks": exams})
+    records.write_json(folder / "metrics" / "warm_up.json", {})
     for origin, verdicts in (
         ("teacher", {"correct": 900, "incorrect": 80, "timeout": 1, "unparsable": 19}),
         ("self", {"correct": 400, "incorrect": 500, "unparsable": 100}),
@@ -148,6 +149,7 @@ def select(folder: Path, arms: dict[str, Arm], draws: np.random.Generator) -> No
         ],
         schemas.PROBLEMS,
     )
+    tables.write(data / "apart.parquet", [], schemas.APART)
     paths: dict[str, dict[str, Path]] = {}
     for origin, right in (("teacher", "correct"), ("self", "incorrect")):
         ids = [f"{origin}{i:05d}" for i in range(num)]
@@ -157,6 +159,7 @@ def select(folder: Path, arms: dict[str, Arm], draws: np.random.Generator) -> No
         ppl = 1 + draws.lognormal(-0.5 if origin == "teacher" else -2, 0.5, len(scored))
         paths[origin] = {
             "problems": data / "problems.parquet",
+            "apart": data / "apart.parquet",
             "responses": data / f"{origin}.parquet",
             "verdicts": data / f"{origin}_verdicts.parquet",
             "scores": data / "scores" / f"{origin}.parquet",

@@ -65,9 +65,13 @@ def small(**changes: Any) -> SelectionShared:
 
 
 def write_tables(
-    folder: Path, teacher: Sequence[Row], own: Sequence[Row], splits: dict[str, str] | None = None
+    folder: Path,
+    teacher: Sequence[Row],
+    own: Sequence[Row],
+    splits: dict[str, str] | None = None,
+    apart: Sequence[str] = (),
 ) -> dict[str, dict[str, Path]]:
-    """Writes the seven tables; the path keywords of a selection's `run` by origin."""
+    """Writes the eight tables; the path keywords of a selection's `run` by origin."""
     names = sorted({row.problem for row in (*teacher, *own)})
     records.write(
         folder / "problems.parquet",
@@ -84,10 +88,12 @@ def write_tables(
         ],
         schemas.PROBLEMS,
     )
+    records.write(folder / "apart.parquet", {"problem_id": list(apart)}, schemas.APART)
     paths = {}
     for prefix, responses_name, rows in (("teacher", "teacher", teacher), ("self", "self_responses", own)):
         paths[prefix] = {
             "problems": folder / "problems.parquet",
+            "apart": folder / "apart.parquet",
             "responses": folder / f"{responses_name}.parquet",
             "verdicts": folder / f"{prefix}_verdicts.parquet",
             "scores": folder / f"{prefix}_scores.parquet",

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from oxa.cli import STAGES
 from oxa.runtime import modules
+from oxa.runtime.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(path for folder in ("oxa", "flows") for path in (ROOT / folder).rglob("*.py"))

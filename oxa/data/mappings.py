@@ -125,6 +125,12 @@ def _gsm8k(cells: Cells) -> Contents:
     return question, answer, responses
 
 
+def _gsm8k_tier(cells: Cells) -> str:
+    """By the number of calculator notes in the rationale."""
+    num_steps = text_of(cells.answer, "answer").count("<<")
+    return "1-2 steps" if num_steps <= 2 else "3-4 steps" if num_steps <= 4 else "5+ steps"
+
+
 @dataclass(frozen=True)
 class Layout:
     """Under which names a source keeps what; of several names, the first that a row has counts."""
@@ -148,6 +154,8 @@ class Layout:
     """Rows without any answer column take their gold from their response."""
     contents: Callable[[Cells], Contents] = _as_they_stand
     """What the columns mean where they do not hold question, answer and responses as they are."""
+    tier_of: Callable[[Cells], str] | None = None
+    """The difficulty where no column tells it."""
 
     @property
     def response_columns(self) -> tuple[tuple[str, ...], ...]:
@@ -178,7 +186,7 @@ MAPPINGS = {
         answer_optional=True,
     ),
     # openai/gsm8k: the answer is the rationale, then `#### n`
-    "gsm8k": Layout(question=("question",), answer=("answer",), contents=_gsm8k),
+    "gsm8k": Layout(question=("question",), answer=("answer",), contents=_gsm8k, tier_of=_gsm8k_tier),
     # benchmarks such as AIME or Minerva; the answer is one or a list of accepted ones
     "math": Layout(question=("problem", "question"), answer=("answer",)),
 }
@@ -246,7 +254,7 @@ def record_of(
         kind = text_of(pick(columns, layout.kind, where, optional=True), "category")
         if kind not in ("", "math"):
             return Reject(row, "not_math", f"category {kind!r}", question)
-        tier = text_of(pick(columns, layout.tier, where) if layout.tier else None, "tier")
+        tier = layout.tier_of(cells) if layout.tier_of else _tier(cells)
         gold_from_response = layout.answer_optional and not has(columns, layout.answer)
         if gold_from_response:
             answer = next((gold for text in responses if (gold := extraction.boxed(text))), None)
@@ -256,6 +264,11 @@ def record_of(
     if not answers:
         return Reject(row, "no_answer", "no gold answer", question)
     return Record(row, question, answers, responses if purpose == "teacher" else [], tier, gold_from_response)
+
+
+def _tier(cells: Cells) -> str:
+    names = cells.layout.tier
+    return text_of(pick(cells.columns, names, cells.where) if names else None, "tier")
 
 
 def writable(item: Record) -> bool:

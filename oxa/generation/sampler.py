@@ -25,6 +25,7 @@ from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,6 +44,9 @@ COMPACT_BELOW = 0.7  # share of unfinished rows under which the finished ones ar
 DRAW_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
 """Probabilities in float64 that exist at the same time. 4 MiB stay in a processor's caches between the passes over
 them: at 152k tokens and 64 rows a draw takes a fifth of the time that it takes with 128 MiB."""
+
+FEW = 16  # a nucleus of a trained model is narrower than this part of the vocabulary
+ROUNDING = 1e-9  # relative; more than sums of a million float64 in two orders differ by
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
@@ -67,16 +71,46 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> t
     if temperature != 1:
         probs = (shifted / temperature).exp_()
     if top_p < 1:
-        ordered = probs.sort(-1, descending=True).values
-        ahead = ordered.cumsum(-1)
-        nucleus = (ahead - ordered < top_p * ahead[:, -1:]).sum(-1, keepdim=True)
-        probs = probs.where(probs >= ordered.gather(-1, nucleus - 1), 0)
+        probs = probs.where(probs >= least_of_nucleus(probs, top_p), 0)
     cumulative = probs.cumsum(-1)
     total = cumulative[:, -1:]
     # u < 1, but u · total may round up to total, behind the last token
     target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
     token = torch.searchsorted(cumulative, target, right=True)[:, 0]
     return token.clamp(max=logits.shape[1] - 1), entropy  # only NaN is ever clamped; the caller looks for it
+
+
+def least_of_nucleus(probs: Tensor, top_p: float) -> Tensor:
+    """The last probability [B, 1] that is taken when those of probs [B, V], which need no sum of 1, are added up.
+
+    From the largest on, until the sum ahead reaches top_p of the whole. Only a row whose nucleus may be wider than
+    V / FEW tokens, or ends within rounding of top_p, is sorted as a whole.
+    """
+    few = _largest(probs, max(1, probs.shape[1] // FEW))
+    limit = top_p * probs.sum(-1, keepdim=True)
+    before = few.cumsum(-1) - few
+    fewest, most = ((before < limit * (1 + off)).sum(-1, keepdim=True) for off in (-ROUNDING, ROUNDING))
+    least = few.gather(-1, (fewest - 1).clamp(min=0))  # none are taken from NaN; the caller looks for it
+    unsure = ((fewest < most) | (most == few.shape[1]))[:, 0]
+    if unsure.any():
+        ordered = _largest(probs[unsure], probs.shape[1])
+        ahead = ordered.cumsum(-1)
+        num_taken = (ahead - ordered < top_p * ahead[:, -1:]).sum(-1, keepdim=True)
+        least[unsure] = ordered.gather(-1, num_taken - 1)
+    return least
+
+
+def _largest(values: Tensor, k: int) -> Tensor:
+    """The k largest [B, k] of values [B, V], from the largest on.
+
+    numpy's vectorised sort takes a tenth of the time of PyTorch's on a CPU, its selection a fifth of that of topk.
+    """
+    if values.device.type != "cpu":
+        return values.topk(k).values
+    some = values.numpy()
+    if k < values.shape[1]:
+        some = np.partition(some, values.shape[1] - k)[:, -k:]
+    return torch.from_numpy(np.sort(some)).flip(-1)
 
 
 def torch_engine(

@@ -121,6 +121,10 @@ REJECTS = pa.schema(
 )
 
 
+APART = pa.schema([("problem_id", pa.string())])
+"""Training problems that no arm may use, since the sampler's warm-up did."""
+
+
 CONTAMINATION = pa.schema(
     [
         ("problem_id", pa.string()),

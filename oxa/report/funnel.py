@@ -16,6 +16,7 @@ CONDITIONS = {  # of the selection, in its order: (what is left, what is lost)
     "verdict": ("verdict", "other verdict"),
     "scored": ("scored", "not scored"),
     "train": ("of training problems", "of other problems"),
+    "apart": ("of the arms' problems", "of problems kept apart for the sampler's warm-up"),
     "whole": ("not cut by a limit", "cut by the sampler's or the scorer's limit"),
     "fits": ("short enough to train on", "longer than training takes"),
     "floor": ("ppl at the floor or above", "ppl below the floor"),
@@ -97,12 +98,24 @@ def own(metrics: Path, selections: Selections) -> list[Step]:
         return []
     verdicts = files.read_json(metrics / "verify" / "self.json")["verdicts"]
     first = next(iter(sets.values()))
-    steps = [Step("sampled", first["funnel"]["responses"], "")]
+    steps = [Step("sampled", first["funnel"]["responses"], _warmed_up(metrics))]
     for arm, described in sets.items():
         if described is first or described["funnel"] != first["funnel"]:
             steps += _conditions(described, verdicts)
         steps.append(_chosen(arm, "UL", described))
     return steps
+
+
+def _warmed_up(metrics: Path) -> str:
+    """What the warm-up of the sampler changed; "" where there was none, or nothing was left to measure it on."""
+    measured = files.read_json(metrics / "warm_up.json")
+    if "after" not in measured:
+        return ""
+    before, after = (measured[when]["parsable"] for when in ("before", "after"))
+    return (
+        f"by the base after a warm-up on {measured['training']['ce_rows']:,} solutions: {after:.0%} of its answers can "
+        f"be read, {before:.0%} before ({measured['probed']} answers)"
+    )
 
 
 def _sets(selections: Selections, objective: str) -> dict[str, dict[str, Any]]:

@@ -64,13 +64,13 @@ class Candidates(NamedTuple):
 
 
 def read(
-    files: Files, verdicts: Iterable[str], seed: int, *, max_length: int, whole: bool = False
+    files: Files, apart: Path, verdicts: Iterable[str], seed: int, *, max_length: int, whole: bool = False
 ) -> tuple[Candidates, dict[str, int]]:
     """Scored responses to training problems with one of `verdicts`, and how many were left after each condition.
 
-    Only those that can be trained on: with prompt and end token not longer than `max_length`, nor than the context of
-    the model that scored them. `whole`: only those that no limit cut, neither the sampler's nor the scorer's. A ppl
-    that is not finite is no score.
+    None to a problem of the table `apart`. Only those that can be trained on: with prompt and end token not longer
+    than `max_length`, nor than the context of the model that scored them. `whole`: only those that no limit cut,
+    neither the sampler's nor the scorer's. A ppl that is not finite is no score.
     """
     columns: Columns = {"response_id": hash_texts, "problem_id": hash_texts}
     if whole:
@@ -81,6 +81,8 @@ def read(
     problems: Columns = {"problem_id": hash_texts, "split": partial(_is_one_of, ["train"])}
     table = _arrays(files.problems, schemas.PROBLEMS, problems)
     named = response.pop("problem_id")
+    held = _arrays(apart, schemas.APART, {"problem_id": hash_texts})["problem_id"]
+    is_free = ~np.isin(named, held)
     train = np.flatnonzero(table["split"]).astype(
         np.int32
     )  # alone: a question may stand in several benchmarks
@@ -109,6 +111,8 @@ def read(
 
     scored = np.append(np.isfinite(score["ppl"]), False)[score_row]
     conditions = {"verdict": allowed, "scored": scored, "train": problem >= 0}
+    if len(held):
+        conditions["apart"] = is_free
     if whole:
         conditions["whole"] = ~(response["finish_reason"] | np.append(score["truncated"], False)[score_row])
     longest = min(max_length, _context(files.scores))

@@ -1,8 +1,9 @@
 """Self-samples: what a student answers to the training problems.
 
-Every problem of split `train` gets `num_samples` responses of the section's model (by default the base itself). The
-random numbers of a response follow from (seed, response_id), and its id from problem, model, seed and sample index,
-so that more samples or more problems leave the ones that were there as they were.
+Every problem of split `train` that is not kept apart gets `num_samples` responses of the sampler: the base itself,
+what the stage `warm_up` has made of it, or a model that the section names. The random numbers of a response follow
+from (seed, response_id), and its id from problem, model, seed and sample index, so that more samples or more problems
+leave the ones that were there as they were.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def run(
     prompt: Prompt,
     *,
     model: Path,
+    sampler: Path,
     problems: Path,
+    apart: Path,
     output: Path,
     scratch: Path,
     log: journal.Log,
@@ -44,18 +47,21 @@ def run(
     one. `control_tokens` counts the problems that spell a control token, which is read as text. The settings that they
     were drawn with are kept with the table.
     """
-    sampler, name = _sampler(section, model)
+    source, name = _sampler(section, model, sampler)
     table = tables.read(problems, schemas.PROBLEMS, ["problem_id", "question", "split"])
-    table = table.filter(pc.equal(table["split"], "train"))
+    held = tables.read(apart, schemas.APART)["problem_id"]
+    is_held = pc.is_in(table["problem_id"], held)
+    table = table.filter(pc.and_(pc.equal(table["split"], "train"), pc.invert(is_held)))
     if table.num_rows == 0:
+        held_apart = f" ({len(held)} are kept apart by sample.warm_up)" if len(held) else ""
         raise DataError(
-            f"{problems}: no problem of split 'train' to sample for; check the sources under ingest.teacher"
+            f"{problems}: no problem of split 'train' to sample for{held_apart}; check the sources under ingest.teacher"
         )
     # the base has passed a preflight of its own
-    faults = preflight.check_checkpoint(sampler, prompt, is_student=False) if section.model else []
+    faults = preflight.check_checkpoint(source, prompt, is_student=False) if section.model else []
     if faults:
         raise DataError(f"sample.model: {name} cannot sample: {' '.join(faults)}")
-    tokenizer = loading.load_tokenizer(sampler)
+    tokenizer = loading.load_tokenizer(source)
     opening = prompts.opened_thought(tokenizer, "")
     rows, requests, num_control = [], [], 0
     for problem_id, question in zip(
@@ -68,7 +74,7 @@ def run(
             rows.append((problem_id, index))
             requests.append(Request(response_id, ids))
     responses = generate.generate(
-        sampler, requests, section, engine, scratch=scratch, description="self-samples"
+        source, requests, section, engine, scratch=scratch, description="self-samples"
     )
 
     texts: list[str] = []  # of one problem
@@ -103,8 +109,10 @@ def run(
     }
 
 
-def _sampler(section: Sample, base: Path) -> tuple[str | Path, str]:
+def _sampler(section: Sample, base: Path, warmed_up: Path) -> tuple[str | Path, str]:
     """(what to load, its name): a folder's name or a hub id, never a path, so that ids do not depend on the machine."""
+    if section.warm_up:
+        return warmed_up, warmed_up.name
     if section.model is None:
         return base, base.name
     folder = Path(section.model)

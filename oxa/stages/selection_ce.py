@@ -32,6 +32,7 @@ def run(
     train: FineTuning,
     *,
     problems: Path,
+    apart: Path,
     responses: Path,
     verdicts: Path,
     scores: Path,
@@ -46,7 +47,7 @@ def run(
     """
     files = Files(problems, responses, verdicts, scores)
     eligible, funnel = candidates.read(
-        files, ["correct"], shared.seed, max_length=train.max_length, whole=True
+        files, apart, ["correct"], shared.seed, max_length=train.max_length, whole=True
     )
     num = num_sequences(RULES[rule], eligible, shared)
     if num is None:

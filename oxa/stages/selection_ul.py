@@ -30,6 +30,7 @@ def run(
     train: FineTuning,
     *,
     problems: Path,
+    apart: Path,
     responses: Path,
     verdicts: Path,
     scores: Path,
@@ -44,7 +45,12 @@ def run(
     """
     files = Files(problems, responses, verdicts, scores)
     eligible, funnel = candidates.read(
-        files, section.verdicts, shared.seed, max_length=train.max_length, whole=not section.allow_length
+        files,
+        apart,
+        section.verdicts,
+        shared.seed,
+        max_length=train.max_length,
+        whole=not section.allow_length,
     )
     eligible = eligible.only(eligible.ppl >= section.min_ppl)
     funnel["floor"] = len(eligible.row)

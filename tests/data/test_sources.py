@@ -251,8 +251,19 @@ def test_gsm8k_rationales_become_reasoning_without_calculator_notes(tmp_path: Pa
     assert isinstance(record, Record)
     assert record.answers == ["1200"]
     assert record.responses == ["<think>\nHe sold 48/2 = 24 clips.\nThat is $1,200.\n</think>\n\\boxed{1200}"]
+    assert record.tier == "1-2 steps"
     assert isinstance(reject, Reject)
     assert reject.reason == "no_answer"
+
+
+@pytest.mark.parametrize(
+    ("num", "tier"), [(0, "1-2 steps"), (3, "3-4 steps"), (4, "3-4 steps"), (5, "5+ steps")]
+)
+def test_gsm8k_problems_are_told_apart_by_their_steps(tmp_path: Path, num: int, tier: str) -> None:
+    write(tmp_path, [{"question": "How many?", "answer": "1+1=<<1+1=2>>2. " * num + "#### 2"}])
+    [record] = read(tmp_path, "benchmark", mapping="gsm8k")
+    assert isinstance(record, Record)
+    assert record.tier == tier
 
 
 def test_another_mapping_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

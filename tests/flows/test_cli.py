@@ -12,9 +12,9 @@ from pipelines import tiny_params
 from processes import PATIENCE
 
 from flows import cli
-from oxa.cli import STAGES
 from oxa.config.params import load_params
 from oxa.runtime import guard
+from oxa.runtime.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -220,6 +220,18 @@ def test_the_doctor_refuses_a_dated_template_until_another_is_named(project, che
     raw["sample"]["model"] = str(dated)
     Path("params.yaml").write_text(yaml.safe_dump(raw))
     assert "cannot sample (sample.model)" in fails_with_one_sentence(capsys, "doctor")
+
+
+def test_the_doctor_says_beforehand_that_a_warm_up_will_be_needed(project, checkpoint, capsys):
+    assert cli.main(["doctor", "--model", str(checkpoint)]) == 0
+    shown = capsys.readouterr().out
+    assert f"sampler   {checkpoint}: 0 of 4 test answers hold <think>" in shown
+    assert "set sample.warm_up" in shown
+    raw = yaml.safe_load(Path("params.yaml").read_text())
+    raw["sample"]["warm_up"] = {}
+    Path("params.yaml").write_text(yaml.safe_dump(raw))
+    assert cli.main(["doctor", "--model", str(checkpoint)]) == 0
+    assert "sampler" not in capsys.readouterr().out
 
 
 def test_a_plan_is_printed_for_people_and_for_machines_and_writes_nothing(project, capsys):

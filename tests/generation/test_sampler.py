@@ -155,6 +155,51 @@ def test_draw_inverts_the_nucleus_of_a_plain_reference(
     assert probs[int(token)] > 0
 
 
+KINDS = {
+    "flat": lambda logits: torch.zeros_like(logits),
+    "nearly flat": lambda logits: logits / 100,
+    "peaked": lambda logits: logits * 8,
+    "tied": lambda logits: logits.round(),
+    "some impossible": lambda logits: torch.where(logits < 0, -torch.inf, logits).index_fill(
+        1, torch.tensor([0]), 1.0
+    ),
+}
+
+
+@given(
+    st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=4),
+    st.integers(2, 40) | st.integers(41, 2000),
+    st.floats(0.01, 0.999) | st.sampled_from([0.25, 0.5, 0.75, 0.9]),
+    st.integers(0, 2**31),
+)
+def test_the_nucleus_ends_bit_for_bit_where_a_whole_sort_ends_it(
+    kinds: list[str], num_tokens: int, top_p: float, seed: int
+) -> None:
+    logits = torch.randn(len(kinds), num_tokens, generator=torch.Generator().manual_seed(seed)).double()
+    probs = torch.cat([KINDS[kind](row[None]) for kind, row in zip(kinds, logits, strict=True)]).exp()
+    ordered = probs.sort(-1, descending=True).values
+    ahead = ordered.cumsum(-1)
+    width = (ahead - ordered < top_p * ahead[:, -1:]).sum(-1, keepdim=True)
+    assert torch.equal(sampler.least_of_nucleus(probs, top_p), ordered.gather(-1, width - 1))
+
+
+def test_the_nucleus_ends_within_rounding_of_top_p_as_in_a_whole_sort() -> None:
+    probs = torch.rand(1, 800, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 40
+    ordered = probs.sort(-1, descending=True).values
+    ahead = ordered.cumsum(-1)
+    edges = (ahead / ahead[:, -1:])[0, :30]
+    for top_p in torch.cat([edges, edges.nextafter(edges * 0), edges.nextafter(edges * 2)]).tolist():
+        width = int((ahead - ordered < top_p * ahead[:, -1:]).sum())
+        assert float(sampler.least_of_nucleus(probs, top_p)) == float(ordered[0, width - 1])
+
+
+def test_weights_that_are_not_numbers_are_told_by_the_entropy() -> None:
+    logits = torch.stack([torch.full((40,), torch.nan), torch.zeros(40)])
+    tokens, entropy = draw(logits, torch.full((2,), 0.5, dtype=torch.float64), 1.0, 0.9)
+    assert entropy.isnan().tolist() == [True, False]
+    assert ((tokens >= 0) & (tokens < 40)).all()
+
+
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 0.95), (1.7, 0.5)])
 def test_frequencies_follow_temperature_and_top_p(temperature: float, top_p: float) -> None:
     logits = torch.linspace(-2, 3, 40)[torch.randperm(40, generator=torch.Generator().manual_seed(0))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,24 @@ def _problems(folder: Path, splits: list[str], questions: dict[int, str] | None 
 
 
 def _run(
-    section: Sample, model: Path, problems: Path, folder: Path, log: Any, batch_size: int = 8
+    section: Sample,
+    model: Path,
+    problems: Path,
+    folder: Path,
+    log: Any,
+    batch_size: int = 8,
+    apart: Sequence[str] = (),
 ) -> dict[str, Any]:
+    folder.mkdir(exist_ok=True)
+    tables.write(folder / "apart.parquet", {"problem_id": list(apart)}, schemas.APART)
     return sample.run(
         section,
         Generate(batch_size=batch_size),
         Prompt(suffix=" Go."),
         model=model,
+        sampler=folder / "sampler",
         problems=problems,
+        apart=folder / "apart.parquet",
         output=folder / "responses.parquet",
         scratch=folder / "scratch",
         log=log,

@@ -98,6 +98,22 @@ def test_only_verified_scored_whole_training_responses_are_eligible(tmp_path: Pa
         assert metrics["ce"]["funnel"] == expected
 
 
+def test_no_arm_chooses_from_problems_kept_apart(tmp_path: Path, log: Any) -> None:
+    teacher = [Row(f"t{i}", f"p{i}") for i in range(6)]
+    own = [Row(f"s{i}", f"p{i}", 1.5, verdict="incorrect") for i in range(6)]
+    paths = write_tables(tmp_path, teacher, own, apart=["p1", "p3"])
+    ul = UnlikelihoodSet(num=4, min_ppl=1.0)
+    rows, metrics = run(tmp_path, paths, small(num_ce=4), log, ce="lowest", ul=ul)
+    free = ["p0", "p2", "p4", "p5"]
+    assert sorted(row["problem_id"] for row in rows) == sorted(2 * free)
+    assert [metrics[part]["funnel"][name] for part in ("ce", "ul") for name in ("train", "apart")] == [
+        6,
+        4,
+        6,
+        4,
+    ]
+
+
 def test_a_question_that_stands_in_two_benchmarks_is_no_hindrance(tmp_path: Path, log: Any) -> None:
     paths = write_tables(tmp_path, [*spread(8), Row("other", "exam", 9.0)], [], splits={"exam": "aime24"})
     table = pq.read_table(paths["teacher"]["problems"])
@@ -245,7 +261,11 @@ def test_the_order_of_rows_changes_nothing(tmp_path_factory: pytest.TempPathFact
     before = [run(folder, paths, shared, lambda step, **values: None, **arm) for arm in arms]
     for path in dict.fromkeys(path for tables in paths.values() for path in tables.values()):
         table = pq.read_table(path)
-        pq.write_table(table.take(random.sample(range(len(table)), len(table))), path, row_group_size=7)
+        pq.write_table(
+            table.take(pa.array(random.sample(range(len(table)), len(table)), pa.int64())),
+            path,
+            row_group_size=7,
+        )
     assert [run(folder, paths, shared, lambda step, **values: None, **arm) for arm in arms] == before
 
 

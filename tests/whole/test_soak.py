@@ -89,7 +89,8 @@ def soak(folder: Path) -> dict[str, Any]:
     tables.write(folder / "scores.parquet", scores, schemas.SCORES, {schemas.CONTEXT: 4096})
     shared, prompt, train = SelectionShared(num_ce=500, mean=2.1), Prompt(suffix=""), FineTuning()
     given |= {"problems": problems, "responses": teacher, "verdicts": verdicts}
-    given |= {"scores": folder / "scores.parquet"}
+    tables.write(folder / "apart.parquet", [], schemas.APART)
+    given |= {"scores": folder / "scores.parquet", "apart": folder / "apart.parquet"}
     chosen = selection_ce.run(shared, "gaussian", prompt, train, output=folder / "ce.parquet", **given)
     chosen |= selection_ul.run(
         shared, UnlikelihoodSet(num=500), prompt, train, output=folder / "ul.parquet", **given

@@ -175,8 +175,10 @@ def _write(folder: Path, one: registry.Version, contents: Mapping[str, _File], t
 def _facts(section: Report, one: registry.Version, chain: Mapping[str, Any]) -> card.Facts:
     """What the card tells; `chain`: the version's oxa.lineage."""
     arm, seed, stage = (one.tags[f"oxa.{name}"] for name in ("arm", "seed", "stage"))
-    params = chain.get("params", {})
-    merged = {key: value for stage in reversed(params) for key, value in params[stage].items()}
+    ran_with = reversed(
+        chain.get("params", {}).values()
+    )  # of the stages; the checkpoint's own comes last and counts
+    merged = {key: value for values in ran_with for key, value in values.items()}
     base, ingest = merged.get("base", {}), merged.get("ingest", {})
     own = (
         "train.shared",
@@ -284,7 +286,9 @@ def _summary(one: registry.Version) -> Path | None:
         locked = bridge.locked()
         answers = Path(bridge.output(locked, stage, ".parquet")[0]).parent
         summary = Path(bridge.output(locked, "report", ".json")[0])
-    except UserError:  # there is no DVC here, no report, or something has moved on since
+    except (
+        UserError
+    ):  # there is no DVC here or it is at work, there is no report, or something has moved on since
         return None
     is_evaluated = locked[stage].deps.get(one.tags["dvc.path"]) == one.tags["dvc.md5"]
     is_reported = locked["report"].deps.get(str(answers)) == guard.dvc_md5(answers)

@@ -281,6 +281,13 @@ def output(stages: Mapping[str, registration.Step], stage: str, suffix: str) -> 
     return path, md5
 
 
+def cached(md5s: Iterable[str]) -> dict[str, Path]:
+    """Where DVC's cache keeps files of these md5s; those that it lacks are left out."""
+    with _repository() as repo:
+        paths = {md5: Path(repo.cache.local.oid_to_path(md5)) for md5 in md5s}
+    return {md5: path for md5, path in paths.items() if path.is_file()}
+
+
 def stages() -> set[str]:
     """All stages of dvc.yaml."""
     with _repository() as repo:

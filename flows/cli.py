@@ -1,74 +1,23 @@
-"""`oxa`, the console script: the stages (oxa/cli.py), and what a person needs round them, from `run` to `lineage`.
+"""`oxa`, the console script: the stages (oxa/cli.py), and what a person needs round them, from `run` to `export`.
 
-Each command is a function under its line of help, its description and its options. Prefect, MLflow and torch are
-imported by those that need them.
+How a command is written, flows/commands.py tells. Prefect, MLflow and torch are imported by those that need them.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from flows import lockfile
+from flows.commands import add, command, either, option, subcommand
 from oxa import cli
 from oxa.cli import add_params
 from oxa.config.params import Values, check_params, load_params, read_params
 from oxa.errors import ConfigError
 from oxa.runtime import files
-
-Run = Callable[[Namespace], int | None]
-Option = Callable[[argparse.ArgumentParser], Any]  # adds itself to a command's parser
-COMMANDS: list[
-    Callable[[Any], None]
-] = []  # in the order of `oxa --help`; each adds itself to argparse's subparsers
-
-
-def command(name: str, help: str, description: str, *options: Option) -> Callable[[Run], Run]:
-    """Makes a function a command; it returns the exit code, or None for 0."""
-
-    def decorate(run: Run) -> Run:
-        def add_command(commands: Any) -> None:
-            parser = commands.add_parser(name, help=help, description=description)
-            parser.set_defaults(command=run)
-            _add_options(parser, options)
-
-        COMMANDS.append(add_command)
-        return run
-
-    return decorate
-
-
-def option(*names: str, **settings: Any) -> Option:
-    """An argument as `add_argument` takes it."""
-    return lambda parser: parser.add_argument(*names, **settings)
-
-
-def either(*options: Option) -> Option:
-    """Options of which one at most is given."""
-    return lambda parser: _add_options(parser.add_mutually_exclusive_group(), options)
-
-
-def subcommand(name: str, *options: Option, **texts: Any) -> Option:
-    """The one command of a group, as in `oxa world check`; `texts` as `add_parser` takes them."""
-    return lambda parser: _add_options(
-        parser.add_subparsers(required=True, metavar="COMMAND").add_parser(name, **texts), options
-    )
-
-
-def _add_options(parser: Any, options: Sequence[Option]) -> None:
-    for add_option in options:
-        add_option(parser)
-
-
-def add(commands: Any) -> None:
-    """Adds every command of this module to argparse's `commands`."""
-    for add_command in COMMANDS:
-        add_command(commands)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -383,6 +332,30 @@ def model(arguments: Namespace) -> None:
     from oxa.tracking import registry
 
     print(registry.path_of(load_params(arguments.params).registry, arguments.version))
+
+
+@command(
+    "export",
+    "write a version as a plain checkpoint folder with a model card, for a hub or a colleague",
+    "Copies a version's files, from the workspace or DVC's cache, beside a README.md in the hub's format: its table, "
+    "its arm and settings, its data with hashes, how it was made. The licence is left to you.",
+    add_params,
+    VERSION,
+    option(
+        "folder", type=Path, metavar="FOLDER", help="new or empty, or one that holds this version already"
+    ),
+    option(
+        "--push",
+        metavar="OWNER/NAME",
+        help="hand it to the Hugging Face hub, too, with its own token; a repository that is new is private",
+    ),
+)
+def export(arguments: Namespace) -> None:
+    from flows import export
+
+    params = load_params(arguments.params)
+    for sentence in export.run(params, arguments.version, arguments.folder, push=arguments.push):
+        print(sentence, flush=True)
 
 
 if __name__ == "__main__":

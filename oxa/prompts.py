@@ -27,7 +27,6 @@ PLAIN_TEMPLATE = (
 AS_TEXT = {"add_special_tokens": False, "split_special_tokens": True}
 """Options of a tokenizer that reads nothing as control."""
 MARK = "\x01message\x01"  # stands for a message where it is asked what a template writes round it
-_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 
 
 def user_turn(question: str, suffix: str) -> str:
@@ -135,19 +134,3 @@ def answer_part(text: str, *, require_think: bool = True) -> str | None:
     if tag:
         return tail
     return None if require_think else text
-
-
-def last_box(tail: str) -> tuple[int, int] | None:
-    r"""Where the content of the balanced \boxed{…} that starts last lies: the inner one of nested boxes."""
-    last = None
-    opened: list[int | None] = []  # start of the content of an open box; None for another brace
-    for token in _BRACES.finditer(tail):
-        if (mark := token.group()) == "{":
-            opened.append(None)
-        elif mark == "}":
-            start = opened.pop() if opened else None
-            if start is not None and (last is None or start > last[0]):
-                last = start, token.start()
-        elif mark.endswith("{") and len(mark) > 2:  # not an escaped brace
-            opened.append(token.end())
-    return last

@@ -51,6 +51,7 @@ MLFLOW = {
 ARGUMENTS = {
     "oxa/cli.py",
     "flows/cli.py",
+    "flows/commands.py",
     "oxa/runtime/child.py",
     "flows/warm.py",
 }  # the last two: processes of their own

@@ -24,7 +24,8 @@ from oxa.data.cells import (
     with_thought,
 )
 from oxa.errors import ConfigError
-from oxa.prompts import END_THINK, THINK, answer_part, last_box
+from oxa.grading import extraction
+from oxa.prompts import END_THINK, THINK
 
 if TYPE_CHECKING:
     from oxa.config.params import Params
@@ -256,7 +257,7 @@ def record_of(
         tier = layout.tier_of(cells) if layout.tier_of else _tier(cells)
         gold_from_response = layout.answer_optional and not has(columns, layout.answer)
         if gold_from_response:
-            answer = next((gold for text in responses if (gold := _boxed(text))), None)
+            answer = next((gold for text in responses if (gold := extraction.boxed(text))), None)
         answers = golds_of(answer)
     except Unusable as fault:
         return Reject(row, fault.reason, fault.detail, fault.text or question)
@@ -268,13 +269,6 @@ def record_of(
 def _tier(cells: Cells) -> str:
     names = cells.layout.tier
     return text_of(pick(cells.columns, names, cells.where) if names else None, "tier")
-
-
-def _boxed(text: str) -> str | None:
-    """What the last \\boxed{…} behind the reasoning holds."""
-    tail = answer_part(text, require_think=False) or ""
-    box = last_box(tail)
-    return (tail[slice(*box)].strip() or None) if box else None
 
 
 def writable(item: Record) -> bool:

@@ -3,9 +3,9 @@
 What the columns mean, a mapping says (mappings.py). Text is kept as it is, but for reasoning that a source marks in
 another way: it comes to `<think>…</think>`.
 
-A teacher source without a column of gold answers (`acereason` and `messages` may be such) takes the last `\\boxed{}`
-of the row's own first response for gold and says so in the record: then "correct" means no more than "agrees with
-that teacher".
+A teacher source without a column of gold answers (`acereason` and `messages` may be such) takes for
+gold what the first of the row's own responses that boxes its answer boxes (oxa/grading/extraction.py), and says so in
+the record: then "correct" means no more than "agrees with that teacher".
 
 A file that cannot be read as what it claims to be is a DataError. A row whose content is unusable is a `Reject`.
 """

@@ -75,22 +75,15 @@ def find(text: str, *, require_think: bool) -> Answer | None:
     if tail is None or not tail.strip():
         return None
     boxes = _boxes(tail)
-    real = [
-        box
-        for box in boxes
-        if not _TEMPLATE.fullmatch(tail[box.start : box.end])
-        and not _DENIED_BEFORE.search(tail[max(0, box.left - NEAR) : box.left])
-        and not _DENIED_BEHIND.match(tail[box.right : box.right + NEAR])
-    ]
-    if not real:
-        return _said(tail, anything=not boxes)
-    said = [match.end() for match in _SAYS.finditer(tail, real[-1].right)]
-    later = (
-        _NUMBER.match(tail, said[-1] + len(tail[said[-1] :]) - len(tail[said[-1] :].lstrip(_EDGES + "$")))
-        if said
-        else None
-    )
-    return Answer(later[0]) if later else _boxed(tail, real)
+    real = _meant(tail, boxes)
+    return _boxed(tail, real) if real else _said(tail, anything=not boxes)
+
+
+def boxed(text: str) -> str | None:
+    """The answer of a response that boxes one, with reasoning in tags or without; None where it boxes none."""
+    tail = prompts.answer_part(text, require_think=False) or ""
+    real = _meant(tail, _boxes(tail))
+    return _boxed(tail, real).text if real else None
 
 
 class _Box(NamedTuple):
@@ -100,7 +93,27 @@ class _Box(NamedTuple):
     right: int
 
 
+def _meant(tail: str, boxes: list[_Box]) -> list[_Box]:
+    """Without templates, and without what the text denies."""
+    return [
+        box
+        for box in boxes
+        if not _TEMPLATE.fullmatch(tail[box.start : box.end])
+        and not _DENIED_BEFORE.search(tail[max(0, box.left - NEAR) : box.left])
+        and not _DENIED_BEHIND.match(tail[box.right : box.right + NEAR])
+    ]
+
+
 def _boxed(tail: str, real: list[_Box]) -> Answer:
+    """The last group of these boxes, or the number that the text says the answer is behind them."""
+    said = [match.end() for match in _SAYS.finditer(tail, real[-1].right)]
+    later = (
+        _NUMBER.match(tail, said[-1] + len(tail[said[-1] :]) - len(tail[said[-1] :].lstrip(_EDGES + "$")))
+        if said
+        else None
+    )
+    if later:
+        return Answer(later[0])
     group = [real[-1]]
     for box in reversed(real[:-1]):
         between = tail[box.right : group[0].left]

@@ -31,7 +31,7 @@ from oxa.config.sources import Source, Sources
 from oxa.data import mappings
 from oxa.data.sources import documents
 from oxa.errors import DataError
-from oxa.prompts import END_THINK, THINK, user_turn
+from oxa.prompts import END_THINK, THINK, holds_control, prompt_ids, text_ids, user_turn
 from oxa.runtime.journal import Log
 
 if TYPE_CHECKING:
@@ -223,20 +223,16 @@ def _encode(
     documents: Iterator[Document],
     dropped: Counter[str],
 ) -> Iterator[Encoded]:
-    """Prompt and response are tokenised apart, as everywhere (oxa/prompts.py), but many at a time.
+    """Prompt and response are tokenised as everywhere (oxa/prompts.py), but many at a time.
 
     A document whose prompt leaves no room for a response is passed over; DataError where these are all.
     """
     too_long: set[Document] = set()
     while True:
         some, used = list(islice(documents, CHUNK)), 0
-        chats = [document for document in some if document.user is not None]
-        turns = [[{"role": "user", "content": user_turn(chat.user or "", prompt.suffix)}] for chat in chats]
-        rendered = (
-            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) if turns else []
-        )
-        contexts = iter(tokenizer(rendered, add_special_tokens=False)["input_ids"] if rendered else [])
-        texts = tokenizer([document.text for document in some], add_special_tokens=False)["input_ids"]
+        users = [user_turn(document.user, prompt.suffix) for document in some if document.user is not None]
+        contexts = iter(_contexts(tokenizer, users))
+        texts = text_ids(tokenizer, [document.text for document in some])
         for document, text in zip(some, texts, strict=True):
             before = next(contexts) if document.user is not None else []
             ids = [*before, *text, tokenizer.eos_token_id][: section.max_position_embeddings]
@@ -252,6 +248,19 @@ def _encode(
                 f"no document of base.corpus fits base.max_position_embeddings {room} tokens with its prompt; "
                 "raise it or shorten prompt.suffix"
             )
+
+
+def _contexts(tokenizer: Any, users: list[str]) -> list[list[int]]:
+    """`prompt_ids` of each."""
+    if not users:
+        return []
+    turns = [[{"role": "user", "content": user}] for user in users]
+    rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    ids: list[list[int]] = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    return [
+        prompt_ids(tokenizer, user) if holds_control(tokenizer, user) else plain
+        for user, plain in zip(users, ids, strict=True)
+    ]
 
 
 def _tensors(batch: list[Encoded], pad: int) -> dict[str, Any]:

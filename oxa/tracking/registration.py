@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 from oxa.config.operations import Registry
@@ -26,13 +26,18 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 
+MADE_WITH = ("dvc.lock", "params.yaml")  # of which a version has the md5 at its registration
+
+
 class Step(Protocol):
-    """A stage as dvc.lock has it: path -> DVC md5."""
+    """A stage as dvc.lock has it: path -> DVC md5, and the values of params.yaml that it ran with."""
 
     @property
     def deps(self) -> Mapping[str, str]: ...
     @property
     def outs(self) -> Mapping[str, str]: ...
+    @property
+    def params(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,9 @@ def _tags(
     code = {path: md5 for step in steps.values() for path, md5 in step.deps.items() if _is_code(path)}
     read = {path: md5 for step in stages.values() for path, md5 in step["deps"].items()}
     files = guard.Fingerprint.of(Path(checkpoint.path)).content()
-    lineage = {"stages": stages, "code": code, "files": files, "experiment": experiment}
+    lineage: dict[str, Any] = {"stages": stages, "code": code, "files": files, "experiment": experiment}
+    lineage["params"] = {name: step.params for name, step in steps.items() if step.params}
+    lineage["made_with"] = {name: guard.dvc_md5(Path(name)) for name in MADE_WITH if Path(name).is_file()}
     return {
         # first, since a path called `md5` does not count
         **{key: md5 for path, md5 in sorted(read.items()) if _is_key(key := f"dvc.{path}")},

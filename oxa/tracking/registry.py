@@ -8,7 +8,8 @@ had; DVC's cache keeps the content. Its tags lead back to the sources, and from 
     git.commit, git.dirty          when it was registered
     dvc.<path>                     md5 of each file or folder that it was made from, directly or not
     oxa.lineage                    JSON: what each stage of the chain read and wrote, the modules that ran (with
-                                   git.dirty the commit does not tell), the checkpoint's files, all with their md5s
+                                   git.dirty the commit does not tell), the checkpoint's files, dvc.lock and
+                                   params.yaml, all with their md5s; the parameters that each stage ran with
     oxa.results                    `RUN_ID/ARTIFACT#HASH`: what it answered to each problem, for later comparisons
     promoted.by, .at, .why         on versions that have been champion: gate or hand, UTC, the reason
 
@@ -188,10 +189,19 @@ def results(version: Version) -> str | None:
 
     Raises UserError where MLflow does not say which.
     """
+    return _kept(version, version.tags.get("oxa.results", "").partition("#")[0].partition("/")[2])
+
+
+def comparison(version: Version) -> str | None:
+    """The table (Markdown) of all arms that was kept beside its results, as for `results`."""
+    return _kept(version, "table.md")
+
+
+def _kept(version: Version, artifact: str) -> str | None:
     from mlflow.exceptions import MlflowException
     from requests import RequestException
 
-    run_id, _, artifact = version.tags.get("oxa.results", "").partition("#")[0].partition("/")
+    run_id = version.tags.get("oxa.results", "").partition("/")[0]
     if not run_id:
         return None
     with connection.opened() as client, TemporaryDirectory() as folder:

@@ -188,7 +188,7 @@ def test_numbers_and_lists_of_accepted_answers_are_gold(tmp_path: Path) -> None:
 
 def test_a_source_without_gold_answers_takes_what_its_teacher_boxed(tmp_path: Path) -> None:
     mapping = Mapping(question="q", responses="r")
-    nested = "<think>\\boxed{1}</think> \\boxed{2} \\boxed{\\frac{1}{2}} \\boxed{3"
+    nested = "<think>\\boxed{1}</think> \\boxed{2} halved twice: \\boxed{\\frac{1}{2}} \\boxed{3"
     write(tmp_path, [plain(1, r=["none", nested]), plain(2, r=["<think>\\boxed{5}</think> none"])])
     record, reject = read(tmp_path, mapping=mapping)
     assert isinstance(record, Record)
@@ -200,9 +200,18 @@ def test_a_source_without_gold_answers_takes_what_its_teacher_boxed(tmp_path: Pa
             read(tmp_path, purpose, mapping=mapping)
 
 
-def test_finding_a_box_takes_linear_time() -> None:
-    assert mappings._boxed("\\boxed{" * 200_000 + "1}") == "1"
-    assert mappings._boxed("{" * 200_000 + "\\boxed{1}") == "1"
+def test_a_gold_answer_that_a_response_gives_is_what_its_grading_would_find(tmp_path: Path) -> None:
+    responses = [
+        "<think>a</think> \\boxed{2}, \\boxed{3}",
+        "<think>a</think> \\boxed{5}. Remember the format \\boxed{answer}.",
+        "<think>a</think> It is $\\boxed5$.",
+        "<think>a</think> It is not \\boxed{4}.",
+        "<think>a</think> The answer is 5.",
+    ]
+    write(tmp_path, [plain(row, r=text) for row, text in enumerate(responses)])
+    items = read(tmp_path, mapping=Mapping(question="q", responses="r"))
+    assert [item.answers for item in items if isinstance(item, Record)] == [["2, 3"], ["5"], ["5"]]
+    assert [item.reason for item in items if isinstance(item, Reject)] == ["no_answer"] * 2
 
 
 def test_a_teacher_needs_responses(tmp_path: Path) -> None:

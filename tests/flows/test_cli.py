@@ -55,7 +55,7 @@ INGEST = [
     [
         *STAGES,
         *("run", "ui", "doctor", "plan", "use", "summary", "track"),
-        *("register", "promote", "lineage", "model", "world"),
+        *("register", "promote", "lineage", "model", "export", "world"),
     ],
 )
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]):

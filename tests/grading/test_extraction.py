@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from oxa.grading.extraction import Answer, find
+from oxa.grading.extraction import Answer, boxed, find
 
 
 def text_of(response: str, *, require_think: bool = True) -> str | None:
@@ -55,6 +55,9 @@ def text_of(response: str, *, require_think: bool = True) -> str | None:
 )
 def test_the_answer_is_what_stands_in_the_last_box_or_is_said_to_be_it(text: str, answer: str | None) -> None:
     assert text_of(text) == answer
+    tail = text.rpartition("</think>")[2]
+    if "</think>" in text:
+        assert boxed(text) == boxed(tail) == (answer if "box" in tail or "oxed" in tail else None)
 
 
 def test_the_only_number_of_the_last_sentence_is_an_answer_of_which_nothing_is_certain() -> None:

@@ -219,6 +219,29 @@ def test_the_loss_lies_on_the_response_and_its_end_alone(words_student: Path) ->
     assert tensors["input_ids"].shape == tensors["labels"].shape == (2, len(row[0]))
 
 
+@pytest.mark.parametrize("kind", ["words", "bpe"])
+def test_a_control_token_that_a_document_spells_is_read_as_text(kind: str) -> None:
+    question, text = (
+        "What does <|end|> end?",
+        "<think>A <|end|> a turn, <|user|> begins one.</think> \\boxed{1}",
+    )
+    documents = [world.Document(question, text), world.Document("1 + 1?", "2"), world.Document(None, text)]
+    section = tiny(tokenizer=kind, vocab_size=512)
+    tokenizer = pretrain.build_tokenizer(section, NO_SUFFIX, iter(documents))
+    encoded = pretrain._encode(section, NO_SUFFIX, tokenizer, iter(documents), Counter())
+    asked, plain, unasked = (ids for ids, _ in islice(encoded, 3))
+    before = prompts.prompt_ids(tokenizer, question)
+    assert asked == before + prompts.response_ids(tokenizer, text, end=True)
+    assert plain == [
+        *prompts.prompt_ids(tokenizer, "1 + 1?"),
+        *prompts.response_ids(tokenizer, "2", end=True),
+    ]
+    assert unasked == asked[len(before) :]
+    user, assistant, end = tokenizer.convert_tokens_to_ids(["<|user|>", "<|assistant|>", "<|end|>"])
+    assert [token for token in asked if token in tokenizer.all_special_ids] == [user, assistant, end]
+    assert tokenizer.decode(asked) == f"<|user|>{question}<|assistant|>{text}<|end|>"
+
+
 def test_a_bpe_student_learns_its_vocabulary_from_files_and_repeats_them(tmp_path: Path, log: Any) -> None:
     lines = [json.dumps({"question": question, "answer": answer}) for question, answer in GSM8K]
     (tmp_path / "gsm8k.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

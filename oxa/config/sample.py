@@ -7,6 +7,9 @@ from pydantic import model_validator
 from oxa.config.fine_tuning import FineTuning
 from oxa.config.section import Count, Positive, Sampling, Seed
 
+NUM_PROBED = 64
+"""Problems that are answered before and after a warm-up, at most, to measure what it changed."""
+
 
 class WarmUp(FineTuning):
     """A short plain fine-tuning of the base on verified teacher solutions, which makes what samples. For a base that

@@ -7,7 +7,7 @@ import math
 from oxa.config.fine_tuning import FineTuning, TrainArm
 from oxa.config.params import Params
 from oxa.config.rlvr import Rlvr
-from oxa.config.sample import WarmUp
+from oxa.config.sample import NUM_PROBED, WarmUp
 from oxa.errors import ConfigError
 from oxa.forecast import cost, training
 from oxa.forecast.cost import Memory, Shape
@@ -17,15 +17,13 @@ from oxa.forecast.steps import Step, step_of
 from oxa.forecast.workload import Number, Rows, Workload, estimated, generated, worst
 from oxa.training import batches
 
-PROBED = 64  # answers that the base writes before a warm-up, and what it makes behind it
-
 
 def warm_up(section: WarmUp, params: Params, shape: Shape, device: Machine, work: Workload) -> Step:
     """The training, and answers of the base before it and of what it makes behind it."""
     teacher, longest = work.responses["teacher"], min(section.max_length, shape.context)
     rows = estimated(section.num, min(teacher.mean, longest), longest, "from params", teacher.origin)
     step = fine_tuning("warm_up", "sample.warm_up", section, TrainArm(), {"ce": rows}, shape, device, work)
-    answers = generated(params, params.sample.max_tokens, shape.context, 2 * PROBED, step.origin)
+    answers = generated(params, params.sample.max_tokens, shape.context, 2 * NUM_PROBED, step.origin)
     draws = generation("warm_up", params, shape, device, work, params.sample, answers, 1)
     heavier = max(step, draws, key=lambda part: part.memory.total - part.room if part.memory else -math.inf)
     return step._replace(
@@ -34,7 +32,7 @@ def warm_up(section: WarmUp, params: Params, shape: Shape, device: Machine, work
         hours=(step.hours or 0) + (draws.hours or 0),
         memory=heavier.memory,
         room=heavier.room,
-        remark=f"{PROBED} answers before and behind it are drawn as those of sample",
+        remark=f"{NUM_PROBED} answers before and behind it are drawn as those of sample",
     )
 
 

@@ -25,7 +25,7 @@ from oxa import hashes, prompts
 from oxa.config.fine_tuning import TrainArm
 from oxa.config.generate import Generate
 from oxa.config.prompt import Prompt
-from oxa.config.sample import Sample, WarmUp
+from oxa.config.sample import NUM_PROBED, Sample, WarmUp
 from oxa.config.section import Verdict
 from oxa.config.verify import Verify
 from oxa.errors import DataError
@@ -38,7 +38,6 @@ from oxa.runtime import guard, journal
 from oxa.selection import candidates
 from oxa.training import fine_tuning
 
-NUM_PROBED = 64  # problems that are answered before and after, at most
 FEW = 0.5  # share of answers that can be read, below which the result is a poor sampler
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,10 @@ from oxa.config.params import check_params
 ROOT = Path(__file__).parents[1]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
-FOLLOWED = [README, *(DOCS / f"{name}.md" for name in ("architecture", "own-model", "report", "tracking", "tutorial"))]
+FOLLOWED = [
+    README,
+    *(DOCS / f"{name}.md" for name in ("architecture", "own-model", "report", "tracking", "tutorial")),
+]
 
 
 def fenced(page: Path, language: str) -> list[str]:

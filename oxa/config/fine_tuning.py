@@ -21,7 +21,8 @@ class Adapter(Section):
     alpha: Positive = 32.0
     """The change is scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the adapter's inputs that are dropped while it trains."""
+    """Share of the adapter's inputs that are dropped while it trains; drawn for each micro-batch, so that with any the
+    result depends on micro_batch_size. Objective kto trains without, and rlvr takes none."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Which matrices: all linear ones but the head, or those whose names end so (`q_proj`)."""
     quantize: Literal["nf4"] | None = None
@@ -63,7 +64,8 @@ class FineTuning(Section):
     optimizer: Optimizer = "adamw"
     """Which keeps the moments."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the arithmetic; weights and optimizer state stay float32. bfloat16 needs hardware that has it."""
+    """Type of the arithmetic, and of the frozen matrices beside an adapter; what is trained and optimizer state stay
+    float32. bfloat16 needs hardware that has it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     checkpoint_every: Count = 50

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from oxa.config.fine_tuning import Adapter
 from oxa.config.section import Address, Count, Positive, Section, Share, argument, is_number
@@ -85,10 +85,17 @@ class Rlvr(Section):
     """Train a low-rank adapter; none trains all weights. The KL is then taken to the weights without it: no second
     model is held."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the arithmetic; weights and optimizer state stay float32."""
+    """Type of the arithmetic, and with the engine torch of the frozen matrices beside an adapter; what is trained and
+    optimizer state stay float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     engine: Literal["torch", "vllm_colocate", "vllm_server"] = "torch"
     """What generates: this process, vLLM in it, or a vLLM server of TRL's."""
     vllm: RlvrVllm = RlvrVllm()
     """Settings of the vLLM engines."""
+
+    @model_validator(mode="after")
+    def _adapter_has_no_dropout(self) -> Rlvr:
+        if self.adapter and self.adapter.dropout:
+            raise ValueError("adapter.dropout must be 0: rollouts and updates are to be of one policy")
+        return self

@@ -24,13 +24,16 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
     revision: str | None = None,
+    quantization: Any = None,
 ) -> tuple[Any, Any]:
     """Loads (model, tokenizer) from a checkpoint folder or a hub id, in eval mode.
 
-    `dtype` is float32 on a CPU and bfloat16 on CUDA unless named; on the device `meta` no weight is read. Raises
-    DataError where there is no checkpoint, no safetensors weights, no tokenizer, a weight is missing, of another shape
-    (transformers would draw it at random) or of a layer that the model does not have, a package that reads quantised
-    weights is missing, or the checkpoint wants to run code of its own.
+    `dtype` is float32 on a CPU and bfloat16 on CUDA unless named; on the device `meta` no weight is read.
+    `quantization`: transformers' quantization_config, by which the weights are rounded on their way to the device.
+
+    Raises DataError where there is no checkpoint, no safetensors weights, no tokenizer, a weight is missing, of another
+    shape (transformers would draw it at random) or of a layer that the model does not have, a package that reads
+    quantised weights is missing, or the checkpoint wants to run code of its own.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -46,7 +49,8 @@ def load(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
-            **({"device_map": "meta"} if device.type == "meta" else {}),
+            **({"device_map": device} if device.type == "meta" or quantization else {}),
+            **({"quantization_config": quantization} if quantization else {}),
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{path}: no usable model: {first_line(error)}") from None
@@ -72,7 +76,7 @@ def load(
             f"{path}: no usable model: {len(unused)} of its weights have no place in what config.json describes, "
             f"{min(unused)} for one; take the checkpoint anew"
         )
-    return model.to(device).eval(), tokenizer
+    return model.eval() if quantization else model.to(device).eval(), tokenizer
 
 
 def load_tokenizer(path: str | Path, *, revision: str | None = None) -> Any:

@@ -27,6 +27,8 @@ from oxa.errors import DataError
 LN_2, LOG2_E = math.log(2), 1 / math.log(2)
 TILE = {"cpu": 1 << 21, "cuda": 1 << 24}
 """Logits that exist at the same time: what stays in a processor's caches between the passes over it."""
+NARROW = 64
+"""A product of fewer columns than this, in or out, is not worth oneDNN's copies; an adapter has its rank."""
 MIN_WIDTH = 256
 """A tile has this many columns at least, however many positions go together."""
 
@@ -67,8 +69,34 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """F.linear, [..., H] times [V, H] to [..., V]; see OneDnn."""
     if input.device.type != "cpu" or input.dtype != torch.float32 or not one_dnn_is_faster():
         return F.linear(input, weight, bias)
-    product = F.linear(input.reshape(-1, input.shape[-1]).to_mkldnn(), weight, bias).to_dense()
-    return product.view(*input.shape[:-1], len(weight))
+    if min(weight.shape) < NARROW:
+        return F.linear(input, weight, bias)
+    rows = input.reshape(-1, input.shape[-1])
+    is_frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
+    product = Frozen.apply if is_frozen and torch.is_grad_enabled() else _by_onednn
+    out: Tensor = product(rows, weight, bias)
+    return out.view(*input.shape[:-1], len(weight))
+
+
+class Frozen(torch.autograd.Function):
+    """The product of [N, H] and a weight [V, H] that is not trained: the backward pass needs the weight alone.
+
+    PyTorch's own would keep oneDNN's copy of the input, which the weight's gradient alone needs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return _by_onednn(rows, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
+        (weight,) = ctx.saved_tensors
+        return _by_onednn(gradients[0], weight.T) if ctx.needs_input_grad[0] else None, None, None
+
+
+def _by_onednn(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(rows.to_mkldnn(), weight, bias).to_dense()
 
 
 @cache

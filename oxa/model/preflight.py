@@ -8,7 +8,7 @@ from typing import Any
 
 from oxa.config.prompt import Prompt
 from oxa.errors import DataError
-from oxa.model import limits, loading
+from oxa.model import adapters, limits, loading
 from oxa.prompts import END_THINK, PLAIN_TEMPLATE, THINK, prompt_ids, user_turn
 
 QUESTION = "What is 4 + 5?"
@@ -31,22 +31,11 @@ def check_files(folder: Path) -> None:
     Raises DataError, one sentence that names the file. Nothing of the folder is executed or unpickled for that. Links
     are followed: the hub's own cache consists of them.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if (folder / "adapter_config.json").exists():
+    if (folder / adapters.CONFIG).exists():
         raise DataError(
-            f"{folder}: an adapter, not a model; merge it into its base (peft's merge_and_unload) first"
+            f"{folder}: an adapter, which base.model alone takes; merge it into its base (peft's merge_and_unload)"
         )
-    for path in folder.iterdir():
-        if not (path.is_file() or path.is_dir()):
-            raise DataError(
-                f"{path}: neither a file nor a folder, or a link to nowhere; take the checkpoint anew"
-            )
-    for name in ("config.json", "tokenizer_config.json"):
-        if "auto_map" in _read_object(folder / name):
-            raise DataError(wants_code(folder, name))
-    for name in ("tokenizer.json", "generation_config.json"):
-        _read_object(folder / name)
+    _check_settings(folder)
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").exists():
         names = ["model.safetensors"]
@@ -71,15 +60,41 @@ def check_files(folder: Path) -> None:
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise DataError(f"{index}: names {name!r}, which is no .safetensors file beside it; take it anew")
-        try:
-            with safe_open(folder / name, framework="pt"):
-                pass
-        except FileNotFoundError:
+        if not (folder / name).exists():
+            raise DataError(f"{folder / name}: missing, though {index.name} names it; take the rest of it")
+        _check_whole(folder / name)
+
+
+def check_adapter(folder: Path) -> adapters.Based:
+    """What the adapter in a folder changes; refused where its files are not sound, or it is none that can be merged."""
+    _check_settings(folder)
+    if not (folder / adapters.WEIGHTS).exists():
+        raise DataError(f"{folder}: an adapter without {adapters.WEIGHTS}; {adapters.REMEDY}")
+    _check_whole(folder / adapters.WEIGHTS)
+    return adapters.stands_on(folder, _read_object(folder / adapters.CONFIG))
+
+
+def _check_settings(folder: Path) -> None:
+    for path in folder.iterdir():
+        if not (path.is_file() or path.is_dir()):
             raise DataError(
-                f"{folder / name}: missing, though {index.name} names it; take the rest of it"
-            ) from None
-        except (SafetensorError, OSError) as error:
-            raise DataError(f"{folder / name}: not whole safetensors ({error}); take it anew") from None
+                f"{path}: neither a file nor a folder, or a link to nowhere; take the checkpoint anew"
+            )
+    for name in ("config.json", "tokenizer_config.json"):
+        if "auto_map" in _read_object(folder / name):
+            raise DataError(wants_code(folder, name))
+    for name in ("tokenizer.json", "generation_config.json"):
+        _read_object(folder / name)
+
+
+def _check_whole(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: not whole safetensors ({error}); take it anew") from None
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -123,12 +138,22 @@ def check_checkpoint(
     template: str | None = None,
     is_student: bool = True,
 ) -> list[str]:
-    """`check_student` of a checkpoint folder or hub id, or `check_sampler`; of a folder the weights' values, too.
+    """`check_student` of a checkpoint folder or hub id, or `check_sampler`; of folders the weights' values, too.
 
-    `template` stands in place of its own.
+    A student may be an adapter, which is checked with its base. `template` stands in place of its own.
     """
     faults = read(model, prompt, revision, template=template, is_student=is_student)
-    return faults + (_weight_faults(Path(model)) if Path(model).is_dir() else [])
+    if Path(model).is_dir():
+        based = find_base(model) if is_student else None
+        for part in (model, *((based.base,) if based else ())):
+            faults += _weight_faults(Path(part)) if Path(part).is_dir() else []
+    return faults
+
+
+def find_base(model: str | Path, revision: str | None = None) -> adapters.Based | None:
+    """What a folder's or hub id's adapter changes; None of a model. Raises DataError of an adapter that is refused."""
+    folder = adapters.folder(model, revision)
+    return limits.call(f"{model}: no usable adapter", check_adapter, folder) if folder else None
 
 
 def read(
@@ -146,11 +171,16 @@ def read(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig  # noqa: F401  # or each fork would
 
-    if Path(model).is_dir():
-        limits.call(f"{model}: no usable model", check_files, Path(model))
-    limits.call(f"{model}: no usable model: config.json or the tokenizer's files", _read, model, revision)
+    based = find_base(model, revision) if is_student else None
+    network, tokenizer = (based.base, based.tokenizer) if based else (model, model)
+    revision = based.revision if based else revision
+    if Path(network).is_dir():
+        limits.call(f"{network}: no usable model", check_files, Path(network))
+    limits.call(f"{network}: no usable model: config.json or the tokenizer's files", _read, network, revision)
+    if based:
+        limits.call(f"{model}: no usable adapter", adapters.check_fit, based)
     reading = f"{model}: not usable as a student: its chat template"
-    return limits.call(reading, _check, model, prompt, revision, template, is_student)
+    return limits.call(reading, _check, tokenizer, network, prompt, revision, template, is_student)
 
 
 def _read(model: str | Path, revision: str | None) -> None:
@@ -186,9 +216,14 @@ def _generation_config(model: str | Path, revision: str | None, model_config: An
 
 
 def _check(
-    model: str | Path, prompt: Prompt, revision: str | None, template: str | None, is_student: bool
+    tokenizer_at: str | Path,
+    model: str | Path,
+    prompt: Prompt,
+    revision: str | None,
+    template: str | None,
+    is_student: bool,
 ) -> list[str]:
-    tokenizer = loading.load_tokenizer(model, revision=revision)
+    tokenizer = loading.load_tokenizer(tokenizer_at, revision=revision)
     if template is not None:
         tokenizer.chat_template = template
     model_config = loading.load_config(model, revision=revision)

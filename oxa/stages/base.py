@@ -1,8 +1,9 @@
 """Stage `base`: the student that everything starts from, as a checkpoint folder in safetensors.
 
 Either a tiny one, pretrained here (oxa/model/pretrain.py), or a published one with small edits: the rotary base, the
-context length, another chat template, or its own without the default system prompt. Both pass the preflight, which
-refuses a student on which the pipeline would silently measure something else:
+context length, another chat template, or its own without the default system prompt. An adapter (LoRA) is taken, too,
+merged into the base that it names (oxa/model/adapters.py). All pass the preflight, which refuses a student on which the
+pipeline would silently measure something else:
 
 - its template drops or rewrites <think>, or opens <think> itself, so that a response's own would be doubled;
 - its template writes today's date, so that prompts change overnight;
@@ -10,10 +11,10 @@ refuses a student on which the pipeline would silently measure something else:
 - no token of a response would carry loss;
 - its tokenizer does not give <think>, </think> or \\boxed{} back.
 
-A published student's files are untrusted, too. Its weights must be whole safetensors that lie in its folder, each of
-them a finite number, and it is refused where it wants to run code of its own. Its configuration and its chat template,
-which Jinja's sandbox keeps from files and from Python, are first read and rendered in a process with limits of time and
-memory.
+A published student's files are untrusted, too, and so are those of an adapter's base. Its weights must be whole
+safetensors that lie in its folder, each of them a finite number, and it is refused where it wants to run code of its
+own. Its configuration and its chat template, which Jinja's sandbox keeps from files and from Python, are first read and
+rendered in a process with limits of time and memory.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from oxa.config.base import Checkpoint, FromScratch
 from oxa.config.prompt import Prompt
 from oxa.config.sources import Sources
 from oxa.errors import DataError
-from oxa.model import limits, loading
-from oxa.model.preflight import QUESTION, check_checkpoint, chosen_template, read, wants_code
+from oxa.model import adapters, limits, loading
+from oxa.model.preflight import QUESTION, check_checkpoint, chosen_template, find_base, read, wants_code
 from oxa.model.pretrain import pretrain
 from oxa.runtime.journal import Log
 
@@ -62,11 +63,16 @@ def take_over(section: Checkpoint, output: Path, template: str | None = None) ->
 
     path = Path(section.model) if Path(section.model).is_dir() else section.model
     read(path, Prompt(), section.revision, template=template)  # its faults may be mended below
-    config = loading.load_config(path, revision=section.revision)
+    based = find_base(path, section.revision)
+    network, revision = (based.base, based.revision) if based else (path, section.revision)
+    config = loading.load_config(network, revision=revision)
     if getattr(config, "auto_map", None):
         raise DataError(wants_code(path, "config.json"))
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    model, tokenizer = loading.load(path, dtype=dtype, device=torch.device("cpu"), revision=section.revision)
+    model, tokenizer = loading.load(network, dtype=dtype, device=torch.device("cpu"), revision=revision)
+    if based:
+        model = adapters.merge(model, based.folder)
+        tokenizer = loading.load_tokenizer(based.tokenizer, revision=revision)
     if tokenizer.init_kwargs.get("auto_map"):
         raise DataError(wants_code(path, "tokenizer_config.json"))
     if section.rope_theta is not None:

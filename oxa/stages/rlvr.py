@@ -17,6 +17,9 @@ with the engine `torch` ends with the same bits as an unbroken run.
 
 Left out on purpose: no entropy bonus, no penalty for length, no format reward, no filtering of groups with equal
 rewards (they are counted), no several updates a batch of rollouts, no dropout, no change of the reference model.
+
+With an adapter (oxa/training/adapters.py) the rollouts come from the model as it trains, frozen weights and adapter
+apart: a sum taken for them would have to be taken back, and what is left of that, step after step, changes the base.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ from oxa.model import loading
 from oxa.model.trainer import on_one_device
 from oxa.records import schemas, tables
 from oxa.runtime import journal
-from oxa.training import batches, grpo, resume, temperature
+from oxa.training import adapters, batches, grpo, resume, temperature
 from oxa.training.grpo import RLVRTrainer
 from oxa.training.rollouts import Problem, Rollouts
 
@@ -77,14 +80,16 @@ def run(
     Under torchrun or accelerate every process calls this; the first alone logs and writes.
     """
     disable_progress_bar()  # transformers' own, one for every file of weights
+    adapters.check(section.adapter)
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate set it
     micro_batch_size, accumulation = _cut(section, num_processes)
-    network, tokenizer = loading.load(model, dtype=torch.float32, device=torch.device("cpu"))
+    network, tokenizer = adapters.load(model, section.adapter, section.dtype)
     attention.share_keys_among_query_heads(network)
     for module in network.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0  # a number, which TRL's disable_dropout does not reach
     context = loading.context_length(network.config)
+    lora = adapters.settings(section.adapter, network)
     chosen = _choose(section, prompt, problems, tokenizer, context)
     order = list(islice(_steps(sorted(chosen.problems), section.num_prompts, seed), section.steps))
     ends = loading.end_ids(network, tokenizer)  # before the trainer edits the model's settings
@@ -94,11 +99,14 @@ def run(
     with Grader(_share_of(verify)) as grader:
         rollouts = Rollouts(section, chosen.problems, tokenizer, ends, context, grader, seed)
         explored = _set_temperature(section, settings, rollouts, network, order[0])
+        if lora and section.dtype == "bfloat16" and section.engine == "torch":
+            adapters.round_frozen(network)  # for vLLM, TRL adds the adapter to them and takes it away
         trainer = RLVRTrainer(
             network,
             tokenizer,
             _dataset(section, chosen.problems, order),
             settings,
+            peft_config=lora,
             rollouts=rollouts,
             keep=partial(_keep, section, model, for_output),
             log=log,
@@ -108,6 +116,7 @@ def run(
                 "rlvr.engine: torch generates with whole weights in every process, and these are spread over several; "
                 "take vllm_colocate or vllm_server, or launch without FSDP and DeepSpeed"
             )
+        adapters.keep_float32(trainer)
         resume.train(trainer, checkpoints)
     if trainer.is_world_process_zero():
         shutil.copytree(for_output, output, dirs_exist_ok=True)
@@ -232,13 +241,16 @@ def _keep(section: Rlvr, base: Path, folder: Path, trainer: RLVRTrainer, step: i
     if trainer.is_world_process_zero():
         shutil.rmtree(part, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(part))
+    if section.adapter:
+        adapters.save(trainer, base, part, section.adapter)
+    else:
+        trainer.save_model(str(part))
     if trainer.is_world_process_zero():
         dtype = AutoConfig.from_pretrained(base).dtype
-        if dtype not in (None, torch.float32):
+        if dtype not in (None, torch.float32) and not section.adapter:
             AutoModelForCausalLM.from_pretrained(part, dtype=dtype).save_pretrained(part)
         for path in part.iterdir():
-            if ".safetensors" not in path.name:
+            if path.is_file() and ".safetensors" not in path.name:
                 path.unlink()
         for path in base.iterdir():
             if path.is_file() and ".safetensors" not in path.name:

@@ -7,8 +7,8 @@ unlikelihood takes the same path with n_ul = 0.
 The work can be killed at any time. Checkpoints lie in scratch, a rerun goes on from the last whole one, and on a CPU
 ends with the same bits as an unbroken run (on CUDA up to kernels that add in no fixed order).
 
-Left out on purpose: no validation loss (the stages measure what the model generates), no packing and no LoRA, no
-KL to the base, no entropy bonus, no early stopping, no best checkpoint: the last weights are the arm's weights.
+Left out on purpose: no validation loss (the stages measure what the model generates), no packing, no KL
+to the base, no entropy bonus, no early stopping, no best checkpoint: the last weights are the arm's weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 from trl import KTOConfig, SFTConfig
 
@@ -35,7 +35,7 @@ from oxa.model.trainer import on_one_device
 from oxa.records import training_set
 from oxa.records.training_set import OBJECTIVES
 from oxa.runtime import journal, progress
-from oxa.training import batches, kto, resume, steps
+from oxa.training import adapters, batches, kto, resume, steps
 from oxa.training.sft import OXATrainer
 
 TOKENIZED_AT_ONCE = 1000
@@ -62,6 +62,7 @@ def run(
     Under torchrun or accelerate every process calls this; the first alone logs and writes.
     """
     disable_progress_bar()  # transformers' own, one for every file of weights
+    adapters.check(shared.adapter, shared.optimizer)
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate set it
     size = shared.num_ce + arm.num_ul
     if arm.objective == "kto":
@@ -71,7 +72,7 @@ def run(
     else:
         step = f"train: a step of {shared.num_ce} CE + {arm.num_ul} UL = {size} sequences"
         micro_batch_size = batches.micro_batch_size(step, size, num_processes, shared.micro_batch_size)
-    network, tokenizer = loading.load(model, dtype=torch.float32, device=torch.device("cpu"))
+    network, tokenizer = adapters.load(model, shared.adapter, shared.dtype)
     configs = copy.deepcopy(
         (network.config, network.generation_config)
     )  # the Trainer edits its special tokens
@@ -83,13 +84,21 @@ def run(
     checkpoints = resume.folder(scratch)
     accumulation = num_micro_batches // num_processes
     common = settings(shared, len(order), micro_batch_size, accumulation, checkpoints, seed)
-    logging: dict[str, Any] = {"log": log, "epochs_a_step": shared.num_ce / rows.num["ce"]}
+    to_trainer: dict[str, Any] = {
+        "log": log,
+        "epochs_a_step": shared.num_ce / rows.num["ce"],
+        "peft_config": adapters.settings(shared.adapter, network),
+    }
+    if shared.adapter and shared.dtype == "bfloat16" and not resume.spread_by():
+        adapters.round_frozen(network)
     trainer: OXATrainer | kto.UnpairedTrainer
     config: SFTConfig | KTOConfig
     if arm.objective == "kto":
         plan = [cut for step in order.tolist() for cut in kto.micro_batches(step, num_micro_batches)]
         config = KTOConfig(**common, beta=arm.kto_beta, undesirable_weight=arm.ul_weight)
-        reference, _ = loading.load(model, dtype=torch.float32, device=torch.device("cpu"))
+        reference = None  # the model without its adapter
+        if shared.adapter is None:
+            reference, _ = loading.load(model, dtype=torch.float32, device=torch.device("cpu"))
         trainer = kto.UnpairedTrainer(
             network,
             reference,
@@ -99,7 +108,7 @@ def run(
             shared,
             on_one_device(config),
             longest=longest,
-            **logging,
+            **to_trainer,
         )
     else:
         plan = [
@@ -109,12 +118,16 @@ def run(
         ]
         config = SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True})
         trainer = OXATrainer(
-            network, tokenizer, rows.dataset, plan, shared, arm, on_one_device(config), **logging
+            network, tokenizer, rows.dataset, plan, shared, arm, on_one_device(config), **to_trainer
         )
     assert config.world_size == num_processes
+    adapters.keep_float32(trainer)
     resume.train(trainer, checkpoints)
-    network.config, network.generation_config = configs
-    _save(trainer, model, output)
+    if shared.adapter:
+        adapters.save(trainer, model, output, shared.adapter)
+    else:
+        network.config, network.generation_config = configs
+        _save(trainer, model, output)
     return {
         "steps": len(order),
         "ce_rows": rows.num["ce"],
@@ -139,6 +152,7 @@ def settings(
         "lr_scheduler_type": "cosine",
         "adam_beta1": shared.adam_beta1,
         "adam_beta2": shared.adam_beta2,
+        "optim": adapters.OPTIMIZERS.get(shared.optimizer, TrainingArguments.default_optim),
         "max_length": None,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }

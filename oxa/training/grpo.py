@@ -62,6 +62,7 @@ class RLVRTrainer(Quiet, GRPOTrainer):
         dataset: Dataset,
         arguments: GRPOConfig,
         *,
+        peft_config: Any = None,
         rollouts: Rollouts,
         keep: Callable[[RLVRTrainer, int], None],
         log: journal.Log,
@@ -77,6 +78,7 @@ class RLVRTrainer(Quiet, GRPOTrainer):
                 args=arguments,
                 train_dataset=dataset,
                 processing_class=tokenizer,
+                peft_config=peft_config,  # without it, TRL would take a copy of the adapter for the reference
                 callbacks=[Keeper(self)],
                 rollout_func=None if arguments.use_vllm else rollouts.draw,
             )

@@ -103,7 +103,9 @@ class UnpairedTrainer(Planned, KTOTrainer):
         longest: int,
         log: journal.Log,
         epochs_a_step: float,
+        peft_config: Any = None,
     ) -> None:
+        """`reference` is None where there is an adapter: TRL then takes the model without it."""
         super().__init__(
             plan,
             shared,
@@ -116,6 +118,7 @@ class UnpairedTrainer(Planned, KTOTrainer):
             data_collator=Collator(pad_token_id=pad_id(tokenizer), max_length=longest),
             train_dataset=dataset,
             processing_class=copy.deepcopy(tokenizer),  # TRL gives it a padding token
+            peft_config=peft_config,
         )
         self.processing_class = tokenizer
 

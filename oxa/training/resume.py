@@ -22,10 +22,16 @@ torch.serialization.register_package(
 
 def folder(scratch: Path) -> Path:
     """Where this run's checkpoints lie: FSDP and DeepSpeed keep theirs in ways of their own, which no other reads."""
-    for kind in ("fsdp", "deepspeed"):
+    kind = spread_by()
+    return scratch / (f"checkpoints-{kind.lower()}" if kind else "checkpoints")
+
+
+def spread_by() -> str | None:
+    """What spreads the weights over processes: FSDP or DeepSpeed, as accelerate was launched; None of whole ones."""
+    for kind in ("FSDP", "DeepSpeed"):
         if os.environ.get(f"ACCELERATE_USE_{kind.upper()}", "").lower() == "true":  # as accelerate sets it
-            return scratch / f"checkpoints-{kind}"
-    return scratch / "checkpoints"
+            return kind
+    return None
 
 
 def train(trainer: Any, checkpoints: Path) -> None:

@@ -72,6 +72,7 @@ class OXATrainer(Planned, SFTTrainer):
         *,
         log: journal.Log,
         epochs_a_step: float,
+        peft_config: Any = None,
     ) -> None:
         self._arm = arm
         super().__init__(
@@ -84,8 +85,10 @@ class OXATrainer(Planned, SFTTrainer):
             data_collator=Collator(pad_token_id=pad_id(tokenizer)),
             train_dataset=dataset,
             processing_class=tokenizer,
+            peft_config=peft_config,
         )
-        add_fused_lm_head(self.model, outputs=("log_probs", "entropy"))  # TRL's own also finds the argmax
+        network = self.model if peft_config is None else self.model.get_base_model()
+        add_fused_lm_head(network, outputs=("log_probs", "entropy"))  # TRL's own also finds the argmax
         self.model_accepts_loss_kwargs = True  # our loss is a share of a sum: nothing is to be divided
         self._sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=self.args.device)
 

@@ -512,7 +512,7 @@ UNUSABLE = {
         lambda at: edit(at / "tokenizer_config.json", eos_token=5),
         "eos_token has to be either str",
     ),
-    "adapter": (lambda at: (at / "adapter_config.json").write_text("{}"), "an adapter, not a model"),
+    "adapter": (lambda at: (at / "adapter_config.json").write_text("{}"), "an adapter of kind None"),
 }
 
 

@@ -14,9 +14,9 @@ The checkpoint is that of tests/real_model.py, the texts are GSM8K's (`--data`, 
                generate, both in batches of `--batch`, and vLLM, all at once
     training   steps of full fine-tuning and of LoRA on texts with a long tail: `oxa train` and TRL's SFTTrainer
 
-Every way runs in a process of its own (real_model_ways.py), one after the other, float32 unless it says bfloat16. The
-figure is processor time, on `--threads 1`, so that other work on the machine counts little and no thread's waiting for
-another counts; seconds by the clock stand beside it.
+Every way runs in a process of its own (real_model_ways.py), `--at-once 1` at a time, float32 unless it says bfloat16.
+The figure is processor time, on `--threads 1`, so that other work on the machine counts little and no thread's waiting
+for another counts; seconds by the clock stand beside it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,9 @@ def make_work(options: argparse.Namespace, model: Path, scratch: Path) -> dict[s
     glue = Glue(texts, tokenizer)
     sets = {
         "solutions": texts[: options.solutions],
-        "chains": [glue(int(n)) for n in np.geomspace(2000, options.longest, options.chains)],
+        "chains": [
+            glue(int(n)) for n in np.geomspace(min(2000, options.longest), options.longest, options.chains)
+        ],
     }
     scoring: dict[str, Any] = {}
     for name, pairs in sets.items():
@@ -170,7 +173,7 @@ def measure(way: str, work: Path, options: argparse.Namespace) -> dict[str, Any]
     """What the way's process told, or why it told nothing."""
     python = options.vllm if way.endswith("vllm") else sys.executable
     threads = {f"{library}_NUM_THREADS": str(options.threads) for library in ("OMP", "MKL")}
-    vllm = {"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    vllm = {"VLLM_CPU_KVCACHE_SPACE": "3", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     done = subprocess.run(
         [str(python), str(HERE / "real_model_ways.py"), way, str(work)],
         stdout=subprocess.PIPE,
@@ -220,7 +223,8 @@ def report(options: argparse.Namespace, work: dict[str, Any], found: dict[str, A
     found = {way: told for way, told in found.items() if way not in missing}
     print("## A real model: `benchmarks/real_model.py`\n")
     print(
-        f"SmolLM2-135M (vocabulary 49,152), GSM8K, each way in a process of its own, {options.threads} thread, float32 "
+        f"SmolLM2-135M (vocabulary 49,152), GSM8K, each way in a process of its own ({options.threads} threads, "
+        f"{options.at_once} ways at once), float32 "
         "unless said otherwise. Rates and ratios are of processor time; peak memory is the process's, libraries and "
         "weights included."
     )
@@ -283,16 +287,17 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--micro", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--at-once", type=int, default=1, help="ways that run at the same time")
     parser.add_argument("--vllm", type=Path, default=ROOT / ".venv-vllm/bin/python", help="its interpreter")
     other = ROOT / ".venv-llama-factory"
     parser.add_argument("--llama-factory", type=Path, default=other / "bin/python", help="its interpreter")
     parser.add_argument("--cal-ppl", type=Path, default=other / "cal_ppl.py", help="the script")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
-    parser.add_argument("--quick", action="store_true", help="a trial of a few minutes")
+    parser.add_argument("--quick", action="store_true", help="a trial: everything once, on next to nothing")
     options = parser.parse_args()
     if options.quick:
-        options.solutions, options.chains, options.longest = 8, 1, 2000
-        options.answers, options.max_tokens, options.steps, options.sequences = 16, 16, 2, 4
+        options.solutions, options.chains, options.longest = 4, 1, 500
+        options.answers, options.max_tokens, options.steps, options.sequences = 8, 8, 2, 4
     real_model = runpy.run_path(str(ROOT / "tests" / "real_model.py"))
     if not options.data.exists():
         print(f"there is no {options.data} (--data)", file=sys.stderr)
@@ -305,10 +310,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = make_work(options, model, Path(folder))
         (Path(folder) / "work.json").write_text(json.dumps(work))
-        found = {
-            way: why_not(way, options) or measure(way, Path(folder) / "work.json", options)
-            for way in options.ways
-        }
+        with ThreadPoolExecutor(options.at_once) as pool:
+            told = pool.map(
+                lambda way: why_not(way, options) or measure(way, Path(folder) / "work.json", options),
+                options.ways,
+            )
+            found = dict(zip(options.ways, told, strict=True))
         report(options, work, found)
 
 

@@ -80,7 +80,8 @@ class Checkpoint(Section):
     kind: Literal["checkpoint"]
     """Marks a student that exists."""
     model: str
-    """Hub id, or a local folder; DVC does not watch a folder: when its content changes, `dvc repro -f base`."""
+    """Hub id, or a local folder; DVC does not watch a folder: when its content changes, `dvc repro -f base`. An
+    adapter (LoRA), too: it is merged into the base that its adapter_config.json names."""
     revision: str | None = None
     """Commit of the hub model; without it the newest is taken."""
     rope_theta: Positive | None = None

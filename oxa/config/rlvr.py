@@ -95,7 +95,12 @@ class Rlvr(Section):
     """Settings of the vLLM engines."""
 
     @model_validator(mode="after")
-    def _adapter_has_no_dropout(self) -> Rlvr:
+    def _adapter_is_of_one_policy(self) -> Rlvr:
         if self.adapter and self.adapter.dropout:
             raise ValueError("adapter.dropout must be 0: rollouts and updates are to be of one policy")
+        if self.adapter and self.adapter.quantize and self.engine != "torch":
+            raise ValueError(
+                "adapter.quantize takes the engine torch: for vLLM the adapter would be added to weights in 4 bits, "
+                "which round it away"
+            )
         return self

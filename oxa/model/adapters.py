@@ -79,7 +79,12 @@ def stands_on(where: Path, settings: Mapping[str, Any]) -> Based:
         raise DataError(f"{config}: an adapter of {name!r}, which is no folder here; {remedy}")
     base = folders[0] if folders else name
     brings = (where / "tokenizer_config.json").exists()
-    return Based(where, base, None if folders else revision, str(where) if brings else base)
+    return Based(
+        where,
+        base,
+        None if folders or not isinstance(revision, str) else revision,
+        str(where) if brings else base,
+    )
 
 
 def check_fit(based: Based) -> None:

@@ -20,6 +20,7 @@ rewards (they are counted), no several updates a batch of rollouts, no dropout, 
 
 With an adapter (oxa/training/adapters.py) the rollouts come from the model as it trains, frozen weights and adapter
 apart: a sum taken for them would have to be taken back, and what is left of that, step after step, changes the base.
+TRL does so for vLLM, in float32; the checkpoints are merged into the base read anew, whatever is left.
 """
 
 from __future__ import annotations

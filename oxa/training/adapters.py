@@ -9,10 +9,10 @@ log-probabilities come from the fused head as without an adapter.
 What comes out is a plain checkpoint: the adapter merged into the base's weights, read anew and in their own type
 (oxa/model/adapters.py), whatever they were rounded to while it trained.
 
-With `dtype: bfloat16` the frozen matrices lie in bfloat16. That saves half of their memory and changes no bit:
-bfloat16 arithmetic would round them at every use. With `quantize: nf4` they lie in 4 bits (QLoRA, arXiv 2305.14314,
-with its double quantisation), and the adapter learns to make up for that rounding as well, which the merged model does
-not have.
+With `dtype: bfloat16` the frozen matrices lie in bfloat16, but where FSDP or DeepSpeed spreads them. That saves half of
+their memory and changes no bit: bfloat16 arithmetic would round them at every use. With `quantize: nf4` they lie in 4
+bits (QLoRA, arXiv 2305.14314, with its double quantisation), and the adapter learns to make up for that rounding as
+well, which the merged model does not have.
 
 Dropout is drawn for each micro-batch: with any, the result depends on how a step is cut into micro-batches and
 processes, which without it changes nothing. A resumed run draws on where it stopped.

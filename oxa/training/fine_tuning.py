@@ -7,8 +7,8 @@ unlikelihood takes the same path with n_ul = 0.
 The work can be killed at any time. Checkpoints lie in scratch, a rerun goes on from the last whole one, and on a CPU
 ends with the same bits as an unbroken run (on CUDA up to kernels that add in no fixed order).
 
-Left out on purpose: no validation loss (the stages measure what the model generates), no packing, no KL
-to the base, no entropy bonus, no early stopping, no best checkpoint: the last weights are the arm's weights.
+Left out on purpose: no validation loss (the stages measure what the model generates), no packing, no KL to
+the base, no entropy bonus, no early stopping, no best checkpoint: the last weights are the arm's weights.
 """
 
 from __future__ import annotations

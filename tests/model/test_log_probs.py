@@ -1,7 +1,9 @@
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from conftest import make_checkpoint
 from oxa.errors import DataError
@@ -142,3 +144,31 @@ def test_a_model_that_caps_its_logits_is_refused(checkpoint: Path):
     )
     with pytest.raises(DataError, match="gemma2 models cannot be scored"):
         lm.check_head(capped, torch.arange(5, 20)[None])
+
+
+@pytest.mark.parametrize("width", [16, 70])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_products_by_onednn_have_the_gradients_of_plain_ones_and_a_frozen_one_keeps_no_input(
+    width: int, frozen: bool
+):
+    generator = torch.Generator().manual_seed(0)
+    inputs, weight, bias = (torch.randn(*s, generator=generator) for s in ((3, 5, 80), (width, 80), (width,)))
+    direction = torch.randn(3, 5, width, generator=generator)
+    gradients, saved = [], list[torch.Size]()
+    for mode in (nullcontext(), lm.OneDnn()):
+        saved.clear()
+        leaves = [
+            inputs.clone().requires_grad_(),
+            *(t.clone().requires_grad_(not frozen) for t in (weight, bias)),
+        ]
+        with (
+            mode,
+            torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.shape) or t, lambda t: t),
+        ):
+            out = F.linear(*leaves)
+        (out * direction).sum().backward()
+        gradients.append([out.detach(), *(t.grad for t in leaves if t.requires_grad)])
+    for plain, ours in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+    if frozen:
+        assert [sorted(shape) for shape in saved] == [[width, 80]]  # the weight alone

@@ -512,7 +512,10 @@ UNUSABLE = {
         lambda at: edit(at / "tokenizer_config.json", eos_token=5),
         "eos_token has to be either str",
     ),
-    "adapter": (lambda at: (at / "adapter_config.json").write_text("{}"), "an adapter of kind None"),
+    "adapter": (
+        lambda at: (at / "adapter_config.json").write_text("{}"),
+        "an adapter without adapter_model.safetensors",
+    ),
 }
 
 

@@ -115,6 +115,8 @@ def test_an_adapter_in_bfloat16_of_a_base_in_bfloat16(problems: Path, tmp_path: 
     shutil.rmtree(tmp_path / "scratch")
 
 
-def test_dropout_is_refused() -> None:
+def test_what_would_make_two_policies_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"adapter\.dropout must be 0"):
         Rlvr(**SECTION, adapter={"dropout": 0.1})
+    with pytest.raises(ValidationError, match=r"adapter\.quantize takes the engine torch"):
+        Rlvr(**SECTION, adapter={"quantize": "nf4"}, engine="vllm_colocate")

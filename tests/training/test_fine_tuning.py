@@ -408,10 +408,11 @@ def test_kill_9_and_run_again_ends_with_the_same_bits(  # METHOD §6.5
 
 
 @pytest.mark.whole
+@pytest.mark.parametrize("adapter", [None, {"rank": 3}])
 def test_two_processes_killed_and_started_again_train_like_one(
-    checkpoint: Path, tables: dict[str, Path], tmp_path: Path
+    checkpoint: Path, tables: dict[str, Path], tmp_path: Path, adapter: dict[str, int] | None
 ) -> None:
-    shared = {"micro_batch_size": 2, "normalization": "token"}
+    shared = {"micro_batch_size": 2, "normalization": "token", "adapter": adapter}
     alone = fit(checkpoint, tables["full"], tmp_path / "one", **shared)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     assert child(launcher, checkpoint, tables["full"], tmp_path / "two", kill_after=3, **shared) != 0

@@ -59,7 +59,7 @@ from accelerate.state import DistributedType, PartialState
 from oxa.config.fine_tuning import TrainArm, FineTuning
 from oxa.training import fine_tuning
 
-class OnCPUs(train.OXATrainer):
+class OnCPUs(fine_tuning.OXATrainer):
     def create_accelerator_and_postprocess(self):
         # accelerate takes FSDP for GPUs alone and would train with DDP here, while torch's FSDP runs on CPUs, with gloo
         plugin = FullyShardedDataParallelPlugin()
@@ -71,7 +71,7 @@ class OnCPUs(train.OXATrainer):
         super().train(*arguments, **options)
         assert type(next(self.model_wrapped.parameters())).__name__ == "DTensor"
 
-train.OXATrainer = OnCPUs
+fine_tuning.OXATrainer = OnCPUs
 model, data, folder, shared, arm, kill_after = (json.loads(argument) for argument in sys.argv[1:])
 torch.set_num_threads(1)
 folder = Path(folder)
@@ -89,13 +89,17 @@ fine_tuning.run(FineTuning(**shared), TrainArm(**arm), model=Path(model), data=P
 
 
 @pytest.mark.whole
-def test_fsdp_killed_and_started_again_trains_like_one_process(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("adapter", [None, {"rank": 3}])
+def test_fsdp_killed_and_started_again_trains_like_one_process(
+    checkpoint: Path, tmp_path: Path, adapter: dict[str, int] | None
+) -> None:
+    shared = {**SHARED, "adapter": adapter}
     data = training_sets.write(tmp_path / "t", ROWS)
     (tmp_path / "child.py").write_text(CHILD)
     (tmp_path / "one").mkdir()
     alone = Kept()
     fine_tuning.run(
-        FineTuning(**SHARED),
+        FineTuning(**shared),
         TrainArm(**WITH_UL),
         model=checkpoint,
         data=data,
@@ -106,7 +110,7 @@ def test_fsdp_killed_and_started_again_trains_like_one_process(checkpoint: Path,
     )
 
     def launched(kill_after: int) -> int:
-        arguments = [str(checkpoint), str(data), str(tmp_path / "two"), SHARED, WITH_UL, kill_after]
+        arguments = [str(checkpoint), str(data), str(tmp_path / "two"), shared, WITH_UL, kill_after]
         launcher = [
             *ACCELERATE,
             "--config_file",

@@ -181,7 +181,8 @@ def measure(way: str, work: Path, options: argparse.Namespace) -> dict[str, Any]
         env=vllm_environment() | threads | vllm | {"HF_HUB_OFFLINE": "1"},
     )
     if done.returncode:
-        return f"it failed with exit status {done.returncode}"
+        print(f"{way} failed, exit status {done.returncode}", file=sys.stderr, flush=True)
+        return f"its process ended with exit status {done.returncode}"
     found: dict[str, Any] = json.loads(done.stdout)
     for part in found.values():
         if isinstance(part, dict):

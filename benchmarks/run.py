@@ -1,6 +1,6 @@
 """Runs the benchmarks one after another and writes their sections and the summary: `make bench`.
 
-    python benchmarks/run.py [NAME ...] [--output FILE]
+    python benchmarks/run.py [NAME ...] [--output FILE] [--options "OPTIONS OF THE SCRIPTS"]
 
 Every script beside this one is a benchmark: it prints its section to stdout, heading first, with its rows of the
 summary between the lines (results.py), and everything else to stderr; nothing at all where this machine cannot run it.
@@ -16,6 +16,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -33,11 +34,12 @@ ORDER = (
     "verification",
     "selection",
     "training_step",
+    "real_model",
     "gpu",
     "soak",
     "coverage",
 )
-NO_BENCHMARKS = ("run", "results")
+NO_BENCHMARKS = ("run", "results", "real_model_ways")
 BUSY = 0.5
 """A load beyond this many times the cores is mentioned: the figures beside it are not of an idle machine."""
 
@@ -79,12 +81,12 @@ def sections(text: str) -> dict[str, str]:
     }
 
 
-def measured(script: Path, on: str) -> str | None:
+def measured(script: Path, on: str, options: list[str]) -> str | None:
     """The section of a benchmark run now, empty where it cannot run here, None where it failed."""
     load = psutil.getloadavg()[0]
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     begun = time.perf_counter()
-    done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, str(script), *options], stdout=subprocess.PIPE, text=True)
     minutes = (time.perf_counter() - begun) / 60
     body, rows = split(done.stdout)
     heading, _, rest = body.lstrip().partition("\n")
@@ -137,6 +139,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=HERE, help="of the scripts and remarks; default: this one"
     )
+    parser.add_argument("--options", type=shlex.split, default=[], help="handed to each script that runs")
     options = parser.parse_args()
     known = found(options.folder)
     if unknown := set(options.names) - set(known):
@@ -144,7 +147,7 @@ def main() -> None:
     on, failed = machine(), []
     for name in [name for name in known if name in (options.names or known)]:
         print(f"{name}.py", file=sys.stderr)
-        section = measured(options.folder / f"{name}.py", on)
+        section = measured(options.folder / f"{name}.py", on, options.options)
         if section is None:
             failed.append(name)
         if not section:

@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,11 +127,15 @@ def score_fused(model: Any, rows: list[np.ndarray], budget: int) -> Mean:
     return nll, entropies
 
 
-def score_ours(model: Any, rows: list[np.ndarray], section: Score) -> Mean:
+def score_ours(
+    model: Any, rows: list[np.ndarray], section: Score, starts: Sequence[int] | None = None
+) -> Mean:
+    """Each row from its start on."""
+    starts = starts or [START] * len(rows)
     means = np.empty((2, len(rows)))
     for batch in batches.by_token_budget([len(ids) for ids in rows], section.batch_tokens):
         statistics, counts = log_probs.batch_statistics(
-            model, [rows[i] for i in batch], [START] * len(batch), section.chunk
+            model, [rows[i] for i in batch], [starts[i] for i in batch], section.chunk
         )
         bounds = np.concatenate([[0], np.cumsum(counts)[:-1]])
         for values, of_row in zip((-statistics.log_probs, statistics.entropies), means, strict=True):
@@ -140,8 +144,11 @@ def score_ours(model: Any, rows: list[np.ndarray], section: Score) -> Mean:
 
 
 @torch.no_grad()
-def multiply_only(model: Any, rows: list[np.ndarray], section: Score) -> Mean:
+def multiply_only(
+    model: Any, rows: list[np.ndarray], section: Score, starts: Sequence[int] | None = None
+) -> Mean:
     """The linear layers, both products of attention over half of the square, and the head over the scored positions."""
+    starts = starts or [START] * len(rows)
     config = model.config
     heads, size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     inputs = {n: torch.randn(1, n, dtype=model.dtype) for n in (config.hidden_size, config.intermediate_size)}
@@ -159,11 +166,11 @@ def multiply_only(model: Any, rows: list[np.ndarray], section: Score) -> Mean:
             seen = (start + part.shape[1] // 2) or 1
             for _ in range(config.num_hidden_layers):
                 (part @ value[:, :seen].mT) @ value[:, :seen]
-        num = sum(len(rows[i]) - START for i in batch)
+        num = sum(len(rows[i]) - starts[i] for i in batch)
         for first in range(0, num, section.chunk):
             before = inputs[config.hidden_size].expand(min(section.chunk, num - first), -1).contiguous()
             columns = max(log_probs.MIN_WIDTH, log_probs.TILE["cpu"] // len(before))
-            for start in range(0, VOCABULARY, columns):
+            for start in range(0, len(weight), columns):
                 log_probs.linear(before, weight[start : start + columns])
     return [], []
 

@@ -41,7 +41,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from oxa import prompts
-from oxa.config.fine_tuning import FineTuning, TrainArm
+from oxa.config.fine_tuning import Adapter, FineTuning, TrainArm
 from oxa.model import loading
 from oxa.records import schemas, tables
 from oxa.training import batches, fine_tuning
@@ -120,32 +120,36 @@ class Clock(TrainerCallback):
     """When each optimiser step ended, data loading and logging included."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.ends: list[tuple[float, float]] = []
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.ends.append(time.perf_counter())
+        self.ends.append((time.perf_counter(), time.process_time()))
 
     def seconds(self) -> np.ndarray:
-        """Of every step after the first, which warms up."""
-        return np.diff(self.ends)
+        """[2, steps - 1]: by the clock and of processor time, of every step after the first, which warms up."""
+        return np.diff(np.transpose(self.ends))
 
 
 class Setting(NamedTuple):
     base: Path
     rows: list[dict[str, Any]]
+    lengths: np.ndarray  # of the rows, tokens, prompt and end included
     micro: int
     folder: Path
+    sequences: int = SEQUENCES  # of a step
+    adapter: Adapter | None = None
 
     @property
     def steps(self) -> np.ndarray:
-        """Rows of each step, [steps, SEQUENCES]."""
-        return batches.step_order(len(self.rows), 0, SEQUENCES, 0, 1.0, SEED)
+        """Rows of each step, [steps, sequences]."""
+        return batches.step_order(len(self.rows), 0, self.sequences, 0, 1.0, SEED)
 
 
 class Steps(NamedTuple):
     """Of every step after the first, which warms up."""
 
     seconds: np.ndarray
+    processor: np.ndarray  # seconds of processor time
     tokens: np.ndarray
     padded: np.ndarray  # tokens, padding included
 
@@ -153,11 +157,12 @@ class Steps(NamedTuple):
 def trl(setting: Setting, *, grouped: bool = False) -> Steps:
     network, tokenizer = loading.load(setting.base, dtype=torch.float32, device=torch.device("cpu"))
     examples = []
-    for item in (setting.rows[i] for i in setting.steps.ravel()):
+    for index in setting.steps.ravel():
+        item = setting.rows[index]
         context = prompts.prompt_ids(tokenizer, item["prompt"])
         response = prompts.response_ids(tokenizer, item["completion"], end=True)
         examples.append({"input_ids": context + response, "labels": [-100] * len(context) + response})
-        assert len(context) + len(response) == length(item)
+        assert len(context) + len(response) == setting.lengths[index]
     clock = Clock()
     sizes: list[tuple[int, int]] = []
 
@@ -171,7 +176,7 @@ def trl(setting: Setting, *, grouped: bool = False) -> Steps:
         args=SFTConfig(
             output_dir=str(setting.folder / "trl"),
             per_device_train_batch_size=setting.micro,
-            gradient_accumulation_steps=SEQUENCES // setting.micro,
+            gradient_accumulation_steps=setting.sequences // setting.micro,
             train_sampling_strategy="group_by_length" if grouped else "sequential",
             num_train_epochs=1,
             learning_rate=1e-3,
@@ -192,11 +197,24 @@ def trl(setting: Setting, *, grouped: bool = False) -> Steps:
         train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
         callbacks=[clock],
+        peft_config=setting.adapter and lora(setting.adapter),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     tokens, padded = np.reshape(sizes, (len(clock.ends), -1, 2)).sum(1)[1:].T
-    return Steps(clock.seconds(), tokens, padded)
+    return Steps(*clock.seconds(), tokens, padded)
+
+
+def lora(adapter: Adapter) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=adapter.targets,
+        task_type="CAUSAL_LM",
+    )
 
 
 def ours(setting: Setting, num_ul: int) -> Steps:
@@ -204,7 +222,7 @@ def ours(setting: Setting, num_ul: int) -> Steps:
     place = setting.folder / f"ours-{num_ul}"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
-    num_ce, num_steps = SEQUENCES - num_ul, len(setting.steps)
+    num_ce, num_steps = setting.sequences - num_ul, len(setting.steps)
     where = batches.step_order(num_ce * num_steps, num_ul * num_steps, num_ce, num_ul, 1.0, SEED)
     table: list[dict[str, Any]] = [{}] * len(setting.rows)
     for at, index in zip(where.ravel(), setting.steps.ravel(), strict=True):
@@ -215,7 +233,7 @@ def ours(setting: Setting, num_ul: int) -> Steps:
     clock = Clock()
 
     def log(step: int, **values: float) -> None:
-        clock.ends.append(time.perf_counter())
+        clock.on_step_end()
 
     fine_tuning.run(
         FineTuning(
@@ -224,6 +242,7 @@ def ours(setting: Setting, num_ul: int) -> Steps:
             num_ce=num_ce,
             micro_batch_size=setting.micro,
             checkpoint_every=10**6,
+            adapter=setting.adapter,
         ),
         TrainArm(num_ul=num_ul, ul_weight=0.1),
         model=setting.base,
@@ -233,17 +252,16 @@ def ours(setting: Setting, num_ul: int) -> Steps:
         seed=SEED,
         log=log,
     )
-    lengths = np.array([length(item) for item in setting.rows])
     padded = np.array([sum(rows * longest for rows, longest in step) for step in cut(setting)])
-    return Steps(clock.seconds(), lengths[setting.steps].sum(1)[1:], padded[1:])
+    return Steps(*clock.seconds(), setting.lengths[setting.steps].sum(1)[1:], padded[1:])
 
 
 def cut(setting: Setting) -> list[list[tuple[int, int]]]:
     """(rows, longest) of every micro-batch of ours, by step."""
-    lengths = np.array([length(item) for item in setting.rows])
-    plans = (batches.micro_batches(lengths[step], SEQUENCES // setting.micro) for step in setting.steps)
+    pieces = setting.sequences // setting.micro
+    plans = (batches.micro_batches(setting.lengths[step], pieces) for step in setting.steps)
     return [
-        [(len(rows), int(lengths[step][rows].max())) for rows in plan]
+        [(len(rows), int(setting.lengths[step][rows].max())) for rows in plan]
         for step, plan in zip(setting.steps, plans, strict=True)
     ]
 
@@ -254,21 +272,17 @@ def products(setting: Setting) -> Steps:
     weights = [m.weight.detach() for m in network.modules() if isinstance(m, torch.nn.Linear)]
     seconds = []
     for step in cut(setting)[1:]:
-        spent = 0.0
+        spent = np.zeros(2)
         for rows, longest in step:
             of_width = {k: torch.randn(rows * longest, k) for weight in weights for k in weight.shape}
-            begun = time.perf_counter()
+            begun = np.array([time.perf_counter(), time.process_time()])
             for weight in weights:
                 gradient, x = (of_width[k] for k in weight.shape)
                 x @ weight.T, gradient @ weight, gradient.T @ x
-            spent += time.perf_counter() - begun
+            spent += np.array([time.perf_counter(), time.process_time()]) - begun
         seconds.append(spent)
     nothing = np.zeros(len(seconds))
-    return Steps(np.array(seconds), nothing, nothing)
-
-
-def length(item: dict[str, Any]) -> int:
-    return item["num_tokens"] + 15  # a prompt of 12 words, 2 markers, the end
+    return Steps(*np.transpose(seconds), nothing, nothing)
 
 
 def measure(setting: Setting, rounds: int) -> dict[str, Steps]:
@@ -285,7 +299,9 @@ def measure(setting: Setting, rounds: int) -> dict[str, Steps]:
             print(f"micro-batches of {setting.micro}, round {i + 1} of {rounds}: {name}", file=sys.stderr)
             found[name].append(way())
     return {
-        name: Steps(np.min([one.seconds for one in each], axis=0), each[0].tokens, each[0].padded)
+        name: Steps(
+            *np.min([(one.seconds, one.processor) for one in each], axis=0), each[0].tokens, each[0].padded
+        )
         for name, each in found.items()
     }
 
@@ -333,7 +349,10 @@ matrix products of the linear layers at CE's shapes: the next bound.
         for lengths, threads, micro in settings:
             torch.set_num_threads(threads)
             rows = make_rows(options.steps * SEQUENCES, lengths)
-            found = measure(Setting(folder / "base", rows, micro, folder), options.rounds)
+            sizes = np.array(
+                [item["num_tokens"] + 15 for item in rows]
+            )  # a prompt of 12 words, 2 markers, the end
+            found = measure(Setting(folder / "base", rows, sizes, micro, folder), options.rounds)
             seconds = {way: steps.seconds.mean() for way, steps in found.items()}
             gains[lengths].append(seconds["trl"] / seconds["ce"])
             prices.append(seconds["ul"] / seconds["ce"])

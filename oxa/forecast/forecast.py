@@ -58,6 +58,8 @@ def _stages(params: Params, shape: Shape, device: Machine, work: Workload) -> It
         yield generation("gates@world", params, shape, device, work, exam, rows, exam.num_samples)
     if params.sample.warm_up:
         yield warm_up(params.sample.warm_up, params, shape, device, work)
+    else:
+        yield Step("warm_up", 1, "from params", remark="makes nothing: sample.warm_up is off")
     yield sample(params, shape, device, work)
     for origin, rows in work.responses.items():
         yield Step(f"verify@{origin}", 1, rows.origin, rows.num)

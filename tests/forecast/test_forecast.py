@@ -46,8 +46,7 @@ def planned(raw: dict[str, Any], data: Path | None = None) -> forecast.Plan:
 def graph_of(raw: dict[str, Any]) -> set[str]:
     """Stages of dvc.yaml that these parameters have."""
     graph = set(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
-    graph -= set() if raw.get("gates") else {"gates"}
-    return graph - (set() if raw["sample"].get("warm_up") else {"warm_up"})
+    return graph - (set() if raw.get("gates") else {"gates"})
 
 
 def stages(made: forecast.Plan) -> dict[str, forecast.Step]:

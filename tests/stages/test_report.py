@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -367,6 +368,19 @@ def test_every_loss_is_listed_with_its_reason(tmp_path: Path) -> None:
     assert num_lost["CE set of sft", "longer than training takes"] == 40
     assert num_lost["RL prompts of sft", "too long"] == 7
     assert ("RL prompts of sft", "no room") not in num_lost
+
+
+def test_the_funnel_tells_what_the_warm_up_changed(paths: dict[str, Path], tmp_path: Path) -> None:
+    from oxa.report import funnel
+
+    metrics = Path(shutil.copytree(paths["metrics"], tmp_path / "metrics"))
+    chosen = selections(paths, list(ALL))
+    assert funnel.own(metrics, chosen)[0].note == ""
+    answers = {"before": {"parsable": 0.0}, "after": {"parsable": 0.75}}
+    (metrics / "warm_up.json").write_text(json.dumps({"training": {"ce_rows": 1200}, "probed": 64} | answers))
+    assert funnel.own(metrics, chosen)[0].note == (
+        "by the base after a warm-up on 1,200 solutions: 75% of its answers can be read, 0% before (64 answers)"
+    )
 
 
 def test_the_funnel_tells_what_the_scorer_cut(tmp_path: Path) -> None:

@@ -78,6 +78,13 @@ def test_a_caller_killed_before_it_has_told_all_leaves_the_others_served(
     assert call("oxa nonsense", tmp_path, warmed).returncode == 2
 
 
+def _arguments(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.ZombieProcess:
+        return []
+
+
 @pytest.fixture
 def waiting(
     warmed: dict[str, str], tmp_path: Path
@@ -85,7 +92,10 @@ def waiting(
     """A caller, and its stage, which waits for a pipe that nobody writes to."""
     os.mkfifo(tmp_path / "params.yaml")
     caller = subprocess.Popen(["oxa", "doctor"], cwd=tmp_path, env=warmed, stderr=subprocess.DEVNULL)
-    (keeper,) = (one for one in psutil.Process().children() if "flows.warm" in one.cmdline())
+    own = (
+        Path(warmed["PATH"].split(os.pathsep)[0]) / "socket"
+    )  # other tests may have started another such process
+    (keeper,) = (one for one in psutil.Process().children() if str(own) in _arguments(one))
 
     def stages() -> list[psutil.Process]:
         (server,) = keeper.children()

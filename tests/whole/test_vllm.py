@@ -247,12 +247,15 @@ run_stage(Path({model!r}), Path({folder!r}), [])
 
 
 def run_stage(model: Path, folder: Path, url: list[str]) -> dict[str, Any]:
+    tables.write(folder / "apart.parquet", [], schemas.APART)
     return sample.run(
         Sample(max_tokens=12, num_samples=4, seed=9),
         Generate(engine="vllm", url=url, concurrency=2, vllm=VLLM),
         Prompt(suffix=""),
         model=model,
+        sampler=folder / "sampler",
         problems=folder / "problems.parquet",
+        apart=folder / "apart.parquet",
         output=folder / "responses.parquet",
         scratch=folder / "scratch",
         log=lambda step, **values: None,

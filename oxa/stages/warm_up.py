@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -30,7 +30,7 @@ from oxa.config.section import Verdict
 from oxa.config.verify import Verify
 from oxa.errors import DataError
 from oxa.generation import generate
-from oxa.generation.requests import Request
+from oxa.generation.requests import Generation, Request
 from oxa.grading.grader import Grader
 from oxa.model import loading
 from oxa.records import schemas, tables
@@ -119,16 +119,31 @@ def num_in_form(model: Path, prompt: Prompt) -> int:
     tokenizer = loading.load_tokenizer(model)
     if prompts.opened_thought(tokenizer, ""):
         return len(QUESTIONS)
-    requests = [
-        Request(str(i), prompts.prompt_ids(tokenizer, prompts.user_turn(question, prompt.suffix)))
-        for i, question in enumerate(QUESTIONS)
-    ]
+    questions = {str(i): question for i, question in enumerate(QUESTIONS)}
     section, engine = Sample(max_tokens=64, temperature=0.0), Generate(engine="torch")
     with tempfile.TemporaryDirectory() as scratch:
-        made = generate.generate(
-            model, requests, section, engine, scratch=Path(scratch), description="asking the base"
+        made = _answers(
+            tokenizer, model, questions, "asking the base", section, engine, prompt, Path(scratch)
         )
         return sum(prompts.THINK in one.text or prompts.END_THINK in one.text for one in made)
+
+
+def _answers(
+    tokenizer: Any,
+    model: Path,
+    questions: Mapping[str, str],
+    description: str,
+    section: Sample,
+    engine: Generate,
+    prompt: Prompt,
+    scratch: Path,
+) -> list[Generation]:
+    """One answer to each question, by its id."""
+    requests = [
+        Request(name, prompts.prompt_ids(tokenizer, prompts.user_turn(question, prompt.suffix)))
+        for name, question in questions.items()
+    ]
+    return list(generate.generate(model, requests, section, engine, scratch=scratch, description=description))
 
 
 def _choose(
@@ -146,18 +161,13 @@ def _choose(
     at = {problem_id: row for row, problem_id in enumerate(table["problem_id"].to_pylist())}
     questions = table["question"]
     chosen: list[dict[str, Any]] = []
-    for start in range(0, len(rows), candidates.TEXT_ROWS):
-        piece = rows[start : start + candidates.TEXT_ROWS]
-        columns = ["response_id", "problem_id", "text", "finish_reason"]
-        for row in candidates.take(responses, schemas.RESPONSES, columns, piece).to_pylist():
-            user = prompts.user_turn(questions[at[row["problem_id"]]].as_py(), prompt.suffix)
-            response = prompts.response_ids(tokenizer, row["text"], end=True)
-            if len(prompts.prompt_ids(tokenizer, user)) + len(response) <= longest:
-                text = row.pop("text")
-                row |= {"prompt": user, "completion": text, "objective": "ce"}
-                chosen.append(row | {"ppl": np.nan, "num_tokens": len(response) - 1})
-            if len(chosen) == section.num:
-                break
+    for row in _texts(responses, rows):
+        user = prompts.user_turn(questions[at[row["problem_id"]]].as_py(), prompt.suffix)
+        text = row.pop("text")
+        response = prompts.response_ids(tokenizer, text, end=True)
+        if len(prompts.prompt_ids(tokenizer, user)) + len(response) <= longest:
+            row |= {"prompt": user, "completion": text, "objective": "ce"}
+            chosen.append(row | {"ppl": np.nan, "num_tokens": len(response) - 1})
         if len(chosen) == section.num:
             break
     else:
@@ -171,6 +181,14 @@ def _choose(
     others.sort(key=lambda problem_id: hashes.lot(section.seed, problem_id))
     probed = table.take([at[problem_id] for problem_id in others[:NUM_PROBED]])
     return chosen, [Problem(row["problem_id"], row["question"], row["answers"]) for row in probed.to_pylist()]
+
+
+def _texts(responses: Path, rows: np.ndarray) -> Iterator[dict[str, Any]]:
+    """These rows, in this order; some of their texts are in memory at a time."""
+    columns = ["response_id", "problem_id", "text", "finish_reason"]
+    for start in range(0, len(rows), candidates.TEXT_ROWS):
+        piece = rows[start : start + candidates.TEXT_ROWS]
+        yield from candidates.take(responses, schemas.RESPONSES, columns, piece).to_pylist()
 
 
 def _verified(train: pa.ChunkedArray, seed: int, responses: Path, verdicts: Path) -> np.ndarray:
@@ -203,19 +221,12 @@ def _probe(
     scratch: Path,
 ) -> dict[str, Any]:
     tokenizer = loading.load_tokenizer(sampler)
-    requests = [
-        Request(
-            hashes.response_id(one.problem_id, "warm_up", when, str(section.seed)),
-            prompts.prompt_ids(tokenizer, prompts.user_turn(one.question, prompt.suffix)),
-        )
-        for one in probed
-    ]
+    questions = {
+        hashes.response_id(one.problem_id, "warm_up", when, str(section.seed)): one.question for one in probed
+    }
+    description = f"answers {when} the warm-up"
+    generations = _answers(tokenizer, sampler, questions, description, section, engine, prompt, scratch)
     opening = prompts.opened_thought(tokenizer, "")
-    generations = list(
-        generate.generate(
-            sampler, requests, section, engine, scratch=scratch, description=f"answers {when} the warm-up"
-        )
-    )
     grades = grader.grade(
         [
             (one.answers, opening + made.text, made.finish_reason)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import training_sets
+from fine_tuned import Result, fine_tune
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
@@ -31,12 +32,6 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return training_sets.write(tmp_path_factory.mktemp("table") / "full", ROWS)
 
 
-class Result:
-    def __init__(self, metrics: dict[str, Any], output: Path, log: Kept) -> None:
-        self.metrics, self.output, self.log = metrics, output, log
-        self.weights = load_file(output / "model.safetensors")
-
-
 def fit(
     model: Path,
     data: Path,
@@ -47,13 +42,8 @@ def fit(
     log: Kept | None = None,
     **shared: Any,
 ) -> Result:
-    log, scratch, output = log or Kept(), folder / "scratch", folder / "model"
-    scratch.mkdir(parents=True, exist_ok=True)
     section = FineTuning(**{**SHARED, "adapter": LORA, **shared})
-    metrics = fine_tuning.run(
-        section, TrainArm(**arm), model=model, data=data, output=output, scratch=scratch, seed=seed, log=log
-    )
-    return Result(metrics, output, log)
+    return fine_tune(section, TrainArm(**arm), model, data, folder, seed=seed, log=log)
 
 
 def assert_same_bits(one: Result, other: Result) -> None:

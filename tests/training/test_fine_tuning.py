@@ -15,7 +15,7 @@ from typing import Any, get_args
 import pytest
 import torch
 import training_sets
-from safetensors.torch import load_file
+from fine_tuned import Result, fine_tune
 from training_rows import ROWS, SHARED, WITH_UL, row
 
 from conftest import Kept
@@ -34,12 +34,6 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name for name in ("full", "ce")}
 
 
-class Result:
-    def __init__(self, metrics: dict[str, Any], output: Path, log: Kept) -> None:
-        self.metrics, self.output, self.log = metrics, output, log
-        self.weights = load_file(output / "model.safetensors")
-
-
 def fit(
     model: Path,
     data: Path,
@@ -50,20 +44,9 @@ def fit(
     arm: Any = None,
     **shared: Any,
 ) -> Result:
-    log = log or Kept()
-    scratch, output = folder / "scratch", folder / "model"
-    scratch.mkdir(parents=True, exist_ok=True)
-    metrics = fine_tuning.run(
-        FineTuning(**{**SHARED, **shared}),
-        TrainArm(**(WITH_UL if arm is None else arm)),
-        model=model,
-        data=data,
-        output=output,
-        scratch=scratch,
-        seed=seed,
-        log=log,
-    )
-    return Result(metrics, output, log)
+    section = FineTuning(**{**SHARED, **shared})
+    own = TrainArm(**(WITH_UL if arm is None else arm))
+    return fine_tune(section, own, model, data, folder, seed=seed, log=log)
 
 
 def assert_same_bits(one: Result, other: Result) -> None:

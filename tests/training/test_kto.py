@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 import training_sets
+from fine_tuned import Result, fine_tune
 from pydantic import ValidationError
-from safetensors.torch import load_file
 from training_rows import ROWS
 
 from conftest import Kept
@@ -24,7 +24,7 @@ from oxa import prompts
 from oxa.config.fine_tuning import FineTuning, TrainArm
 from oxa.errors import ConfigError
 from oxa.model import loading
-from oxa.training import batches, fine_tuning, kto
+from oxa.training import batches, kto
 
 SHARED: dict[str, Any] = {
     "learning_rate": 3e-3,
@@ -43,20 +43,9 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return training_sets.write(tmp_path_factory.mktemp("table") / "kto", ROWS)
 
 
-class Result:
-    def __init__(self, metrics: dict[str, Any], output: Path, log: Kept) -> None:
-        self.metrics, self.output, self.log = metrics, output, log
-        self.weights = load_file(output / "model.safetensors")
-
-
 def fit(model: Path, data: Path, folder: Path, log: Kept | None = None, **shared: Any) -> Result:
-    log, scratch, output = log or Kept(), folder / "scratch", folder / "output"
-    scratch.mkdir(parents=True, exist_ok=True)
     section = FineTuning(**{**SHARED, **shared})
-    metrics = fine_tuning.run(
-        section, ARM, model=model, data=data, output=output, scratch=scratch, seed=3, log=log
-    )
-    return Result(metrics, output, log)
+    return fine_tune(section, ARM, model, data, folder, seed=3, log=log)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +128,7 @@ def log(step, **values):
     if step == 5:
         os.kill(os.getpid(), signal.SIGKILL)
 fine_tuning.run(FineTuning.model_validate_json(sys.argv[4]), TrainArm.model_validate_json(sys.argv[5]), model=model,
-          data=data, output=folder / "output", scratch=folder / "scratch", seed=3, log=log)
+          data=data, output=folder / "model", scratch=folder / "scratch", seed=3, log=log)
 """
 
 
@@ -152,7 +141,7 @@ def test_kill_9_and_run_again_ends_with_the_same_bits(
     sections = [FineTuning(**SHARED).model_dump_json(), ARM.model_dump_json()]
     killed = subprocess.run([*command, *sections], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert not (tmp_path / "output").exists()
+    assert not (tmp_path / "model").exists()
     again = fit(checkpoint, table, tmp_path)
     assert [row["step"] for row in again.log.rows] == [5, 6]
     assert again.weights.keys() == unbroken.weights.keys()

@@ -51,6 +51,7 @@ def test_no_name_in_params_is_obeyed_by_a_shell(tmp_path: Path) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     inputs = [
         "problems.parquet",
+        "apart.parquet",
         *(f"{name}/teacher.parquet" for name in ("responses", "verdicts", "scores")),
     ]
     paths = [*(f"data/{name}" for name in inputs), "models/base/file"]

@@ -51,8 +51,9 @@ def test_accelerate_reads_every_file_that_is_there_for_it(path: Path) -> None:
 
 
 CHILD = """
-import json, os, signal, sys
+import faulthandler, json, os, signal, sys
 from pathlib import Path
+faulthandler.dump_traceback_later(240, exit=True)  # says where it hangs, before the test gives up
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import DistributedType, PartialState

@@ -31,8 +31,9 @@ VLLM = "raise generate.vllm.tensor_parallel (engine vllm), "
 
 
 def text(plan: Plan) -> str:
-    """For a person, 100 columns wide."""
+    """For a person, about 100 columns wide."""
     shape, device = plan.shape, plan.machine
+    wide = max(len("one after the other"), *(len(step.name) for step in plan.steps))
     peaks = ", ".join(f"{kind} {peak / 1e12:,.3g} TFLOP/s" for kind, peak in device.peak.items())
     lines = [
         f"Plan of {plan.params}: a forecast; nothing was loaded, run or fetched.",
@@ -49,26 +50,26 @@ def text(plan: Plan) -> str:
     lines += [
         "",
         "rows, tokens and steps of one run; FLOPs and time of all its runs, on so many devices",
-        f"{'stage':<19}{'runs':>5}{'rows':>10}{'tokens':>10}{'steps':>8}{'FLOPs':>9}{'time':>10}{'dev.':>6}  known how",
+        f"{'stage':<{wide}}{'runs':>5}{'rows':>10}{'tokens':>10}{'steps':>8}{'FLOPs':>9}{'time':>10}{'dev.':>6}  known how",
     ]
     for step in plan.steps:
         lines.append(
-            f"{step.name:<19}{step.runs:>5}{_short(step.rows):>10}{_short(step.tokens):>10}{_short(step.steps):>8}"
+            f"{step.name:<{wide}}{step.runs:>5}{_short(step.rows):>10}{_short(step.tokens):>10}{_short(step.steps):>8}"
             f"{_power(step.flops):>9}{_time(step.hours):>10}{step.devices or '-':>6}  {step.origin}"
         )
     hours = sum(step.hours or 0 for step in plan.steps)
     flops = sum(step.flops or 0 for step in plan.steps)
     each = sum((step.hours or 0) * step.devices for step in plan.steps)
     lines += [
-        f"{'one after the other':<52}{_power(flops):>9}{_time(hours):>10}        {_time(each)} of one device",
+        f"{'one after the other':<{wide + 33}}{_power(flops):>9}{_time(hours):>10}        {_time(each)} of one device",
         "",
         f"memory of one device at the peak, with the longest rows allowed: GiB of {device.memory / GIB:,.1f}",
-        f"{'stage':<19}" + "".join(f"{part:>12}" for part in PARTS.values()) + f"{'all':>7}  fits",
+        f"{'stage':<{wide}}" + "".join(f"{part:>12}" for part in PARTS.values()) + f"{'all':>7}  fits",
     ]
     short = []
     for name, step, memory in _alike(plan.steps):
         cells = "".join(f"{_gib(value):>12}" for value in memory)
-        lines.append(f"{name:<19}{cells}{_gib(memory.total):>7}  {'yes' if step.fits else 'NO'}")
+        lines.append(f"{name:<{wide}}{cells}{_gib(memory.total):>7}  {'yes' if step.fits else 'NO'}")
         if not step.fits:
             room = f"{memory.total / GIB:,.1f} GiB, with room for {step.room / GIB:,.1f}"
             short.append(f"DOES NOT FIT  {name}: {room}: {_advice(step, memory, device.kind)}")

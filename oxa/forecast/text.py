@@ -50,7 +50,8 @@ def text(plan: Plan) -> str:
     lines += [
         "",
         "rows, tokens and steps of one run; FLOPs and time of all its runs, on so many devices",
-        f"{'stage':<{wide}}{'runs':>5}{'rows':>10}{'tokens':>10}{'steps':>8}{'FLOPs':>9}{'time':>10}{'dev.':>6}  known how",
+        f"{'stage':<{wide}}{'runs':>5}{'rows':>10}{'tokens':>10}{'steps':>8}{'FLOPs':>9}{'time':>10}{'dev.':>6}"
+        "  known how",
     ]
     for step in plan.steps:
         lines.append(

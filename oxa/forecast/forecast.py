@@ -20,7 +20,7 @@ from oxa.data.world import STRATEGIES
 from oxa.forecast import cost, training
 from oxa.forecast.cost import GIB, Memory, Shape
 from oxa.forecast.devices import Machine, machine
-from oxa.forecast.generating import generation, sample
+from oxa.forecast.generating import evaluate, generation, sample
 from oxa.forecast.learning import adapters, rlvr, train, warm_up
 from oxa.forecast.shape import student
 from oxa.forecast.steps import Step, step_of
@@ -71,14 +71,10 @@ def _stages(params: Params, shape: Shape, device: Machine, work: Workload) -> It
     for arm in params.arms:
         yield train(arm, params, shape, device, work)
     yield rlvr(params, shape, device, work)
-    section, drawn = params.evaluate, params.evaluate.num_samples_by_benchmark
-    num = sum(n.value * drawn.get(name, section.num_samples) for name, n in work.benchmarks.items())
-    answers = generated(params, section.max_tokens, shape.context, num, *origins)
     runs, checkpoints = len(params.arms) * len(params.seeds), -(-params.rlvr.steps // params.rlvr.save_every)
-    arguments, reused = (params, shape, device, work, section), section.num_samples
-    yield generation("evaluate_base", *arguments, answers, reused)
-    yield generation("evaluate", *arguments, answers, reused, runs)
-    step = generation("evaluate_rlvr", *arguments, answers.times(checkpoints), reused, runs)
+    yield evaluate("evaluate_base", params, shape, device, work)
+    yield evaluate("evaluate", params, shape, device, work, runs)
+    step = evaluate("evaluate_rlvr", params, shape, device, work, runs, checkpoints)
     yield step._replace(remark=f"{checkpoints} checkpoints along RL" if checkpoints > 1 else step.remark)
     yield traces(params, shape, device, work)
     yield Step("report", 1, "from params")

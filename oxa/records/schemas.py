@@ -84,9 +84,24 @@ GENERATIONS = pa.schema(
         ("finish_reason", pa.string()),
         ("verdict", pa.string()),
         ("predicted", pa.string()),
-        ("mean_entropy", pa.float32()),
     ]
 )
+
+
+ENTROPIES = pa.schema(
+    [
+        ("benchmark", pa.string()),
+        ("problem_id", pa.string()),
+        ("tier", pa.string()),
+        ("step", pa.int32()),  # of RL; 0 before it
+        ("sample_index", pa.int32()),
+        ("text", pa.string()),
+        ("finish_reason", pa.string()),
+        ("num_tokens", pa.int32()),  # positions at which a token was drawn, the end token's included
+        ("entropy", pa.float64()),  # nats, summed over these; exact over the vocabulary
+    ]
+)
+"""Samples at temperature 1 and top-p 1, drawn to measure entropy, and graded by nobody."""
 
 
 TRACES = pa.schema(

@@ -32,7 +32,7 @@ from oxa.report.wording import listed
 HERE = Path(__file__).parent
 EXPLAINED = {
     "reward": "Share of rollouts whose answer verifies: what RL maximises.",
-    "entropy": "How open the policy still is. Where it falls to 0, RL has nothing left to explore.",
+    "token_entropy": "How open the policy still is. Where it falls to 0, RL has nothing left to explore.",
     "kl": "How far the policy has moved from the checkpoint it started at.",
     "mean_tokens": "Whether RL buys its reward with longer or shorter chains.",
     "truncated": "Rollouts cut before their answer earn nothing; a high share means that the limit is too low.",
@@ -116,6 +116,7 @@ def render(
         arms=arms,
         sizes=_sizes(summary),
         listed=listed,
+        entropies=wording.ENTROPIES,
         warning=wording.gates(summary["gates"]),
         gates=_gates(summary["gates"]),
         legend=legend,

@@ -14,6 +14,10 @@ from oxa.comparison.measures import Metric, Row, Summary, question
 from oxa.comparison.outcomes import BASE, RL
 
 GATES = {"G1": "competence", "G2": "habit", "G3": "headroom", "G4": "no guessing", "G5": "room"}
+ENTROPIES = (
+    "Response entropy is a mean over responses, then problems, token entropy one over all tokens; both are exact, of "
+    "responses drawn for it at temperature 1."
+)
 GATE_TITLES = ["gate", "what", "measured", "wanted", "verdict"]
 
 

@@ -134,6 +134,7 @@ STAGES = {
         "oxa.stages.evaluate",
         ("evaluate", "generate", "prompt", "verify"),
         inputs=("model", "problems"),
+        outputs=("output", "entropies"),
         items=("checkpoint",),
     ),
     "traces": Stage(
@@ -160,7 +161,7 @@ STAGES = {
         "oxa.stages.report",
         ("report", "arms", "seeds"),
         names=("gates", "selection.ul"),
-        inputs=("metrics", "scores", "train_sets", "generations", "traces"),
+        inputs=("metrics", "scores", "train_sets", "generations", "entropies", "traces"),
         gathers=("metrics",),
         outputs=("summary", "output"),
         assets=tuple(f"report/{name}.{end}" for name in ("page", "viewer") for end in ("html", "css", "js")),

@@ -277,11 +277,11 @@ def output(
         raise DataError(f"{stage} has not run; `oxa run` does it")
     registration.chain(stages, stage)
     outs = stages[stage].outs.items()
-    path, md5 = next(
-        (path, md5)
-        for path, md5 in outs
-        if suffix in (Path(path).suffix, Path(md5).suffix) and folder in ("", Path(path).parent.name)
-    )
+    for path, md5 in outs:
+        if suffix in (Path(path).suffix, Path(md5).suffix) and folder in ("", Path(path).parent.name):
+            break
+    else:
+        raise DataError(f"{stage} has written no {folder or suffix} yet; `oxa run` makes it again")
     if not Path(path).exists():
         raise DataError(f"{path} is gone from the workspace; `oxa run` brings it back")
     if guard.dvc_md5(Path(path)) != md5:

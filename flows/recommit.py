@@ -152,7 +152,10 @@ def _path(paths: Mapping[str, str], suffix: str) -> Path:
 
 
 def _table(paths: Mapping[str, str], folder: str) -> Path:
-    return next(Path(path) for path in paths if Path(path).parent.name == folder)
+    for path in map(Path, paths):
+        if path.parent.name == folder:
+            return path
+    raise UserError(f"dvc.lock knows no {folder} among {', '.join(paths)}; `dvc repro` evaluates again")
 
 
 def _others(changed: Mapping[str, str], note: Path) -> list[str]:

@@ -102,6 +102,8 @@ def make_inputs(
         sets = {part: folder / "metrics" / "selection" / part / f"{arm}.json" for part in parts}
         counts = {f"{part}_rows": records.read_json(path)[part]["chosen"] for part, path in sets.items()}
         for seed in seeds:
+            found = {"held_out_nll": 0.4, "kl_base_arm": 0.01 * len(arm), "kl_arm_base": None}
+            records.write_json(folder / "metrics" / "predictors" / f"{arm}-{seed}.json", found)
             records.write_json(folder / "metrics" / "train" / f"{arm}-{seed}.json", counts)
             names = [name for name in CURVES if chosen.ul or not name.startswith("ul_")]
             write_journal(folder / "metrics" / "train" / f"{arm}-{seed}.jsonl", draws, names, num_steps)

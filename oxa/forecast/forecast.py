@@ -76,6 +76,7 @@ def _stages(params: Params, shape: Shape, device: Machine, work: Workload) -> It
     yield evaluate("evaluate", params, shape, device, work, runs)
     step = evaluate("evaluate_rlvr", params, shape, device, work, runs, checkpoints)
     yield step._replace(remark=f"{checkpoints} checkpoints along RL" if checkpoints > 1 else step.remark)
+    yield predictors(params, shape, device, work)
     yield traces(params, shape, device, work)
     yield Step("report", 1, "from params")
 
@@ -106,6 +107,25 @@ def score(name: str, params: Params, shape: Shape, device: Machine, work: Worklo
     memory = _scoring_memory(shape, device, tokens, section.dtype, section.chunk)
     flops = cost.forward_flops(shape, rows.tokens, rows.squares, rows.tokens)
     return step_of(name, device, rows, flops, section.dtype, memory)
+
+
+def predictors(params: Params, shape: Shape, device: Machine, work: Workload) -> Step:
+    """Solutions, which the arm reads, and responses of base and arm, which both read."""
+    section, runs = params.predictors, len(params.arms) * len(params.seeds)
+    if not section.num:
+        return Step("predictors", runs, "from params", remark="measures nothing: predictors.num is 0")
+    teacher = work.responses["teacher"]
+    solutions = teacher.times(min(1.0, section.num / teacher.num))
+    each = section.num * params.evaluate.entropy_samples
+    drawn = generated(params, params.evaluate.max_tokens, shape.context, each, teacher.origin)
+    flops = 0.0
+    for rows, passes in ((solutions, 1), (drawn.times(2), 2)):
+        whole = rows.with_prompt(work.prompt)
+        flops += passes * cost.forward_flops(shape, whole.tokens, whole.squares, rows.tokens)
+    longest = max(min(section.max_length, shape.context), section.batch_tokens)
+    memory = _scoring_memory(shape, device, longest, device.native, section.chunk)
+    memory = memory._replace(weights=2 * memory.weights)
+    return step_of("predictors", device, solutions, flops, device.native, memory, runs=runs, devices=1)
 
 
 def traces(params: Params, shape: Shape, device: Machine, work: Workload) -> Step:

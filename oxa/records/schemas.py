@@ -104,6 +104,16 @@ ENTROPIES = pa.schema(
 """Samples at temperature 1 and top-p 1, drawn to measure entropy, and graded by nobody."""
 
 
+PREDICTORS = pa.schema(
+    [
+        ("measure", pa.string()),  # held_out_nll, kl_base_arm, kl_arm_base
+        ("problem_id", pa.string()),
+        ("nats", pa.float64()),  # summed over the positions of one response
+        ("num_tokens", pa.int32()),  # these
+    ]
+)
+
+
 TRACES = pa.schema(
     [
         ("example_id", pa.string()),  # response_id of the training example beside which it is shown

@@ -12,7 +12,7 @@ from textwrap import fill
 
 from oxa.comparison.measures import Metric, Row, Summary, beside, metrics, pass_at, pass_hat, question
 from oxa.comparison.outcomes import BASE, RL
-from oxa.report.wording import ENTROPIES, GATE_TITLES, change, gate_rows, gates, listed, sizes
+from oxa.report.wording import ENTROPIES, GATE_TITLES, change, gate_rows, gates, listed, predictor_rows, sizes
 
 SMALL = 50  # problems of a benchmark below which the Bayesian interval is given, too
 Columns = dict[str, Callable[[Row], str]]
@@ -33,6 +33,11 @@ def table(summary: Summary) -> str:
         for columns in (_first_columns(summary, group), _more_columns(summary, group)):
             lines += [*_numbers(summary, group, columns), ""]
         lines += [*_differences(summary, group), ""]
+    if summary.get("predictors", {}).get("arms") and summary["steps"]:
+        header, rows = predictor_rows(summary)
+        turned = [list(line) for line in zip(header[1:], *(row[1:] for row in rows), strict=True)]
+        lines += ["## Predictors of pass@1 after RL", "", _wrapped(summary["predictors"]["sentence"]), ""]
+        lines += [*aligned(["", *(row[0] for row in rows)], turned), ""]
     notes = [
         f"Intervals: {level}, bootstrap over problems and samples (and seeds, where there are several). Differences "
         "are paired by problem; p is corrected by Holm's method over the "

@@ -127,6 +127,7 @@ def render(
         lengths=training_sets.lengths(panels),
         longest_first=[arm for panel in panels if panel.within_bin == "longest" for arm in panel.arms],
         selection=page_tables.selection(summary),
+        predictors=page_tables.predictors(summary),
         groups=[_group(draw, summary, name) for name in groups],
         training=_curves(draw, arms, training, curves.TRAINING),
         rlvr=_curves(draw, arms, rlvr, curves.RLVR),

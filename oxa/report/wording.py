@@ -140,6 +140,31 @@ def change(row: Row | None, metric: Metric, *, in_words: bool = False) -> str:
     return f"{size} {metric.unit.difference} [{low}, {high}]".replace("-", "−")
 
 
+def predictor_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of what was known of the arms before RL, and how it goes with what they solve after it."""
+    found = summary["predictors"]
+    columns = found["columns"]
+
+    def text(value: float | None, column: Mapping[str, Any]) -> str:
+        return "–" if value is None else f"{column['scale'] * value:.{column['digits']}f}"
+
+    rate = {"scale": 100, "digits": 1}
+    rows = [
+        [arm, *(text(values[one["name"]], one) for one in columns), text(values["after_rl"], rate)]
+        for arm, values in found["arms"].items()
+    ]
+    if found["correlations"]:
+        rhos = (found["correlations"].get(one["name"]) for one in columns)
+        cells = [
+            f"{rho['rho']:+.2f} [{rho['low']:+.2f}, {rho['high']:+.2f}], p {rho['p_value']:.3f}"
+            if rho
+            else "–"
+            for rho in rhos
+        ]
+        rows.append(["ρ", *cells, ""])
+    return ["arm", *(one["title"] for one in columns), "pass@1 after RL, %"], rows
+
+
 def sizes(summary: Summary) -> dict[int, list[str]]:
     """Responses in a CE set, to the arms whose sets have as many.
 

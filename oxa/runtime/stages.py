@@ -137,6 +137,22 @@ STAGES = {
         outputs=("output", "entropies"),
         items=("checkpoint",),
     ),
+    "predictors": Stage(
+        "what an arm's model says before RL, to be held against what RL reaches",
+        "oxa.stages.predictors",
+        ("predictors", "prompt"),
+        inputs=(
+            "base",
+            "model",
+            "problems",
+            "responses",
+            "verdicts",
+            "train_sets",
+            "base_samples",
+            "samples",
+        ),
+        items=("checkpoint",),
+    ),
     "traces": Stage(
         "log-probabilities of training examples, token by token, before and after training",
         "oxa.stages.traces",

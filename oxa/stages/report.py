@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oxa.comparison import drawn, outcomes, room
+from oxa.comparison import drawn, outcomes, predictors, room
 from oxa.comparison.arms import summarize
 from oxa.comparison.measures import POOLED, Summary, question
 from oxa.comparison.outcomes import BASE, RL, Outcomes
@@ -65,6 +65,17 @@ def run(
     training_sets.check_trained(metrics, selections, seeds)
     numbers = _summary(section, arms, seeds, metrics=metrics, generations=generations, entropies=entropies)
     numbers["gates"] = _gates(metrics, exams, numbers)
+    numbers["predictors"] = predictors.summarize(
+        numbers,
+        {
+            arm: predictors.means(
+                [files.read_json(metrics / "predictors" / f"{arm}-{seed}.json") for seed in seeds]
+            )
+            for arm in arms
+        },
+        resamples=section.resamples,
+        seed=section.seed,
+    )
     numbers["selection"] = {arm: _selection(selection) for arm, selection in selections.items()}
     sides = funnel.sides(metrics, selections)
     panels = training_sets.panels(selections, scores=scores, train_sets=train_sets)

@@ -346,7 +346,7 @@ def serve(
 
     os.environ |= vllm_environment()
     settings = Vllm(
-        python=str(options.vllm), dtype="float32", logprobs=0, flags=["--enforce-eager", "--max-num-seqs=256"]
+        python=str(options.vllm), dtype="float32", flags=["--enforce-eager", "--max-num-seqs=256"]
     )
     with VllmServer(folder, settings, max_model_len=CONTEXT, folder=folder / "server") as server:
         by_http(server, folder, warm, 256)

@@ -263,8 +263,12 @@ def _locked(stage: dict[str, Any]) -> Locked:
     return Locked(deps, outs, stage.get("params", {}).get("params.yaml", {}))
 
 
-def output(stages: Mapping[str, registration.Step], stage: str, suffix: str) -> tuple[str, str]:
+def output(
+    stages: Mapping[str, registration.Step], stage: str, suffix: str, folder: str = ""
+) -> tuple[str, str]:
     """Path and DVC md5 of a stage's folder (`.dir`) or table (`.parquet`), given what dvc.lock holds.
+
+    `folder`: the name of that in which it lies, where the stage writes several.
 
     Raises DataError where the stage has not run, something upstream has moved on since, or the workspace holds
     something else.
@@ -273,7 +277,11 @@ def output(stages: Mapping[str, registration.Step], stage: str, suffix: str) -> 
         raise DataError(f"{stage} has not run; `oxa run` does it")
     registration.chain(stages, stage)
     outs = stages[stage].outs.items()
-    path, md5 = next((path, md5) for path, md5 in outs if suffix in (Path(path).suffix, Path(md5).suffix))
+    for path, md5 in outs:
+        if suffix in (Path(path).suffix, Path(md5).suffix) and folder in ("", Path(path).parent.name):
+            break
+    else:
+        raise DataError(f"{stage} has written no {folder or suffix} yet; `oxa run` makes it again")
     if not Path(path).exists():
         raise DataError(f"{path} is gone from the workspace; `oxa run` brings it back")
     if guard.dvc_md5(Path(path)) != md5:

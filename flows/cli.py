@@ -212,6 +212,7 @@ def summary(arguments: Namespace) -> None:
     option("a", metavar="A"),
     option("b", metavar="B"),
     option("--folder", type=Path, default=Path("data/generations"), help="default: %(default)s"),
+    option("--entropies", type=Path, default=Path("data/entropies"), help="default: %(default)s"),
     option("--benchmark", metavar="NAME", help="this one only; `pooled` takes all together"),
     option("--k", type=int, metavar="K", help="of pass@k; default: the number of samples"),
     option("--json", action="store_true", help="print JSON"),
@@ -227,6 +228,7 @@ def compare(arguments: Namespace) -> None:
         arguments.a,
         arguments.b,
         folder=arguments.folder,
+        entropies=arguments.entropies,
         benchmark=arguments.benchmark,
         k=arguments.k,
     )

@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -259,9 +260,7 @@ def _outcomes(counts: Mapping[tuple[str, str], tuple[int, int]]) -> Outcomes:
     )
     names = np.array(list(counts))
     unknown = np.full(len(counts), np.nan)
-    others = dict.fromkeys(
-        ("majority", "distinct_answers", "mean_entropy", "mean_tokens", "truncated"), unknown
-    )
+    others = dict.fromkeys((field.name for field in fields(Tally) if field.name != "num_correct"), unknown)
     return Outcomes(
         num_correct=num_correct,
         benchmark=names[:, 0],
@@ -284,7 +283,7 @@ def _summary(one: registry.Version) -> Path | None:
     stage = f"evaluate@{one.tags['oxa.arm']}-{one.tags['oxa.seed']}"
     try:
         locked = bridge.locked()
-        answers = Path(bridge.output(locked, stage, ".parquet")[0]).parent
+        answers = Path(bridge.output(locked, stage, ".parquet", "generations")[0]).parent
         summary = Path(bridge.output(locked, "report", ".json")[0])
     except (
         UserError

@@ -343,7 +343,10 @@ def _faults(benchmark: str | None, answers: Mapping[str, Outcomes]) -> list[str]
 
 
 def _answers(locked: Mapping[str, registration.Step], stage: str) -> Outcomes:
-    return outcomes(Path(bridge.output(locked, stage, ".parquet")[0]))
+    answers, entropies = (
+        Path(bridge.output(locked, stage, ".parquet", folder)[0]) for folder in ("generations", "entropies")
+    )
+    return outcomes(answers, entropies=entropies)
 
 
 def _comparison(params: Params, contest: _Contest) -> str:

@@ -56,7 +56,7 @@ GRADERS = {
     "rlvr": "rewards of RL",
 }
 
-Summarize = Callable[[pa.Table], dict[str, Any]]
+Summarize = Callable[[pa.Table, pa.Table], dict[str, Any]]
 
 
 def run(
@@ -69,8 +69,8 @@ def run(
 ) -> Iterator[str]:
     """Regrades these checkpoints' generations, by default all, and yields a sentence on each.
 
-    `summarize` makes a stage's metrics of its generations; `changed` names what of the section's source is another one
-    now. With `dry_run` nothing is written.
+    `summarize` makes a stage's metrics of its generations and entropies; `changed` names what of the section's source
+    is another one now. With `dry_run` nothing is written.
     """
     code = guard.code_of(summarize.__module__)
     locked_stages = bridge.locked()
@@ -84,13 +84,14 @@ def run(
     changes_by_stage = bridge.changes([stage for stage, _ in chosen.values()])
     num_committed = 0
     for name, (stage, locked) in chosen.items():
-        table, metrics = (_path(locked.outs, suffix) for suffix in (".parquet", ".json"))
+        table, entropies = (_table(locked.outs, folder) for folder in ("generations", "entropies"))
+        metrics = _path(locked.outs, ".json")
         note = guard.WORK / "regrade" / f"{name}.json"
         if others := _others(changes_by_stage[stage], note):
             yield f"{name}: left alone, since {', '.join(others)} changed, too; `dvc repro {stage}` evaluates it again"
             continue
         regraded = regrade(section, table, _path(locked.deps, ".parquet"))
-        numbers = summarize(regraded.table)
+        numbers = summarize(regraded.table, tables.read(entropies, schemas.ENTROPIES))
         earlier = _earlier(table, note)
         changes = [*earlier, str(regraded)] if regraded.changed or not earlier else earlier
         sentence = f"{name}: {'; '.join(changes)}"
@@ -126,7 +127,7 @@ def run(
 def _evaluations(locked: Mapping[str, bridge.Locked]) -> dict[str, tuple[str, bridge.Locked]]:
     """Stage and what dvc.lock holds of it, by checkpoint."""
     return {
-        _path(step.outs, ".parquet").stem: (stage, step)
+        _table(step.outs, "generations").stem: (stage, step)
         for stage, step in sorted(locked.items())
         if stage.startswith("evaluate")
     }
@@ -148,6 +149,13 @@ def _verifiers(changed: Mapping[str, str]) -> set[str]:
 
 def _path(paths: Mapping[str, str], suffix: str) -> Path:
     return next(Path(path) for path in paths if path.endswith(suffix))
+
+
+def _table(paths: Mapping[str, str], folder: str) -> Path:
+    for path in map(Path, paths):
+        if path.parent.name == folder:
+            return path
+    raise UserError(f"dvc.lock knows no {folder} among {', '.join(paths)}; `dvc repro` evaluates again")
 
 
 def _others(changed: Mapping[str, str], note: Path) -> list[str]:

@@ -73,8 +73,11 @@ class _Bench:
 
     def evaluated(self, model: Path, problems: Path) -> Mapping[str, Any]:
         """The checkpoint's metrics on the small world's benchmark."""
-        output = self.folder / "generations.parquet"
-        metrics = self.run("evaluate", {"model": model, "problems": problems, "output": output})
+        written = {
+            "output": self.folder / "generations.parquet",
+            "entropies": self.folder / "entropies.parquet",
+        }
+        metrics = self.run("evaluate", {"model": model, "problems": problems} | written)
         of_world: Mapping[str, Any] = metrics["benchmarks"]["world"]
         return of_world
 

@@ -135,9 +135,6 @@ class Handler(BaseHTTPRequestHandler):
                 choice |= {"token_ids": [40, 41], "finish_reason": "stop"}
             if fault == "abort":
                 choice["finish_reason"] = "abort"
-            if "logprobs" in body:
-                top = {f"token_id:{token}": -1.0 for token in (1, 2)}
-                choice["logprobs"] = {"top_logprobs": [top] * len(tokens)}
             self._answer(200, {"choices": [choice]}, cut=fault == "cut")
 
     def _answer(self, status: int, content: Any, cut: bool = False) -> None:

@@ -110,6 +110,20 @@ def talker(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def neighbour(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with every weight moved a little, as a fine-tuning leaves it."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("neighbour")
+    shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
+    weights, noise = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(1)
+    moved = {name: w + 0.1 * torch.randn(w.shape, generator=noise) for name, w in weights.items()}
+    save_file(moved, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 class Kept:
     """A log that keeps what it is given, and stops the training after a step where asked to."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from generations import entropies
 
 from oxa.config.fine_tuning import FineTuning
 from oxa.config.prompt import Prompt
@@ -45,7 +46,7 @@ CURVES = (
 )
 RL_CURVES = (
     "reward",
-    "entropy",
+    "token_entropy",
     "kl",
     "mean_tokens",
     "truncated",
@@ -95,16 +96,14 @@ def make_inputs(
         )
     for name in ["base", *(f"{arm}-{seed}" for arm in arms for seed in seeds)]:
         rate = rates.get(name.split("-")[0], 0.4)
-        tables.write(
-            data / "generations" / f"{name}.parquet",
-            generations(draws, benchmarks, num_samples, rate),
-            schemas.GENERATIONS,
-        )
+        write_answers(data, name, generations(draws, benchmarks, num_samples, rate))
     for arm, chosen in arms.items():
         parts = [name for name, of in (("ce", True), ("ul", chosen.ul)) if of]
         sets = {part: folder / "metrics" / "selection" / part / f"{arm}.json" for part in parts}
         counts = {f"{part}_rows": records.read_json(path)[part]["chosen"] for part, path in sets.items()}
         for seed in seeds:
+            found = {"held_out_nll": 0.4, "kl_base_arm": 0.01 * len(arm), "kl_arm_base": None}
+            records.write_json(folder / "metrics" / "predictors" / f"{arm}-{seed}.json", found)
             records.write_json(folder / "metrics" / "train" / f"{arm}-{seed}.json", counts)
             names = [name for name in CURVES if chosen.ul or not name.startswith("ul_")]
             write_journal(folder / "metrics" / "train" / f"{arm}-{seed}.jsonl", draws, names, num_steps)
@@ -116,13 +115,14 @@ def make_inputs(
                 for place, step in enumerate(rl_steps):
                     rate = min(0.5, rates.get(arm, 0.4) + 0.05 * (place + 1))
                     rows += generations(draws, benchmarks, num_samples, rate, step)
-                tables.write(data / "generations" / f"{arm}-{seed}-rl.parquet", rows, schemas.GENERATIONS)
+                write_answers(data, f"{arm}-{seed}-rl", rows)
         tables.write(data / "traces" / f"{arm}.parquet", traces(arm, question), schemas.TRACES)
     return {
         "metrics": folder / "metrics",
         "scores": data / "scores",
         "train_sets": data / "train",
         "generations": data / "generations",
+        "entropies": data / "entropies",
         "traces": data / "traces",
         "summary": folder / "metrics" / "summary.json",
         "output": folder / "reports",
@@ -230,10 +230,16 @@ def generations(
                         "finish_reason": "length" if draws.random() < 0.1 else "stop",
                         "verdict": "correct" if right else "incorrect",
                         "predicted": "7" if right else str(draws.integers(3)),
-                        "mean_entropy": float(draws.gamma(4, 0.05)),
                     }
                 )
     return rows
+
+
+def write_answers(data: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    """A checkpoint's generations, and the responses that its entropy is measured on."""
+    tables.write(data / "generations" / f"{name}.parquet", rows, schemas.GENERATIONS)
+    apart = entropies(rows, 0.2, seed=len(name))
+    tables.write(data / "entropies" / f"{name}.parquet", apart, schemas.ENTROPIES)
 
 
 def write_journal(path: Path, draws: np.random.Generator, names: Sequence[str], num_steps: int) -> None:

@@ -207,7 +207,7 @@ class Reference:
             "loss": loss.item(),
             "grad_norm": math.sqrt(sum(float(g.double().pow(2).sum()) for g in gradients)),
             "kl": torch.cat(k3).mean().item(),
-            "entropy": torch.cat(self.entropy).mean().item(),
+            "token_entropy": torch.cat(self.entropy).mean().item(),
             "reward": self.rewards.mean().item(),
             "all_right": right.all(1).double().mean().item(),
             "all_wrong": (~right).all(1).double().mean().item(),

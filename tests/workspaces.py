@@ -30,7 +30,6 @@ def generations(rates: Mapping[str, list[float]], *, num_samples: int, seed: int
             "finish_reason": "stop",
             "verdict": "correct" if draws.random() < rate else "incorrect",
             "predicted": "",
-            "mean_entropy": 0.5,
         }
         for benchmark, problems in rates.items()
         for place, rate in enumerate(problems)
@@ -78,6 +77,8 @@ def make_workspace(
         table = Path(f"data/generations/{name}.parquet")
         chances = {benchmark: [rate] * num_problems for benchmark in benchmarks}
         tables.write(table, generations(chances, num_samples=num_samples, seed=place), schemas.GENERATIONS)
+        apart = Path(f"data/entropies/{name}.parquet")
+        tables.write(apart, [], schemas.ENTROPIES)
         if name == "base":
             stage, model = "evaluate_base", "models/base"
         else:
@@ -90,5 +91,6 @@ def make_workspace(
             lock[f"train@{name}"] = locked_step(
                 ["models/base", data, "oxa/stages/train.py"], [model, journal]
             )
-        lock[stage] = locked_step([model, "data/problems.parquet", "oxa/stages/evaluate.py"], [str(table)])
+        inputs = [model, "data/problems.parquet", "oxa/stages/evaluate.py"]
+        lock[stage] = locked_step(inputs, [str(apart), str(table)])
     return lock

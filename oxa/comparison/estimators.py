@@ -129,6 +129,32 @@ def _votes(answers: ArrayLike) -> NDArray[np.int64]:
     return votes.reshape(*ids.shape[:-1], num_answers)
 
 
+def response_entropy(sums: ArrayLike, tokens: ArrayLike) -> Floats:
+    """Mean over responses of their mean entropy, nats a token: Σ_i (s_i / t_i) / n, of [..., N] along the last axis.
+
+    s_i: a response's entropy summed over its t_i tokens. Responses without a token do not count; NaN where none counts.
+    """
+    s, t = np.broadcast_arrays(np.asarray(sums, np.float64), np.asarray(tokens, np.float64))
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is meant
+        return (s / np.where(t > 0, t, np.inf)).sum(axis=-1) / (t > 0).sum(axis=-1)
+
+
+def token_entropy(sums: ArrayLike, tokens: ArrayLike) -> Floats:
+    """Values of problems whose mean is the mean entropy over all tokens, R = Σ s_p / Σ t_p, nats a token:
+
+        v_p = R + (s_p - R t_p) / t̄,    t̄ the mean of the t_p
+
+    s_p: entropy summed over the t_p tokens of a problem's responses. The spread of the v_p is that of R to first order
+    (a linearised ratio, Cochran 1977, §6.3), so means, pairs and resamples of problems treat R like any other metric.
+    NaN where a problem has no token.
+    """
+    s, t = np.asarray(sums, np.float64), np.asarray(tokens, np.float64)
+    if not (known := t > 0).any():
+        return np.full(t.shape, np.nan)
+    ratio = s[known].sum() / t[known].sum()
+    return np.where(known, ratio + (s - ratio * t) / t[known].mean(), np.nan)
+
+
 def bootstrap_interval(
     values: ArrayLike,
     redrawn: ArrayLike | None = None,

@@ -73,7 +73,7 @@ class Metric(NamedTuple):
 
     @property
     def heading(self) -> str:
-        """Of a narrow column: `entropy, nats`."""
+        """Of a narrow column: `token entropy, nats`."""
         return _with_unit(self.title, _short(self.unit.value))
 
     @property
@@ -82,7 +82,7 @@ class Metric(NamedTuple):
 
     @property
     def difference_heading(self) -> str:
-        """Of a narrow column of differences: `Δ entropy, nats`."""
+        """Of a narrow column of differences: `Δ token entropy, nats`."""
         return _with_unit(f"Δ {self.title}", _short(self.unit.difference))
 
     def text(self, value: float) -> str:
@@ -135,7 +135,14 @@ TOKENS = Metric(
     interval="stored",
 )
 METRICS = [
-    Metric("mean_entropy", "entropy", NATS, lambda _, tally: tally.mean_entropy, "question"),
+    Metric("response_entropy", "response entropy", NATS, lambda _, tally: tally.response_entropy, "question"),
+    Metric(
+        "token_entropy",
+        "token entropy",
+        NATS,
+        lambda _, tally: estimators.token_entropy(tally.entropy, tally.entropy_tokens),
+        "question",
+    ),
     Metric(
         "distinct_answers",
         "distinct answers",

@@ -10,7 +10,7 @@ Legend: P problems, M draws of a problem's samples, n samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,6 @@ COLUMNS = [
     "finish_reason",
     "verdict",
     "predicted",
-    "mean_entropy",
 ]
 
 
@@ -51,8 +50,12 @@ class Tally:
     majority: Floats
     """maj@n of the problem's samples."""
     distinct_answers: Integers
-    mean_entropy: Floats
-    """Nats a token, over the samples that have one; NaN where none has."""
+    response_entropy: Floats
+    """Nats a token, mean over the responses that were drawn for it; NaN where there are none."""
+    entropy: Floats
+    """Nats, summed over all tokens of these."""
+    entropy_tokens: Floats
+    """How many these are."""
     mean_tokens: Floats
     truncated: Floats
     """Share of the samples that were cut by length."""
@@ -90,21 +93,35 @@ def _each_field(
     return {name: np.ascontiguousarray(function([getattr(part, name) for part in parts])) for name in names}
 
 
-def outcomes(path: Path, step: int | None = None) -> Outcomes:
-    """One checkpoint's generations, gathered by problem: of this RL step, by default of the last one in the table."""
-    generated = _read(path)
+def outcomes(path: Path, step: int | None = None, *, entropies: Path | None = None) -> Outcomes:
+    """One checkpoint's generations, gathered by problem: of this RL step, by default of the last one in the table.
+
+    `entropies`: the checkpoint's records.ENTROPIES, without which its entropies are unknown.
+    """
+    generated, apart = _read(path), _read_entropies(entropies)
     steps = sorted(generated["step"].unique().to_pylist())
     wanted = steps[-1] if step is None else step
     if wanted not in steps:
         raise DataError(f"{path}: nothing of step {wanted}; found {', '.join(map(str, steps))}")
-    return _gathered(generated.filter(pc.equal(generated["step"], wanted)))
+    return _gathered(_of_step(generated, wanted), _of_step(apart, wanted))
 
 
-def along_rl(path: Path) -> dict[int, Outcomes]:
+def along_rl(path: Path, *, entropies: Path | None = None) -> dict[int, Outcomes]:
     """The same for every RL step in the table, in order."""
-    generated = _read(path)
+    generated, apart = _read(path), _read_entropies(entropies)
     steps = sorted(generated["step"].unique().to_pylist())
-    return {step: _gathered(generated.filter(pc.equal(generated["step"], step))) for step in steps}
+    return {step: _gathered(_of_step(generated, step), _of_step(apart, step)) for step in steps}
+
+
+def _of_step(table: pa.Table, step: int) -> pa.Table:
+    return table.filter(pc.equal(table["step"], step))
+
+
+def _read_entropies(path: Path | None) -> pa.Table:
+    columns = [field for field in schemas.ENTROPIES if field.name != "text"]
+    if path is None:
+        return pa.schema(columns).empty_table()
+    return tables.read(path, schemas.ENTROPIES, [field.name for field in columns])
 
 
 def _read(path: Path) -> pa.Table:
@@ -123,7 +140,7 @@ def _read(path: Path) -> pa.Table:
     return generated.set_column(at, "predicted", pa.array(answers, pa.string()))
 
 
-def _gathered(generated: pa.Table) -> Outcomes:
+def _gathered(generated: pa.Table, entropies: pa.Table) -> Outcomes:
     keys = ("benchmark", "problem_id", "sample_index")
     generated = generated.sort_by([(key, "ascending") for key in keys])
     benchmark, problem_id, tier = (
@@ -136,35 +153,56 @@ def _gathered(generated: pa.Table) -> Outcomes:
     marks = np.stack(
         [
             _answer_ids(generated["predicted"].to_pylist(), verdicts, is_first),
-            generated["mean_entropy"].to_numpy().astype(np.float64),
             generated["num_tokens"].to_numpy(),
             generated["finish_reason"].to_numpy(zero_copy_only=False) == "length",
         ]
     )
-    rng = np.random.default_rng(0)
+    rng, rng_apart = np.random.default_rng(0), np.random.default_rng(1)
     parts, places = [], []
     for n in np.unique(num_samples):
         members = np.flatnonzero(num_samples == n)
-        of_problem = marks[:, starts[members][:, None] + np.arange(n)]  # [4, p, n]
+        of_problem = marks[:, starts[members][:, None] + np.arange(n)]  # [3, p, n]
         again = rng.integers(n, size=(len(members), NUM_REDRAWN, n))
-        tally = _tally(of_problem)
-        redrawn = _tally(of_problem[:, np.arange(len(members))[:, None, None], again])  # of [4, p, M, n]
-        entropy = np.where(  # samples without an entropy, all drawn by chance
-            np.isnan(redrawn.mean_entropy), tally.mean_entropy[:, None], redrawn.mean_entropy
-        )
+        redrawn = of_problem[:, np.arange(len(members))[:, None, None], again]  # [3, p, M, n]
         first = starts[members]
+        apart, apart_again = _apart(benchmark[first], problem_id[first], entropies, rng_apart)
         parts.append(
             Outcomes(
-                **vars(tally),
+                **vars(_tally(of_problem, apart)),
                 benchmark=benchmark[first],
                 problem_id=problem_id[first],
                 tier=tier[first],
                 num_samples=num_samples[members],
-                redrawn=replace(redrawn, mean_entropy=entropy),
+                redrawn=_tally(redrawn, apart_again),
             )
         )
         places.append(members)
     return joined(parts).only(np.argsort(np.concatenate(places)))
+
+
+def _apart(
+    benchmark: NDArray[Any], problem_id: NDArray[Any], entropies: pa.Table, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """[2, P, n]: entropy and tokens of each problem's responses that were drawn for it, and [2, P, M, n] drawn again.
+
+    Those with a token come first; 0 where a problem has fewer than n.
+    """
+    of_problem: dict[tuple[str, str], list[tuple[float, int]]] = {
+        key: [] for key in zip(benchmark.tolist(), problem_id.tolist(), strict=True)
+    }
+    columns = ("benchmark", "problem_id", "entropy", "num_tokens")
+    for name, problem, entropy, tokens in zip(
+        *(entropies[column].to_pylist() for column in columns), strict=True
+    ):
+        if tokens and (name, problem) in of_problem:
+            of_problem[name, problem].append((entropy, tokens))
+    num = np.array([len(each) for each in of_problem.values()])
+    drawn = np.zeros((2, len(num), max(1, num.max())))
+    for place, each in enumerate(of_problem.values()):
+        drawn[:, place, : len(each)] = np.array(each).reshape(-1, 2).T
+    again = (rng.random((len(num), NUM_REDRAWN, drawn.shape[2])) * num[:, None, None]).astype(np.int64)
+    redrawn = drawn[:, np.arange(len(num))[:, None, None], again]
+    return drawn, redrawn * (np.arange(drawn.shape[2]) < num[:, None, None])
 
 
 def _answer_ids(
@@ -185,18 +223,17 @@ def _answer_ids(
     return ids
 
 
-def _tally(marks: Floats) -> Tally:
-    """What samples [4, ..., n] (answer, entropy, tokens, cut) amount to, over the last axis."""
-    answers, entropy, tokens, cut = marks
+def _tally(marks: Floats, apart: Floats) -> Tally:
+    """What samples [3, ..., n] (answer, tokens, cut) and those of `_apart` amount to, over the last axis."""
+    answers, tokens, cut = marks
     ids = answers.astype(np.int64)
-    finite = np.isfinite(entropy)
-    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is meant
-        mean_entropy = np.where(finite, entropy, 0).sum(axis=-1) / finite.sum(axis=-1)
     return Tally(
         num_correct=(ids == 0).sum(axis=-1),
         majority=estimators.majority(ids),
         distinct_answers=estimators.distinct_answers(ids),
-        mean_entropy=mean_entropy,
+        response_entropy=estimators.response_entropy(*apart),
+        entropy=apart[0].sum(axis=-1),
+        entropy_tokens=apart[1].sum(axis=-1),
         mean_tokens=tokens.mean(axis=-1),
         truncated=cut.mean(axis=-1),
     )

@@ -33,15 +33,23 @@ class Side(NamedTuple):
 
 
 def run(
-    section: Report, a: str, b: str, *, folder: Path, benchmark: str | None = None, k: int | None = None
+    section: Report,
+    a: str,
+    b: str,
+    *,
+    folder: Path,
+    entropies: Path,
+    benchmark: str | None = None,
+    k: int | None = None,
 ) -> dict[str, Any]:
     """{"a", "b", "confidence", "same_seeds", "unlike", "groups": {name: {"num_problems", …, "metrics": {name: row}}}}.
 
     A row: a, b (values), difference (a minus b), low, high, p_value, p_holm, shown. Metrics are those of the report, of
-    pass@k and pass^k for one k (by default n) and pass@1. `unlike`: settings with which the two were drawn and which
+    pass@k and pass^k for one k (by default n) and pass@1; of a path there are no entropies, which lie in a folder of
+    their own, `entropies`, by checkpoint. `unlike`: settings with which the two were drawn and which
     differ, `temperature 1.0 and 0.6`; such a comparison is one of settings, too.
     """
-    ours, theirs = _side(a, folder), _side(b, folder)
+    ours, theirs = _side(a, folder, entropies), _side(b, folder, entropies)
     first = ours.runs[0]
     for run in (*ours.runs[1:], *theirs.runs):
         if why := unlike(first, run):
@@ -99,7 +107,7 @@ def _metrics(outcomes: Outcomes, k: int | None, group: str) -> list[Metric]:
     return [*of_k, *(metric for metric in others if num_samples > 1 or not metric.of_several)]
 
 
-def _side(argument: str, folder: Path) -> Side:
+def _side(argument: str, folder: Path, entropies: Path) -> Side:
     name, _, step = argument.rpartition("@") if re.search(r"@\d+$", argument) else (argument, "", "")
     at = int(step) if step else None
     if at == 0:
@@ -108,20 +116,27 @@ def _side(argument: str, folder: Path) -> Side:
     if name in known:
         matched = re.fullmatch(r"(.+)-(\d+)(?:-rl)?", name)
         arm, *of_seed = matched.groups() if matched else (name,)
-        return _of(argument, arm, tuple(of_seed), [known[name]], at)
+        return _of(argument, arm, tuple(of_seed), [known[name]], at, entropies)
     arm, ending = name.removesuffix(RL), RL * name.endswith(RL)
     pattern = re.compile(rf"{re.escape(arm)}-(\d+){ending}")
     by_seed = {matched[1]: path for stem, path in known.items() if (matched := pattern.fullmatch(stem))}
     if by_seed:
         seeds = tuple(sorted(by_seed, key=int))
-        return _of(argument, arm, seeds, [by_seed[seed] for seed in seeds], at)
+        return _of(argument, arm, seeds, [by_seed[seed] for seed in seeds], at, entropies)
     if Path(name).suffix == ".parquet":
         return _of(argument, "", (), [Path(name)], at)
     raise DataError(f"{argument}: no such checkpoint, arm or table; {folder} holds {_shown(list(known))}")
 
 
-def _of(argument: str, arm: str, seeds: tuple[str, ...], paths: Sequence[Path], step: int | None) -> Side:
-    runs = [outcomes(path, step) for path in paths]
+def _of(
+    argument: str,
+    arm: str,
+    seeds: tuple[str, ...],
+    paths: Sequence[Path],
+    step: int | None,
+    entropies: Path | None = None,
+) -> Side:
+    runs = [outcomes(path, step, entropies=entropies and entropies / path.name) for path in paths]
     return Side(argument, arm, seeds, runs, [drawn.settings(path, step) for path in paths])
 
 

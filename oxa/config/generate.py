@@ -10,7 +10,7 @@ from oxa.config.section import Address, Count, Positive, Section
 
 
 class Vllm(Section):
-    """The vLLM server that is started for a stage and ends with it; all but `logprobs` is unused with generate.url."""
+    """The vLLM server that is started for a stage and ends with it; unused with generate.url."""
 
     python: str = ".venv-vllm/bin/python"
     """Interpreter that has vLLM, which may live in an environment of its own (`make vllm-cpu` builds this one)."""
@@ -27,9 +27,6 @@ class Vllm(Section):
     """Type of weights and arithmetic; `auto` takes the checkpoint's."""
     startup_seconds: Positive = 600.0
     """How long the server may take until it answers."""
-    logprobs: Annotated[int, Field(ge=-1)] = 20
-    """Tokens a position whose probability the server tells; mean_entropy counts all others as one outcome and is thus a
-    lower bound. -1: the whole vocabulary, exact (for small vocabularies only); 0: none, and no entropy."""
     flags: list[str] = []
     """Further arguments of `vllm serve`, for example ["--enforce-eager"]."""
 

@@ -21,6 +21,7 @@ from oxa.config.gates import Gates
 from oxa.config.generate import Generate
 from oxa.config.ingest import Ingest
 from oxa.config.operations import Flow, Registry, Tracking
+from oxa.config.predictors import Predictors
 from oxa.config.prompt import Prompt
 from oxa.config.report import Report
 from oxa.config.rlvr import Rlvr
@@ -56,6 +57,7 @@ class Params(Section):
     train: Train
     rlvr: Rlvr
     evaluate: Evaluate
+    predictors: Predictors
     traces: Traces
     report: Report
     flow: Flow = Flow()
@@ -103,6 +105,11 @@ class Params(Section):
             raise ValueError(
                 f"source {self.registry.benchmark!r} of registry.benchmark is not one of ingest.benchmarks: "
                 f"{', '.join(self.ingest.benchmarks)}"
+            )
+        if self.predictors.num and not self.evaluate.entropy_samples:
+            raise ValueError(
+                "source predictors.num: a KL is measured on the responses that entropy is, and "
+                "evaluate.entropy_samples is 0; set it to 1 or more, or predictors.num to 0"
             )
         exams = [self.registry.benchmark] if self.registry.benchmark else list(self.ingest.benchmarks)
         drawn = self.evaluate.num_samples_by_benchmark

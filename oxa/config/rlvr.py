@@ -52,8 +52,8 @@ class Rlvr(Section):
     num_generations: Annotated[int, Field(ge=2)] = 8
     """Rollouts a problem: the group over which advantages are taken."""
     temperature: Annotated[float | str, BeforeValidator(_temperature)] = 0.85
-    """Of the rollouts; `entropy(0.3)`: the one at which this checkpoint's first rollouts have that mean entropy, nats a
-    token, so that arms begin to explore alike (arXiv 2506.13284; oxa/training/temperature.py)."""
+    """Of the rollouts; `entropy(0.3)`: the one at which this checkpoint's first rollouts have that token entropy, in
+    nats, so that arms begin to explore alike (arXiv 2506.13284; oxa/training/temperature.py)."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus of the rollouts; 1 keeps all."""
     max_prompt_tokens: Count = 1536

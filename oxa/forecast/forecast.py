@@ -20,7 +20,7 @@ from oxa.data.world import STRATEGIES
 from oxa.forecast import cost, training
 from oxa.forecast.cost import GIB, Memory, Shape
 from oxa.forecast.devices import Machine, machine
-from oxa.forecast.generating import generation, sample
+from oxa.forecast.generating import evaluate, generation, sample
 from oxa.forecast.learning import adapters, rlvr, train, warm_up
 from oxa.forecast.shape import student
 from oxa.forecast.steps import Step, step_of
@@ -71,15 +71,12 @@ def _stages(params: Params, shape: Shape, device: Machine, work: Workload) -> It
     for arm in params.arms:
         yield train(arm, params, shape, device, work)
     yield rlvr(params, shape, device, work)
-    section, drawn = params.evaluate, params.evaluate.num_samples_by_benchmark
-    num = sum(n.value * drawn.get(name, section.num_samples) for name, n in work.benchmarks.items())
-    answers = generated(params, section.max_tokens, shape.context, num, *origins)
     runs, checkpoints = len(params.arms) * len(params.seeds), -(-params.rlvr.steps // params.rlvr.save_every)
-    arguments, reused = (params, shape, device, work, section), section.num_samples
-    yield generation("evaluate_base", *arguments, answers, reused)
-    yield generation("evaluate", *arguments, answers, reused, runs)
-    step = generation("evaluate_rlvr", *arguments, answers.times(checkpoints), reused, runs)
+    yield evaluate("evaluate_base", params, shape, device, work)
+    yield evaluate("evaluate", params, shape, device, work, runs)
+    step = evaluate("evaluate_rlvr", params, shape, device, work, runs, checkpoints)
     yield step._replace(remark=f"{checkpoints} checkpoints along RL" if checkpoints > 1 else step.remark)
+    yield predictors(params, shape, device, work)
     yield traces(params, shape, device, work)
     yield Step("report", 1, "from params")
 
@@ -110,6 +107,25 @@ def score(name: str, params: Params, shape: Shape, device: Machine, work: Worklo
     memory = _scoring_memory(shape, device, tokens, section.dtype, section.chunk)
     flops = cost.forward_flops(shape, rows.tokens, rows.squares, rows.tokens)
     return step_of(name, device, rows, flops, section.dtype, memory)
+
+
+def predictors(params: Params, shape: Shape, device: Machine, work: Workload) -> Step:
+    """Solutions, which the arm reads, and responses of base and arm, which both read."""
+    section, runs = params.predictors, len(params.arms) * len(params.seeds)
+    if not section.num:
+        return Step("predictors", runs, "from params", remark="measures nothing: predictors.num is 0")
+    teacher = work.responses["teacher"]
+    solutions = teacher.times(min(1.0, section.num / teacher.num))
+    each = section.num * params.evaluate.entropy_samples
+    drawn = generated(params, params.evaluate.max_tokens, shape.context, each, teacher.origin)
+    flops = 0.0
+    for rows, passes in ((solutions, 1), (drawn.times(2), 2)):
+        whole = rows.with_prompt(work.prompt)
+        flops += passes * cost.forward_flops(shape, whole.tokens, whole.squares, rows.tokens)
+    longest = max(min(section.max_length, shape.context), section.batch_tokens)
+    memory = _scoring_memory(shape, device, longest, device.native, section.chunk)
+    memory = memory._replace(weights=2 * memory.weights)
+    return step_of("predictors", device, solutions, flops, device.native, memory, runs=runs, devices=1)
 
 
 def traces(params: Params, shape: Shape, device: Machine, work: Workload) -> Step:

@@ -12,7 +12,7 @@ from oxa.forecast.cost import BYTES, GIB, Memory, Shape
 from oxa.forecast.devices import Machine
 from oxa.forecast.shape import published
 from oxa.forecast.steps import Step, step_of
-from oxa.forecast.workload import Rows, Workload
+from oxa.forecast.workload import Rows, Workload, generated
 
 VLLM_SHARE = 0.9  # of a GPU, where generate.vllm.memory_share does not say
 VLLM_CPU_CACHE = 4 * GIB  # on a CPU
@@ -27,6 +27,32 @@ def sample(params: Params, shape: Shape, device: Machine, work: Workload) -> Ste
         remark = f"{section.model}'s config.json is not at hand; taken for as large as the student"
     step = generation("sample", params, shape, device, work, section, rows, section.num_samples)
     return step._replace(remark=remark or step.remark)
+
+
+def evaluate(
+    name: str,
+    params: Params,
+    shape: Shape,
+    device: Machine,
+    work: Workload,
+    runs: int = 1,
+    checkpoints: int = 1,
+) -> Step:
+    """Answers to grade and those that entropy is measured on, which the checkpoint reads once more."""
+    section, drawn = params.evaluate, params.evaluate.num_samples_by_benchmark
+    problems, origins = (
+        sum(n.value for n in work.benchmarks.values()),
+        [n.origin for n in work.benchmarks.values()],
+    )
+    num = sum(n.value * drawn.get(name, section.num_samples) for name, n in work.benchmarks.items())
+    num_apart = problems * section.entropy_samples
+    rows = generated(params, section.max_tokens, shape.context, num + num_apart, *origins).times(checkpoints)
+    step = generation(name, params, shape, device, work, section, rows, section.num_samples, runs)
+    apart = rows.times(num_apart / (num + num_apart))
+    whole = apart.with_prompt(work.prompt)
+    flops = cost.forward_flops(shape, whole.tokens, whole.squares, apart.tokens)
+    hours = runs * device.hours(flops, device.native, 1)
+    return step._replace(flops=(step.flops or 0) + runs * flops, hours=(step.hours or 0) + hours)
 
 
 def generation(

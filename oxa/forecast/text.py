@@ -20,6 +20,7 @@ DECIDING = {
     "train.shared.gradient_checkpointing: true",
     "rlvr": "rlvr.micro_batch_size, rlvr.batch_size, rlvr.vllm.memory_share or rlvr.max_tokens, or set "
     "rlvr.gradient_checkpointing: true",
+    "predictors": "predictors.batch_tokens or predictors.max_length",
     "traces": "traces.batch_tokens or traces.max_tokens",
 }
 """By stage, what makes its batches smaller; all others generate."""

@@ -105,7 +105,7 @@ def _shards(requests: Sequence[Request], batch_size: int) -> list[Shard]:
 def _common_key(model_key: str, sampling: Sampling, engine: Generate) -> str:
     settings: list[Any] = [sampling.temperature, sampling.top_p, sampling.max_tokens, sampling.seed]
     if engine.engine == "vllm":
-        settings += [engine.vllm.dtype, engine.vllm.logprobs, engine.vllm.flags]
+        settings += [engine.vllm.dtype, engine.vllm.flags]
     return _hash([engine.engine, model_key, settings])
 
 

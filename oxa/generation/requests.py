@@ -28,9 +28,8 @@ class Generation(NamedTuple):
     finish_reason: str
     """`stop`: an end token was drawn; `length`: max_tokens or the model's context was reached."""
     mean_entropy: float
-    """Of the model's own distribution (temperature 1, before top-p), nats a token; NaN where num_tokens is 0. The vLLM
-    engine knows the probabilities of generate.vllm.logprobs tokens only and takes all others for one outcome: a lower
-    bound; NaN where it knows none."""
+    """Of the model's own distribution (temperature 1, before top-p), nats a token; NaN where num_tokens is 0 and
+    from the vLLM engine, whose servers do not tell it."""
 
 
 Shard = list[Request]

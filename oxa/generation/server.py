@@ -104,8 +104,6 @@ def _arguments(model: str | Path, name: str, settings: Vllm, port: int, max_mode
         "max-model-len": max_model_len,
         "tensor-parallel-size": settings.tensor_parallel,
         "data-parallel-size": settings.data_parallel,
-        "max-logprobs": settings.logprobs,
-        "logprobs-mode": "raw_logprobs",  # the model's own, before temperature and top-p
         "generation-config": "vllm",  # vLLM's word for: none
         "load-format": "safetensors",
     }

@@ -6,11 +6,8 @@ that neither a server's defaults nor a checkpoint's generation_config.json has a
 tokens, and vLLM's own end token is switched off. The seed of a response is a hash of (sampling.seed, response_id); vLLM
 repeats its draw where it repeats its logits, which it does only nearly when other requests share its batches.
 
-mean_entropy, with p_1..p_k the probabilities that the server gives at a position and r = 1 - Σ p_i the rest:
-
-    mean over positions of  -Σ_i p_i ln p_i - r ln r   ≤  the model's entropy, equal for k = V
-
-What this leaves out: several responses of one request (`n`), which would share a seed.
+What this leaves out: several responses of one request (`n`), which would share a seed; log-probabilities, of which a
+server tells a few a position, where entropy takes all (stages/evaluate.py measures it afterwards).
 """
 
 from __future__ import annotations
@@ -18,13 +15,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from oxa import hashes
 from oxa.config.generate import Generate
@@ -44,7 +38,6 @@ class Student(NamedTuple):
     tokenizer: Any
     context: int
     """Tokens."""
-    vocab_size: int
     ends: list[int]
     """Ids of the tokens that end a response."""
 
@@ -70,7 +63,6 @@ def vllm_engine(
             yield index, [Generation(request.response_id, "", 0, "length", math.nan)]
     if not fitting:
         return
-    num_logprobs = student.vocab_size if engine.vllm.logprobs == -1 else engine.vllm.logprobs
     longest = max(len(request.prompt) for request in fitting.values())
     needed = min(longest + sampling.max_tokens, student.context)
     with contextlib.ExitStack() as stack:
@@ -89,24 +81,20 @@ def vllm_engine(
         client = Client(
             replicas,
             engine.concurrency,
-            body=lambda index: _body(fitting[index], sampling, student, num_logprobs),
+            body=lambda index: _body(fitting[index], sampling, student),
             check=check,
         )
         stack.callback(lambda: runner.run(client.close()))
         runner.run(client.open(student.path, needed))
         versions = sorted({replica.version for replica in client.alive})
-        metadata: dict[str, Any] = {
-            "vllm": versions,
-            "logprobs": engine.vllm.logprobs,
-            "end_ids": student.ends,
-        }
+        metadata: dict[str, Any] = {"vllm": versions, "end_ids": student.ends}
         if not engine.url:  # servers that were there keep theirs to themselves
             metadata |= {"dtype": engine.vllm.dtype, "flags": engine.vllm.flags}
         note(metadata)
         runner.run(client.ask(fitting))
         for _ in range(len(fitting)):
             index, choice, url = runner.run(client.answer())
-            yield index, [_generation(fitting[index], choice, student, num_logprobs, url)]
+            yield index, [_generation(fitting[index], choice, student, url)]
 
 
 def _nothing() -> None:
@@ -128,7 +116,7 @@ def _student(model_path: str | Path) -> Student:
     bare = SimpleNamespace(config=settings, generation_config=generation, device="cpu")
     ends = loading.end_ids(bare, tokenizer).tolist()
     context = loading.context_length(settings)
-    return Student(model_path, tokenizer, context, settings.get_text_config().vocab_size, ends)
+    return Student(model_path, tokenizer, context, ends)
 
 
 def seed_of(seed: int, response_id: str) -> int:
@@ -136,8 +124,8 @@ def seed_of(seed: int, response_id: str) -> int:
     return int(hashes.stream_keys(seed, [response_id])[0]) >> 1
 
 
-def _body(request: Request, sampling: Sampling, student: Student, num_logprobs: int) -> dict[str, Any]:
-    body = {
+def _body(request: Request, sampling: Sampling, student: Student) -> dict[str, Any]:
+    return {
         "prompt": request.prompt,
         "max_tokens": min(sampling.max_tokens, student.context - len(request.prompt)),
         "temperature": sampling.temperature,
@@ -154,15 +142,9 @@ def _body(request: Request, sampling: Sampling, student: Student, num_logprobs: 
         "return_token_ids": True,
         "skip_special_tokens": False,
     }
-    if num_logprobs:
-        # by id: several tokens may have one text
-        body |= {"logprobs": num_logprobs, "return_tokens_as_token_ids": True}
-    return body
 
 
-def _generation(
-    request: Request, choice: dict[str, Any], student: Student, num_logprobs: int, url: str
-) -> Generation:
+def _generation(request: Request, choice: dict[str, Any], student: Student, url: str) -> Generation:
     """The response that an answer holds; DataError where it holds none, or one to something else."""
     tokens, reason = choice.get("token_ids"), choice.get("finish_reason")
     if not tokens:
@@ -178,20 +160,4 @@ def _generation(
     (text,) = student.tokenizer.batch_decode(
         [tokens[:-1] if ended else tokens], skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
-    entropy = math.nan
-    if num_logprobs:
-        top_logprobs = (choice.get("logprobs") or {}).get("top_logprobs")
-        if not top_logprobs or len(top_logprobs) != len(tokens):
-            raise DataError(f"{url}: the answer holds no log-probabilities; set generate.vllm.logprobs to 0")
-        entropy = mean_entropy([list(position.values()) for position in top_logprobs])
-    return Generation(request.response_id, text, len(tokens), reason, entropy)
-
-
-def mean_entropy(log_probs: Sequence[Sequence[float]]) -> float:
-    """Nats a position from the log-probabilities known at each, at least one; all other tokens are one outcome."""
-    starts = np.cumsum([0, *map(len, log_probs[:-1])])
-    known = np.fromiter(chain.from_iterable(log_probs), np.float64)
-    probs = np.exp(known)
-    rest = 1 - np.add.reduceat(probs, starts)
-    rest = rest[rest > 0]  # rounding may leave less than nothing
-    return float(-(np.dot(probs, known) + np.dot(rest, np.log(rest))) / len(starts))
+    return Generation(request.response_id, text, len(tokens), reason, math.nan)

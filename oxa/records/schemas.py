@@ -84,7 +84,32 @@ GENERATIONS = pa.schema(
         ("finish_reason", pa.string()),
         ("verdict", pa.string()),
         ("predicted", pa.string()),
-        ("mean_entropy", pa.float32()),
+    ]
+)
+
+
+ENTROPIES = pa.schema(
+    [
+        ("benchmark", pa.string()),
+        ("problem_id", pa.string()),
+        ("tier", pa.string()),
+        ("step", pa.int32()),  # of RL; 0 before it
+        ("sample_index", pa.int32()),
+        ("text", pa.string()),
+        ("finish_reason", pa.string()),
+        ("num_tokens", pa.int32()),  # positions at which a token was drawn, the end token's included
+        ("entropy", pa.float64()),  # nats, summed over these; exact over the vocabulary
+    ]
+)
+"""Samples at temperature 1 and top-p 1, drawn to measure entropy, and graded by nobody."""
+
+
+PREDICTORS = pa.schema(
+    [
+        ("measure", pa.string()),  # held_out_nll, kl_base_arm, kl_arm_base
+        ("problem_id", pa.string()),
+        ("nats", pa.float64()),  # summed over the positions of one response
+        ("num_tokens", pa.int32()),  # these
     ]
 )
 

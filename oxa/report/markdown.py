@@ -12,7 +12,7 @@ from textwrap import fill
 
 from oxa.comparison.measures import Metric, Row, Summary, beside, metrics, pass_at, pass_hat, question
 from oxa.comparison.outcomes import BASE, RL
-from oxa.report.wording import GATE_TITLES, change, gate_rows, gates, listed, sizes
+from oxa.report.wording import ENTROPIES, GATE_TITLES, change, gate_rows, gates, listed, predictor_rows, sizes
 
 SMALL = 50  # problems of a benchmark below which the Bayesian interval is given, too
 Columns = dict[str, Callable[[Row], str]]
@@ -33,12 +33,17 @@ def table(summary: Summary) -> str:
         for columns in (_first_columns(summary, group), _more_columns(summary, group)):
             lines += [*_numbers(summary, group, columns), ""]
         lines += [*_differences(summary, group), ""]
+    if summary.get("predictors", {}).get("arms") and summary["steps"]:
+        header, rows = predictor_rows(summary)
+        turned = [list(line) for line in zip(header[1:], *(row[1:] for row in rows), strict=True)]
+        lines += ["## Predictors of pass@1 after RL", "", _wrapped(summary["predictors"]["sentence"]), ""]
+        lines += [*aligned(["", *(row[0] for row in rows)], turned), ""]
     notes = [
         f"Intervals: {level}, bootstrap over problems and samples (and seeds, where there are several). Differences "
         "are paired by problem; p is corrected by Holm's method over the "
         f"{summary['num_comparisons']} between arms, and apart from these over the {summary['num_beside']} others "
         "(the base, and what RL added). "
-        f"n.s.: the interval holds 0 or p > {1 - summary['confidence']:.2g}, so no difference is shown."
+        f"n.s.: the interval holds 0 or p > {1 - summary['confidence']:.2g}, so no difference is shown. {ENTROPIES}"
     ]
     if any(summary["arms"][baseline][group]["num_problems"] < SMALL for group in summary["groups"]):
         notes += [
@@ -96,7 +101,7 @@ def _numbers(summary: Summary, group: str, columns: Columns) -> list[str]:
 
 
 def _differences(summary: Summary, group: str) -> list[str]:
-    """Every arm against the baseline of its phase, and against itself before RL."""
+    """Every arm against the baseline of its phase, and against itself before RL: rates, then, for width, the others."""
     baseline, order = summary["baseline"], summary["order"]
     differences, gains = summary["differences"], summary["gains"]
     compared = {
@@ -105,11 +110,16 @@ def _differences(summary: Summary, group: str) -> list[str]:
         if name in differences
     } | {f"{arm}{RL} − {arm}": gains[arm][group] for arm in order if arm in gains}
     metrics = question(summary["arms"][BASE][group]["num_samples"])
-    rows = [
-        [name, *(difference(row.get(metric.name), metric) for metric in metrics)]
-        for name, row in compared.items()
-    ]
-    return aligned(["difference", *(metric.difference_heading for metric in metrics)], rows) if rows else []
+    lines: list[str] = []
+    for part in ([one for one in metrics if one.solved], [one for one in metrics if not one.solved]):
+        rows = [
+            [name, *(difference(row.get(metric.name), metric) for metric in part)]
+            for name, row in compared.items()
+        ]
+        if part and rows:
+            titles = ["difference", *(metric.difference_heading for metric in part)]
+            lines += [*([""] if lines else []), *aligned(titles, rows)]
+    return lines
 
 
 def cell(numbers: Row, metric: Metric) -> str:
@@ -158,7 +168,7 @@ def pair(result: Row) -> str:
     paired = "by problem and seed" if result["same_seeds"] else "by problem"
     lines += [
         f"Differences are {a} minus {b}, paired {paired}; Holm's p is corrected over all rows above. A difference is "
-        f"shown where its interval excludes 0 and Holm's p is at most {1 - result['confidence']:.2g}."
+        f"shown where its interval excludes 0 and Holm's p is at most {1 - result['confidence']:.2g}. {ENTROPIES}"
     ]
     if any(1 in (part["num_seeds"], part["num_seeds_baseline"]) for part in result["groups"].values()):
         lines += [ONE_SEED]

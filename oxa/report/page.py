@@ -32,7 +32,7 @@ from oxa.report.wording import listed
 HERE = Path(__file__).parent
 EXPLAINED = {
     "reward": "Share of rollouts whose answer verifies: what RL maximises.",
-    "entropy": "How open the policy still is. Where it falls to 0, RL has nothing left to explore.",
+    "token_entropy": "How open the policy still is. Where it falls to 0, RL has nothing left to explore.",
     "kl": "How far the policy has moved from the checkpoint it started at.",
     "mean_tokens": "Whether RL buys its reward with longer or shorter chains.",
     "truncated": "Rollouts cut before their answer earn nothing; a high share means that the limit is too low.",
@@ -116,6 +116,7 @@ def render(
         arms=arms,
         sizes=_sizes(summary),
         listed=listed,
+        entropies=wording.ENTROPIES,
         warning=wording.gates(summary["gates"]),
         gates=_gates(summary["gates"]),
         legend=legend,
@@ -126,6 +127,7 @@ def render(
         lengths=training_sets.lengths(panels),
         longest_first=[arm for panel in panels if panel.within_bin == "longest" for arm in panel.arms],
         selection=page_tables.selection(summary),
+        predictors=page_tables.predictors(summary),
         groups=[_group(draw, summary, name) for name in groups],
         training=_curves(draw, arms, training, curves.TRAINING),
         rlvr=_curves(draw, arms, rlvr, curves.RLVR),

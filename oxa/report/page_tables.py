@@ -17,6 +17,7 @@ from oxa.comparison.measures import TOKENS, Metric, Row, beside, pass_at, questi
 from oxa.comparison.outcomes import BASE, RL
 from oxa.report import plots
 from oxa.report.markdown import SMALL
+from oxa.report.wording import predictor_rows
 
 Path = tuple[str | int, ...]
 """Keys that lead to a number of the summary."""
@@ -179,6 +180,13 @@ def steps(summary: Mapping[str, Any], group: str) -> Table:
             lines.append(Line(arm, cells, arm))
     titles = [metric.long_heading for metric in (*compared, TOKENS)]
     return Table(f"{group} along RL", ["arm", "RL step", *titles], lines)
+
+
+def predictors(summary: Mapping[str, Any]) -> Table:
+    """What was known of the arms before RL, and how it goes with what they solve after it."""
+    header, rows = predictor_rows(summary)
+    lines = [Line(name, [Markup.escape(cell) for cell in cells], name) for name, *cells in rows]
+    return Table("Predictors of pass@1 after RL", header, lines)
 
 
 def selection(summary: Mapping[str, Any]) -> Table:

@@ -14,6 +14,10 @@ from oxa.comparison.measures import Metric, Row, Summary, question
 from oxa.comparison.outcomes import BASE, RL
 
 GATES = {"G1": "competence", "G2": "habit", "G3": "headroom", "G4": "no guessing", "G5": "room"}
+ENTROPIES = (
+    "Response entropy is a mean over responses, then problems, token entropy one over all tokens; both are exact, of "
+    "responses drawn for it at temperature 1."
+)
 GATE_TITLES = ["gate", "what", "measured", "wanted", "verdict"]
 
 
@@ -134,6 +138,31 @@ def change(row: Row | None, metric: Metric, *, in_words: bool = False) -> str:
     if not in_words:
         return f"{size} [{low}, {high}]"
     return f"{size} {metric.unit.difference} [{low}, {high}]".replace("-", "−")
+
+
+def predictor_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of what was known of the arms before RL, and how it goes with what they solve after it."""
+    found = summary["predictors"]
+    columns = found["columns"]
+
+    def text(value: float | None, column: Mapping[str, Any]) -> str:
+        return "–" if value is None else f"{column['scale'] * value:.{column['digits']}f}"
+
+    rate = {"scale": 100, "digits": 1}
+    rows = [
+        [arm, *(text(values[one["name"]], one) for one in columns), text(values["after_rl"], rate)]
+        for arm, values in found["arms"].items()
+    ]
+    if found["correlations"]:
+        rhos = (found["correlations"].get(one["name"]) for one in columns)
+        cells = [
+            f"{rho['rho']:+.2f} [{rho['low']:+.2f}, {rho['high']:+.2f}], p {rho['p_value']:.3f}"
+            if rho
+            else "–"
+            for rho in rhos
+        ]
+        rows.append(["ρ", *cells, ""])
+    return ["arm", *(one["title"] for one in columns), "pass@1 after RL, %"], rows
 
 
 def sizes(summary: Summary) -> dict[int, list[str]]:

@@ -68,7 +68,6 @@ def run(
                 finish_reason=generation.finish_reason,
                 verdict=grade.verdict,
                 predicted=grade.predicted,
-                mean_entropy=generation.mean_entropy,
             )
             trials.append(
                 trial._replace(strategy=world.strategy_of(text), correct=grade.verdict == "correct")

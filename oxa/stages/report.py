@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oxa.comparison import drawn, outcomes, room
+from oxa.comparison import drawn, outcomes, predictors, room
 from oxa.comparison.arms import summarize
 from oxa.comparison.measures import POOLED, Summary, question
 from oxa.comparison.outcomes import BASE, RL, Outcomes
@@ -46,6 +46,7 @@ def run(
     scores: Path,
     train_sets: Path,
     generations: Path,
+    entropies: Path,
     traces: Path,
     summary: Path,
     output: Path,
@@ -55,15 +56,26 @@ def run(
     """Writes `summary` (JSON) and, into the folder `output`, everything else; returns the summary.
 
     `exams` are those that the base was measured by (gates), `suppressing` the arms with a UL set. Reads, under
-    `metrics`, the stages' metrics and journals; under `scores`, `train_sets`, `generations` and `traces`, their tables.
+    `metrics`, the stages' metrics and journals; under the other folders, their tables.
     `scratch` stays empty: a rerun takes seconds.
     """
     from oxa.report import curves, figures, funnel, page, training_sets, viewer
 
     selections = training_sets.selections(metrics, arms, suppressing)
     training_sets.check_trained(metrics, selections, seeds)
-    numbers = _summary(section, arms, seeds, metrics=metrics, generations=generations)
+    numbers = _summary(section, arms, seeds, metrics=metrics, generations=generations, entropies=entropies)
     numbers["gates"] = _gates(metrics, exams, numbers)
+    numbers["predictors"] = predictors.summarize(
+        numbers,
+        {
+            arm: predictors.means(
+                [files.read_json(metrics / "predictors" / f"{arm}-{seed}.json") for seed in seeds]
+            )
+            for arm in arms
+        },
+        resamples=section.resamples,
+        seed=section.seed,
+    )
     numbers["selection"] = {arm: _selection(selection) for arm, selection in selections.items()}
     sides = funnel.sides(metrics, selections)
     panels = training_sets.panels(selections, scores=scores, train_sets=train_sets)
@@ -105,15 +117,27 @@ def run(
 
 
 def _summary(
-    section: Report, arms: list[str], seeds: list[int], *, metrics: Path, generations: Path
+    section: Report,
+    arms: list[str],
+    seeds: list[int],
+    *,
+    metrics: Path,
+    generations: Path,
+    entropies: Path,
 ) -> dict[str, Any]:
-    results = {BASE: [outcomes.outcomes(generations / f"{BASE}.parquet")]}
+    def read(name: str) -> Outcomes:
+        return outcomes.outcomes(generations / name, entropies=entropies / name)
+
+    results = {BASE: [read(f"{BASE}.parquet")]}
     for arm in arms:
-        results[arm] = [outcomes.outcomes(generations / f"{arm}-{seed}.parquet") for seed in seeds]
-    after = {arm: [generations / f"{arm}-{seed}{RL}.parquet" for seed in seeds] for arm in arms}
+        results[arm] = [read(f"{arm}-{seed}.parquet") for seed in seeds]
+    after = {arm: [f"{arm}-{seed}{RL}.parquet" for seed in seeds] for arm in arms}
     along: dict[str, list[dict[int, Outcomes]]] = {}
-    if any(path.is_file() for paths in after.values() for path in paths):
-        along = {arm: [outcomes.along_rl(path) for path in paths] for arm, paths in after.items()}
+    if any((generations / name).is_file() for names in after.values() for name in names):
+        along = {
+            arm: [outcomes.along_rl(generations / name, entropies=entropies / name) for name in names]
+            for arm, names in after.items()
+        }
         for arm, runs in along.items():
             results[f"{arm}{RL}"] = [run[max(run)] for run in runs]
     _check_drawn_alike(generations, [BASE, *(f"{arm}-{seed}" for arm in arms for seed in seeds)])
@@ -194,7 +218,7 @@ def _pass_at_k(summary: dict[str, Any], arms: Sequence[str], ending: str) -> lis
 
 
 def _along_rl(summary: dict[str, Any]) -> Curves:
-    """pass@1, pass@n and entropy over all benchmarks at the evaluated steps of RL."""
+    """pass@1, pass@n and the two entropies over all benchmarks at the evaluated steps of RL."""
     group = summary["groups"][-1]
     curves: Curves = {}
     for arm, steps in summary["steps"].items():

@@ -72,7 +72,7 @@ def run(
 ) -> dict[str, Any]:
     """Trains `model`; the folder `output` gets a checkpoint folder `step-N` every save_every steps and at the end.
 
-    Logs, each step: reward (mean), entropy and kl (k3 to `model`; only where it has a weight), nats a token at the
+    Logs, each step: reward (mean), token_entropy and kl (k3 to `model`; only where it has a weight), nats at the
     sampling temperature, mean_tokens and truncated (share) of the rollouts, all_right and all_wrong (shares of the
     groups, which teach nothing), unsure, unparsable and timeout (shares of the rollouts, worth 0 like wrong ones),
     grad_norm, loss, learning_rate and tokens_per_second (generated tokens over the whole step). Returns counts, the
@@ -155,7 +155,7 @@ def _set_temperature(
     match = temperature.matching(wanted, partial(rollouts.entropy_at, network, tuple(problem_ids)))
     ((rollouts.temperature, entropy),) = broadcast_object_list([match])
     settings.temperature = rollouts.temperature
-    return {"temperature": rollouts.temperature, "entropy_before": entropy}
+    return {"temperature": rollouts.temperature, "token_entropy_before": entropy}
 
 
 class Chosen(NamedTuple):

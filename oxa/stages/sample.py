@@ -43,8 +43,8 @@ def run(
 
     Where the sampler's template opens <think> itself, the texts begin with that tag, too: they are complete responses.
     Returns counts and means; entropies in nats a token, lengths in tokens. `no_room` counts the empty responses to
-    prompts that fill the model's context: they have 0 tokens and no entropy; mean_entropy is None where no response has
-    one. `control_tokens` counts the problems that spell a control token, which is read as text. The settings that they
+    prompts that fill the model's context: they have 0 tokens and no entropy; response_entropy is None where all are.
+    `control_tokens` counts the problems that spell a control token, which is read as text. The settings that they
     were drawn with are kept with the table.
     """
     source, name = _sampler(section, model, sampler)
@@ -129,6 +129,6 @@ def _metrics(output: Path) -> dict[str, float | None]:
         "num_responses": len(num_tokens),
         "no_room": int((num_tokens == 0).sum()),
         "mean_tokens": float(num_tokens.mean()),
-        "mean_entropy": float(known.mean()) if len(known) else None,
+        "response_entropy": float(known.mean()) if len(known) else None,
         "truncated": pc.mean(pc.equal(written["finish_reason"], "length")).as_py(),
     }

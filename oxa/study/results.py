@@ -72,18 +72,22 @@ class Results:
         path = path.format(arm=arm, seed=seed)
         return [self._read(self.done[f"{experiment}-{of}"], path) for of in self.study.worlds]
 
-    def _answers(self, place: str, ending: str) -> list[list[Path]]:
+    def _answers(self, place: str, ending: str, folder: str = "generations") -> list[list[Path]]:
         """Of every fine-tuning seed, one a world; `ending` is that of arms after RL, or empty."""
-        path = "data/generations/{arm}-{seed}" + ending + ".parquet"
+        path = f"data/{folder}/{{arm}}-{{seed}}{ending}.parquet"
         return [self._files(place, path, seed) for seed in self.study.seeds]
 
     def _base(self, place: str) -> Outcomes:
         """Of the base that the arm was trained from."""
-        return self._joined(self._files(place, "data/generations/base.parquet"))
+        answers, entropies = (
+            self._files(place, f"data/{folder}/base.parquet") for folder in ("generations", "entropies")
+        )
+        return self._joined(answers, entropies)
 
     def _outcomes(self, place: str, ending: str) -> list[Outcomes]:
         """One a fine-tuning seed."""
-        return [self._joined(paths) for paths in self._answers(place, ending)]
+        both = (self._answers(place, ending), self._answers(place, ending, "entropies"))
+        return [self._joined(*paths) for paths in zip(*both, strict=True)]
 
     def drawn(self, place: str, ending: str) -> list[drawn.Settings]:
         """With which settings the answers of every seed and world were drawn, those of the base first."""
@@ -91,10 +95,10 @@ class Results:
         paths = [path for paths in (base, *self._answers(place, ending)) for path in paths]
         return [drawn.settings(path) for path in paths]
 
-    def _joined(self, paths: Sequence[Path]) -> Outcomes:
+    def _joined(self, answers: Sequence[Path], entropies: Sequence[Path]) -> Outcomes:
         parts = []
-        for seed, path in zip(self.study.worlds, paths, strict=True):
-            part = outcomes.outcomes(path)
+        for seed, path, apart in zip(self.study.worlds, answers, entropies, strict=True):
+            part = outcomes.outcomes(path, entropies=apart)
             parts.append(replace(part, benchmark=part.benchmark + f" {seed}"))
         return outcomes.joined(parts)
 

@@ -16,7 +16,7 @@ where ρ = 1). The mean goes over each rollout's tokens and then over rollouts (
 updates once, so that π_old = π and ρ = 1: the clip never acts, and ε is no setting here. What vLLM's probabilities
 differ by, TRL corrects for.
 
-π is the policy at the sampling temperature (top_p left out), here as in TRL: so are the logged entropy and KL.
+π is the policy at the sampling temperature (top_p left out), here as in TRL: so are the logged token entropy and KL.
 
 Legend: B rollouts of a micro-batch, G of a group, T tokens.
 """
@@ -141,7 +141,7 @@ class RLVRTrainer(Quiet, GRPOTrainer):
         right = (verdict == VERDICTS.index("correct")).reshape(-1, self.num_generations)
         return {
             "reward": right.double().mean().item(),
-            "entropy": _weighted(means["entropy"], tokens),
+            "token_entropy": _weighted(means["entropy"], tokens),
             **({"kl": _weighted(means["kl"], tokens)} if self.beta else {}),
             "mean_tokens": num_tokens.double().mean().item(),
             "truncated": truncated.double().mean().item(),

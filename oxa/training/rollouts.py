@@ -83,7 +83,7 @@ class Rollouts:
         }
 
     def entropy_at(self, model: Any, problem_ids: Sequence[str], of_rollouts: float) -> float:
-        """Mean entropy, nats a token, of a group of rollouts to each of these problems, at that temperature.
+        """Token entropy, nats a token, of a group of rollouts to each of these problems, at that temperature.
 
         They are others than those of the training, and drawn with the same random numbers at every temperature.
         """

@@ -1,8 +1,8 @@
-"""The temperature at which a checkpoint's rollouts have a given entropy, so that arms begin RL exploring alike.
+"""The temperature at which a checkpoint's rollouts have a given token entropy, so that arms begin RL exploring alike.
 
 Arms that leave fine-tuning with unequal entropies explore unequally at one temperature, and what RL adds to them then
 tells of that as well. Choosing each arm's temperature T so that its rollouts, drawn at T from the policy at T, have the
-same mean entropy takes this out (Liu et al. 2025, arXiv 2506.13284, who name 0.3 nats a token as a good value):
+same token entropy takes this out (Liu et al. 2025, arXiv 2506.13284, who name 0.3 nats a token as a good value):
 
     H(T) = mean over the tokens t of rollouts y ~ π_T of  -Σ_v π_T(v | x, y_<t) ln π_T(v | x, y_<t),   π_T ∝ π^(1/T)
 

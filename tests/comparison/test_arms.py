@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generations import write
+from generations import apart, write
 
 from oxa.comparison import arms, estimators, outcomes
-from oxa.comparison.measures import pass_at
+from oxa.comparison.measures import METRICS, pass_at
 from oxa.config.report import Report
 from oxa.errors import DataError
 from oxa.records import schemas, tables
 from oxa.report import markdown, wording
 
 SECTION = Report(baseline="sft", resamples=300)
+ENTROPIES = ("response_entropy", "token_entropy")
 
 
 def summarized(*args: Any) -> dict[str, Any]:
@@ -36,13 +37,13 @@ def results(
     for place, (arm, rate) in enumerate(RATES.items()):
         for seed in seeds if arm != "base" else (0,):
             path = write(folder / f"{arm}-{seed}.parquet", rate, seed=10 * place + seed, **options)
-            by_arm.setdefault(arm, []).append(outcomes.outcomes(path))
+            by_arm.setdefault(arm, []).append(outcomes.outcomes(path, entropies=apart(path)))
     for place, arm in enumerate(list(RATES)[1:] if rl else []):
         for seed in seeds:
             path = folder / f"{arm}-{seed}-rl.parquet"
             write(path, 0.7, seed=100 + 10 * place + seed, steps=(10, 20), **options)
-            along.setdefault(arm, []).append(outcomes.along_rl(path))
-            by_arm.setdefault(f"{arm}-rl", []).append(outcomes.outcomes(path))
+            along.setdefault(arm, []).append(outcomes.along_rl(path, entropies=apart(path)))
+            by_arm.setdefault(f"{arm}-rl", []).append(outcomes.outcomes(path, entropies=apart(path)))
     return by_arm, along
 
 
@@ -64,7 +65,6 @@ def row(**changes: Any) -> dict[str, Any]:
         "finish_reason": "stop",
         "verdict": "incorrect",
         "predicted": "7",
-        "mean_entropy": 0.5,
     } | changes
 
 
@@ -76,19 +76,43 @@ def outcomes_of(folder: Path, rows: list[dict[str, Any]]) -> outcomes.Outcomes:
 def test_outcomes_count_what_the_rows_hold_whatever_their_order(tmp_path: Path) -> None:
     rows = [
         row(problem_id="q", sample_index=1, verdict="correct", num_tokens=30, finish_reason="length"),
-        row(problem_id="p", sample_index=0, mean_entropy=0.1),
+        row(problem_id="p", sample_index=0),
         row(problem_id="q", sample_index=0, verdict="timeout"),
-        row(problem_id="p", sample_index=1, mean_entropy=float("nan")),
+        row(problem_id="p", sample_index=1),
     ]
     one = outcomes_of(tmp_path, rows)
     assert one.problem_id.tolist() == ["p", "q"]
     assert (one.num_samples.tolist(), one.num_correct.tolist()) == ([2, 2], [0, 1])
-    assert one.mean_entropy == pytest.approx([0.1, 0.5])
     assert one.mean_tokens.tolist() == [10, 20]
     assert one.truncated.tolist() == [0, 0.5]
     assert (one.redrawn.num_correct[0] == 0).all()
     assert set(one.redrawn.num_correct[1]) == {0, 1, 2}
-    assert one.redrawn.mean_entropy[0] == pytest.approx(0.1), "the sample without one never counts as 0"
+    assert np.isnan(one.response_entropy).all(), "nothing was drawn for it"
+
+
+def test_entropy_is_that_of_the_responses_drawn_for_it_by_response_and_by_token(tmp_path: Path) -> None:
+    """The issue's case: 10 tokens at 0.5 nats and 1,000 at 0.05."""
+    drawn = [("p", 0, 10, 5.0), ("p", 1, 1000, 50.0), ("q", 0, 0, 0.0), ("q", 1, 20, 8.0), ("r", 0, 0, 0.0)]
+    rows = [
+        {"benchmark": "b", "problem_id": problem, "tier": "", "step": 0, "sample_index": index}
+        | {"text": "", "finish_reason": "stop", "num_tokens": tokens, "entropy": entropy}
+        for problem, index, tokens, entropy in drawn
+    ]
+    tables.write(tmp_path / "apart.parquet", rows, schemas.ENTROPIES)
+    tables.write(tmp_path / "rows.parquet", [row(problem_id=name) for name in "pqr"], schemas.GENERATIONS)
+    one = outcomes.outcomes(tmp_path / "rows.parquet", entropies=tmp_path / "apart.parquet")
+    assert one.response_entropy == pytest.approx([0.275, 0.4, np.nan], nan_ok=True)
+    assert one.only(np.array([0])).entropy / one.only(np.array([0])).entropy_tokens == pytest.approx(
+        0.0545, 1e-3
+    )
+    by_token = next(metric for metric in METRICS if metric.name == "token_entropy").values(
+        one.num_samples, one
+    )
+    assert np.nanmean(by_token) == pytest.approx(63 / 1030)
+    assert np.isnan(by_token).tolist() == [False, False, True]
+    again = one.redrawn.response_entropy
+    assert set(np.round(again[0], 3)) == {0.5, 0.275, 0.05}
+    assert again[1] == pytest.approx(0.4), "an empty response never counts as 0"
 
 
 def test_equal_answers_vote_together_and_silence_does_not_vote(tmp_path: Path) -> None:
@@ -182,7 +206,7 @@ def test_gains_are_paired_by_seed(tmp_path: Path) -> None:
 
 
 def test_how_much_seeds_differ_is_asked_of_all_arms_of_a_phase(tmp_path: Path) -> None:
-    by_arm, _ = results(tmp_path, seeds=(0, 3), rl=False)
+    by_arm, _ = results(tmp_path, seeds=(0, 1), rl=False)
     widths = []
     for names in (["base", "sft", "oxa_mle"], ["base", "sft", "oxa_mle", "oxa_full"]):
         summary = summarized(SECTION, {arm: by_arm[arm] for arm in names})
@@ -198,10 +222,10 @@ def test_holm_has_a_family_for_the_question_and_one_for_what_stands_beside_it(
     families: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     for kind in ("differences", "gains"):
         for name, by_group in summary[kind].items():
-            rows = [by_group["world"][metric] for metric in ("pass_at_1", "pass_at_8", "mean_entropy")]
+            rows = [by_group["world"][metric] for metric in ("pass_at_1", "pass_at_8", *ENTROPIES)]
             families[kind == "gains" or name == "base"] += rows
-    assert summary["num_comparisons"] == len(families[False]) == 12
-    assert summary["num_beside"] == len(families[True]) == 12
+    assert summary["num_comparisons"] == len(families[False]) == 16
+    assert summary["num_beside"] == len(families[True]) == 16
     for rows in families.values():
         expected = estimators.holm([row["p_value"] for row in rows])
         np.testing.assert_allclose([row["p_holm"] for row in rows], expected)
@@ -216,16 +240,19 @@ def test_holm_has_a_family_for_the_question_and_one_for_what_stands_beside_it(
 def test_a_problem_without_an_entropy_is_left_out_of_its_comparison_only(tmp_path: Path) -> None:
     by_arm, _ = results(tmp_path, rl=False)
     for runs in by_arm.values():
-        runs[0].mean_entropy[3] = np.nan
-        runs[0].redrawn.mean_entropy[3] = np.nan
-    row = summarized(SECTION, by_arm)["differences"]["oxa_mle"]["world"]["mean_entropy"]
-    ours, theirs = (np.delete(by_arm[name][0].mean_entropy, 3).mean() for name in ("oxa_mle", "sft"))
-    assert row["difference"] == pytest.approx(ours - theirs)
+        for name in ("response_entropy", "entropy", "entropy_tokens"):
+            getattr(runs[0], name)[3] = getattr(runs[0].redrawn, name)[3] = np.nan
+    row = summarized(SECTION, by_arm)["differences"]["oxa_mle"]["world"]
+    runs = [by_arm[name][0].only(np.delete(np.arange(80), 3)) for name in ("oxa_mle", "sft")]
+    ours, theirs = (run.response_entropy.mean() for run in runs)
+    assert row["response_entropy"]["difference"] == pytest.approx(ours - theirs)
+    ours, theirs = (run.entropy.sum() / run.entropy_tokens.sum() for run in runs)
+    assert row["token_entropy"]["difference"] == pytest.approx(ours - theirs)
 
 
 def test_enough_resamples_are_taken_for_a_clear_difference_to_survive_holm(summary: dict[str, Any]) -> None:
     clear = summary["differences"]["oxa_mle"]["world"]["pass_at_1"]
-    assert 2 * 12 / (SECTION.resamples + 1) > 0.05, "300 alone could not show anything"
+    assert 2 * 16 / (SECTION.resamples + 1) > 0.05, "300 alone could not show anything"
     assert clear["shown"]
 
 
@@ -233,7 +260,7 @@ def test_steps_begin_before_rl_and_end_with_the_arm_after_it(summary: dict[str, 
     steps = summary["steps"]["sft"]["world"]
     assert [row["step"] for row in steps] == [0, 10, 20]
     for name, row in (("sft", steps[0]), ("sft-rl", steps[-1])):
-        for metric in ("pass_at_1", "pass_at_8", "mean_entropy"):
+        for metric in ("pass_at_1", "pass_at_8", *ENTROPIES):
             for end in ("", "_low", "_high"):
                 assert row[metric + end] == summary["arms"][name]["world"][metric + end]
 
@@ -242,12 +269,12 @@ def test_the_answer_names_what_is_shown_and_nothing_else(summary: dict[str, Any]
     sentence, claims = summary["answer"]["sentence"], summary["answer"]["claims"]
     assert sentence.startswith("Problems solved at the first try, against sft: before RL oxa_mle +")
     assert ", no difference shown for oxa_full; after RL no difference shown. " in sentence
-    assert sentence.endswith(" Entropy: no difference shown, before and after RL.")
+    assert sentence.endswith(" Token entropy: no difference shown, before and after RL.")
     places = {(claim["phase"], claim["claim"], claim["arm"]) for claim in claims}
-    assert len(claims) == len(places) == 2 * 3 * 2
+    assert len(claims) == len(places) == 2 * 4 * 2
     for claim in claims:
         name = claim["arm"] + ("-rl" if claim["phase"] == "after RL" else "")
-        metric = {"pass@1": "pass_at_1", "pass@8": "pass_at_8", "entropy": "mean_entropy"}[claim["claim"]]
+        metric = claim["claim"].replace("@", "_at_").replace(" ", "_")
         assert claim["shown"] == summary["differences"][name]["world"][metric]["shown"]
         assert ("no difference shown" in claim["text"]) == (not claim["shown"])
     first = next(claim for claim in claims if claim["shown"])
@@ -282,14 +309,15 @@ def sentence_of(**differences: float) -> str:
     )["sentence"]
 
 
-def test_the_sentence_tells_all_three_metrics_the_first_of_them_in_numbers() -> None:
+def test_the_sentence_tells_all_metrics_the_first_of_them_in_numbers() -> None:
     opening = "Problems solved at the first try, against sft: before RL "
-    assert sentence_of(pass_at_1=0, pass_at_8=0, mean_entropy=0) == (
+    assert sentence_of(pass_at_1=0, pass_at_8=0, response_entropy=0, token_entropy=0) == (
         f"{opening}no difference shown. Pass@8: no difference shown, before RL. "
-        "Entropy: no difference shown, before RL."
+        "Response entropy: no difference shown, before RL. Token entropy: no difference shown, before RL."
     )
-    assert sentence_of(pass_at_1=-0.05, pass_at_8=0.1, mean_entropy=-0.2) == (
-        f"{opening}oxa −5.0 points [−6.0, −4.0]. Pass@8: higher for oxa, before RL. Entropy: lower for oxa, before RL."
+    assert sentence_of(pass_at_1=-0.05, pass_at_8=0.1, response_entropy=-0.2) == (
+        f"{opening}oxa −5.0 points [−6.0, −4.0]. Pass@8: higher for oxa, before RL. "
+        "Response entropy: lower for oxa, before RL."
     )
 
 
@@ -336,7 +364,7 @@ def test_benchmarks_are_pooled_and_seeds_counted(tmp_path: Path) -> None:
     by_arm, along = results(tmp_path, seeds=(0, 3), benchmarks={"a": 20, "z": 40}, num_samples=4)
     summary = summarized(SECTION, by_arm, along) | {"guess_rate": {}}
     assert summary["groups"] == ["a", "z", "pooled"]
-    assert summary["num_comparisons"] == summary["num_beside"] == 12
+    assert summary["num_comparisons"] == summary["num_beside"] == 16
     for group, num_problems in (("a", 20), ("z", 40), ("pooled", 60)):
         numbers = summary["arms"]["sft"][group]
         assert (numbers["num_problems"], numbers["num_seeds"]) == (num_problems, 2)
@@ -377,10 +405,11 @@ def test_problems_keep_their_order_whatever_their_numbers_of_samples(tmp_path: P
 
 def test_an_unknown_entropy_is_not_taken_for_zero(tmp_path: Path) -> None:
     by_arm, _ = results(tmp_path, rl=False)
-    by_arm["base"] = [outcomes.outcomes(write(tmp_path / "nan.parquet", 0.3, mean_entropy=float("nan")))]
+    by_arm["base"] = [outcomes.outcomes(write(tmp_path / "nan.parquet", 0.3))]
     summary = summarized(SECTION, by_arm) | {"guess_rate": {}}
-    assert summary["arms"]["base"]["world"]["mean_entropy"] is None
-    assert "mean_entropy" not in summary["differences"]["base"]["world"]
+    for metric in ENTROPIES:
+        assert summary["arms"]["base"]["world"][metric] is None
+        assert metric not in summary["differences"]["base"]["world"]
     assert "| – " in markdown.table(summary)
 
 
@@ -402,16 +431,17 @@ def test_the_table_holds_every_arm_its_counts_and_what_is_not_shown(summary: dic
     assert (text.split("\n")[0], sentence) == ("# Comparison of the arms", summary["answer"]["sentence"])
     guess = "always giving the most frequent answer solves 1.8%"
     assert f"## world: 80 problems, 8 samples a problem; {guess}\n" in text
-    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    lines = {line.split("|")[1].strip(): line for line in reversed(rows)}  # the first of each name
     names = ["base", "sft", "oxa_mle", "oxa_full", "sft-rl", "oxa_mle-rl", "oxa_full-rl"]
-    assert [name for name in lines if name in names] == names == summary["order"]
+    assert [name for name in reversed(lines) if name in names] == names == summary["order"]
     difference = lines["oxa_mle − sft"].split("|")
     assert "n.s." not in difference[2]
     assert " n.s." in lines["oxa_full − sft"].split("|")[2]
     assert "oxa_mle-rl − sft-rl" in lines
     assert "sft-rl − sft" in lines
     notes = " ".join(text.split())
-    assert "Holm's method over the 12 between arms, and apart from these over the 12 others" in notes
+    assert "Holm's method over the 16 between arms, and apart from these over the 16 others" in notes
     assert "One fine-tuning seed" in text
     assert max(map(len, (line for line in text.splitlines() if line.startswith("|")))) <= 140
 

@@ -394,3 +394,29 @@ def test_seeds_of_other_arms_tell_how_much_seeds_differ() -> None:
             widths[name] += estimate.high - estimate.low
     assert 0.93 <= held["pool"] / num_worlds <= 0.98
     assert widths["pool"] < 0.8 * widths["pair"]
+
+
+def test_two_responses_have_two_mean_entropies() -> None:
+    """10 tokens at 0.5 nats and 1,000 at 0.05."""
+    sums, tokens = np.array([5.0, 50.0]), np.array([10, 1000])
+    assert estimators.response_entropy(sums, tokens) == pytest.approx(0.275)
+    assert estimators.token_entropy(sums, tokens).mean() == pytest.approx(55 / 1010)
+    assert np.isnan(estimators.response_entropy([0.0], [0]))
+    assert np.isnan(estimators.token_entropy([0.0, 0.0], [0, 0])).all()
+
+
+def test_the_linearised_ratio_spreads_as_the_ratio_does() -> None:
+    """The bootstrap of its values against one of Σ s / Σ t itself, where long responses have a low entropy."""
+    draws = np.random.default_rng(3)
+    tokens = draws.lognormal(5, 0.8, 300)
+    sums = tokens * (0.3 + 0.5 * draws.gamma(2, 0.1, 300) + 5 / tokens)
+    values = estimators.token_entropy(sums, tokens)
+    found = estimators.bootstrap_interval(values, resamples=4000)
+    again = draws.integers(300, size=(4000, 300))
+    ratios = sums[again].sum(1) / tokens[again].sum(1)
+    assert found.estimate == pytest.approx(sums.sum() / tokens.sum())
+    assert found.high - found.low == pytest.approx(
+        np.quantile(ratios, 0.975) - np.quantile(ratios, 0.025), rel=0.1
+    )
+    plain = estimators.bootstrap_interval(sums / tokens.mean(), resamples=4000)
+    assert plain.high - plain.low > 1.5 * (found.high - found.low), "fixed lengths would say too much"

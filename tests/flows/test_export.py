@@ -59,7 +59,7 @@ def make_graph() -> dict[str, Any]:
     key = "${item.arm}-${item.seed}"
     train = ["train.shared", "train.arms.${item.arm}"]
     selection = ["selection.shared", "selection.ce.${item.arm}"]
-    world, problems = "data/generations", "data/problems.parquet"
+    world, apart, problems = "data/generations", "data/entropies", "data/problems.parquet"
     return {
         "base": stage(["sources"], ["models/base"], ["base", "prompt", "sources"]),
         "ingest": stage(["sources"], [problems], ["ingest", "sources"]),
@@ -67,8 +67,12 @@ def make_graph() -> dict[str, Any]:
         | {"matrix": {"arm": list(ARMS)}},
         "train": stage(["models/base", "data/train/${item.arm}.parquet"], [f"models/{key}"], train)
         | {"matrix": each},
-        "evaluate_base": stage(["models/base", problems], [f"{world}/base.parquet"], ["evaluate"]),
-        "evaluate": stage([f"models/{key}", problems], [f"{world}/{key}.parquet"], ["evaluate"])
+        "evaluate_base": stage(
+            ["models/base", problems], [f"{world}/base.parquet", f"{apart}/base.parquet"], ["evaluate"]
+        ),
+        "evaluate": stage(
+            [f"models/{key}", problems], [f"{world}/{key}.parquet", f"{apart}/{key}.parquet"], ["evaluate"]
+        )
         | {"matrix": each},
         "report": stage([world], ["reports", "metrics/summary.json"], ["report"]),
     }

@@ -46,7 +46,6 @@ def rows(stale: dict[str, str] = {}, step: int = 0) -> list[dict[str, Any]]:  # 
             "finish_reason": "stop",
             "verdict": stale.get(text, verdict),
             "predicted": text.removeprefix(r"\boxed{").removesuffix("}") or None,
-            "mean_entropy": 0.5,
         }
         for index, (text, verdict) in enumerate(TEXTS.items())
     ]
@@ -129,15 +128,24 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for stage, name in STAGES.items():
             tables.write(Path(f"made/{name}.parquet"), rows(STALE), schemas.GENERATIONS)
             table = tables.read(Path(f"made/{name}.parquet"), schemas.GENERATIONS)
-            records.write_json(Path(f"made/{name}.json"), evaluate.summarize(table))
-            files = [f"data/generations/{name}.parquet", f"metrics/evaluate/{name}.json"]
-            copies = [f"mkdir -p {Path(path).parent} && cp made/{Path(path).name} {path}" for path in files]
+            apart = {"benchmark": "world", "problem_id": "p", "tier": "", "step": 0, "sample_index": 0}
+            apart |= {"text": "4", "finish_reason": "stop", "num_tokens": 2, "entropy": 0.5}
+            tables.write(Path(f"made/{name}-apart.parquet"), [apart], schemas.ENTROPIES)
+            entropies = tables.read(Path(f"made/{name}-apart.parquet"), schemas.ENTROPIES)
+            records.write_json(Path(f"made/{name}.json"), evaluate.summarize(table, entropies))
+            written = {
+                f"made/{name}.parquet": f"data/generations/{name}.parquet",
+                f"made/{name}-apart.parquet": f"data/entropies/{name}.parquet",
+                f"made/{name}.json": f"metrics/evaluate/{name}.json",
+            }
+            files = list(written.values())
+            copies = [f"mkdir -p {Path(to).parent} && cp {source} {to}" for source, to in written.items()]
             made[stage] = {
                 "cmd": " && ".join(copies),
                 "params": ["verify", "evaluate"],
                 "deps": ["data/problems.parquet", "oxa/grading/grader.py", "oxa/generation/generate.py"],
-                "outs": [files[0]],
-                "metrics": [files[1]],
+                "outs": files[:2],
+                "metrics": files[2:],
             }
         made["evaluate"] = made.pop("evaluate@sft-0") | {"matrix": {"arm": ["sft"], "seed": [0]}}
         Repository(folder).stages(**made)
@@ -188,7 +196,8 @@ def test_a_changed_verifier_is_applied_and_dvc_takes_the_stages_for_done(evaluat
         "DVC has taken 2 of 2 evaluations; `dvc repro --single-item report` makes the report again",
     ]
     assert verdicts("base") == verdicts("sft-0") == list(TEXTS.values())
-    assert records.read_json(Path("metrics/evaluate/base.json"))["pooled"]["pass_at_1"] == 0.5
+    pooled = records.read_json(Path("metrics/evaluate/base.json"))["pooled"]
+    assert (pooled["pass_at_1"], pooled["token_entropy"]) == (0.5, 0.25)
     assert dvc("status", "--json").strip() == "{}"
     assert bridge.locked()["evaluate@sft-0"].outs.keys() == before["evaluate@sft-0"].outs.keys()
     assert bridge.locked()["evaluate@sft-0"].outs != before["evaluate@sft-0"].outs

@@ -78,7 +78,7 @@ def test_the_papers_numbers_of_rows_and_steps_come_out():
     assert steps["train@sft"].steps == round(6 * 50_000 / 128)
     assert steps["train@sft"].rows == 50_000
     assert steps["train@oxa_full"].rows == 100_000
-    assert steps["evaluate"].rows == (30 + 30 + 30 + 40 + 30) * 128 + 272 * 64
+    assert steps["evaluate"].rows == (30 + 30 + 30 + 40 + 30) * (128 + 1) + 272 * (64 + 1)
     assert steps["evaluate_rlvr"].rows == 4 * steps["evaluate"].rows
     assert steps["rlvr"].rows == 312 * 64 * 8
     assert steps["sample"].rows == 4 * 247_000
@@ -271,7 +271,7 @@ def test_tables_of_a_folder_that_is_named_are_counted_and_no_others(tmp_path: Pa
     steps = stages(made)
     assert steps["score@teacher"].origin == "measured"
     assert steps["score@teacher"].rows == 3
-    assert steps["evaluate"].rows == 5 * raw["evaluate"]["num_samples"]
+    assert steps["evaluate"].rows == 5 * (raw["evaluate"]["num_samples"] + 1)
     assert steps["sample"].rows == 7 * raw["sample"]["num_samples"]
     changed = raw_of(ROOT / "params.yaml", plan={"device": CPU}, sources={"world": {"num_train": 900}})
     other = planned(changed)

@@ -111,7 +111,6 @@ def test_settings_are_on_the_command_line_and_telemetry_is_off(
         data_parallel=2,
         tensor_parallel=4,
         dtype="bfloat16",
-        logprobs=-1,
         flags=["--enforce-eager", "--load-format=dummy"],
     )
     with VllmServer(model, settings, max_model_len=77, folder=Path("scratch")):
@@ -124,8 +123,6 @@ def test_settings_are_on_the_command_line_and_telemetry_is_off(
         "--tensor-parallel-size=4",
         "--max-model-len=77",
         "--dtype=bfloat16",
-        "--max-logprobs=-1",
-        "--logprobs-mode=raw_logprobs",
         "--generation-config=vllm",
         "--load-format=safetensors",
     }
@@ -234,7 +231,7 @@ def test_the_server_ends_with_a_stage_that_is_killed(
 def test_the_engine_starts_a_server_with_room_for_its_requests_and_ends_it(
     tmp_path: Path, python: Path, checkpoint: Path
 ) -> None:
-    engine = Generate(engine="vllm", vllm=Vllm(python=str(python), logprobs=0, flags=["--enforce-eager"]))
+    engine = Generate(engine="vllm", vllm=Vllm(python=str(python), flags=["--enforce-eager"]))
     requests = [Request(f"r{i}", [40] * (5 + i)) for i in range(5)]
     generations = generate.generate(
         checkpoint,

@@ -14,14 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from completions_server import END, CompletionsServer, tokens_for
-from hypothesis import given
-from hypothesis import strategies as st
 from processes import PATIENCE
 
-from oxa.config.generate import Generate, Vllm
+from oxa.config.generate import Generate
 from oxa.config.section import Sampling
 from oxa.errors import ConfigError, DataError, is_out_of_reach
 from oxa.generation import client, generate, vllm
@@ -47,10 +44,9 @@ def ask(
     requests: list[Request] = REQUESTS,
     sampling: Sampling = SAMPLING,
     concurrency: int = 4,
-    logprobs: int = 0,
 ) -> list[Generation]:
     urls = [server if isinstance(server, str) else server.url for server in servers]
-    engine = Generate(engine="vllm", url=urls, concurrency=concurrency, vllm=Vllm(logprobs=logprobs))
+    engine = Generate(engine="vllm", url=urls, concurrency=concurrency)
     return list(generate.generate(model, requests, sampling, engine, scratch=scratch, description="test"))
 
 
@@ -343,23 +339,20 @@ def test_prompts_that_fill_the_context_are_not_sent_and_long_ones_get_what_room_
 
 def test_the_settings_are_kept_with_the_responses(checkpoint: Path, tmp_path: Path) -> None:
     with CompletionsServer(checkpoint.name) as server:
-        engine = Generate(engine="vllm", url=[server.url], vllm=Vllm(logprobs=2))
+        engine = Generate(engine="vllm", url=[server.url])
         for _ in range(2):  # the second time from disk
             generations = generate.generate(
                 checkpoint, REQUESTS, SAMPLING, engine, scratch=tmp_path, description="test"
             )
             assert generations.settings == {
                 "engine": "vllm",
-                "made_by": [{"vllm": ["0.31.0"], "logprobs": 2, "end_ids": [END]}],
+                "made_by": [{"vllm": ["0.31.0"], "end_ids": [END]}],
                 "temperature": 0.7,
                 "top_p": 0.9,
                 "max_tokens": 10,
                 "seed": 3,
             }
     assert len(server.bodies) == len(REQUESTS)
-    rest = 1 - 2 * math.exp(-1)
-    entropy = 2 * math.exp(-1) - rest * math.log(rest)
-    assert [generation.mean_entropy for generation in generations] == pytest.approx([entropy] * len(REQUESTS))
 
 
 FOLDERS = [str(folder) for folder in Path(__file__).parents[:2]]
@@ -395,23 +388,6 @@ def test_a_run_killed_with_signal_9_asks_only_for_what_was_in_flight_or_not_begu
     assert plain(generations) == expected(checkpoint)
     assert len(server.bodies) - answered == len(REQUESTS) - len(lines)
     assert '{"shard": "cut' not in store.read_text()
-
-
-@given(
-    st.lists(st.lists(st.floats(0.01, 1), min_size=3, max_size=30), min_size=1, max_size=5),
-    st.integers(1, 30),
-)
-def test_the_entropy_of_a_few_tokens_is_a_lower_bound_and_that_of_all_is_exact(
-    weights: list[list[float]], num_told: int
-) -> None:
-    log_probs = [np.log(np.sort(row)[::-1] / np.sum(row)) for row in weights]
-    exact = float(np.mean([-(np.exp(row) * row).sum() for row in log_probs]))
-    assert vllm.mean_entropy(log_probs) == pytest.approx(exact, abs=1e-6)
-    assert vllm.mean_entropy([row[:num_told] for row in log_probs]) <= exact + 1e-6
-
-
-def test_a_token_of_no_probability_adds_nothing_to_the_entropy() -> None:
-    assert vllm.mean_entropy([[0.0, -9999.0]]) == 0
 
 
 def test_urls_in_the_configuration_are_checked() -> None:

@@ -31,7 +31,6 @@ def table(answers: list[tuple[str | None, str]], problem: str = "p") -> pa.Table
             "finish_reason": "stop",
             "verdict": verdict,
             "predicted": answer,
-            "mean_entropy": 0.5,
         }
         for index, (answer, verdict) in enumerate(answers)
     ]

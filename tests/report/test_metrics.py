@@ -42,7 +42,9 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measures, "METRICS", [*measures.METRICS, MOSTLY_RIGHT, WASTED])
         run(made, lambda step, **values: None, list(arms))
-        compared = pair.run(SECTION, "oxa_mle", "sft", folder=made["generations"])
+        compared = pair.run(
+            SECTION, "oxa_mle", "sft", folder=made["generations"], entropies=made["entropies"]
+        )
         (made["output"] / "pair.md").write_text(markdown.pair(compared))
     return made
 
@@ -65,7 +67,7 @@ def test_its_numbers_are_those_counted_by_hand(paths: dict[str, Path], summary: 
 def test_one_of_the_question_is_corrected_with_the_others_and_one_beside_it_is_not(
     summary: dict[str, Any],
 ) -> None:
-    assert summary["num_comparisons"] == 2 * 4
+    assert summary["num_comparisons"] == 2 * 5
     row = summary["differences"]["oxa_mle"]["world"]
     assert row["mostly_right"]["p_holm"] is not None
     assert row["mostly_right"]["shown"]
@@ -78,9 +80,9 @@ def test_the_table_has_a_column_a_difference_and_a_sentence_of_it(
     text = (paths["output"] / "table.md").read_text()
     numbers = summary["arms"]["sft"]["world"]
     low, high = (f"{100 * numbers[f'mostly_right_{end}']:.1f}" for end in ("low", "high"))
-    assert re.search(r"\| entropy, nats +\| mostly right, % +\|", text)
+    assert re.search(r"\| token entropy, nats +\| mostly right, % +\|", text)
     assert f"| {100 * numbers['mostly_right']:.1f} [{low}, {high}]" in text
-    assert re.search(r"\| Δ entropy, nats +\| Δ mostly right, points +\|", text)
+    assert re.search(r"\| Δ token entropy, nats +\| Δ mostly right, points +\|", text)
     assert re.search(r"\| cut, % +\| tokens cut +\|", text)
     assert "Mostly right: before RL higher for oxa_mle" in " ".join(text.split())
     claims = [claim for claim in summary["answer"]["claims"] if claim["claim"] == "mostly right"]

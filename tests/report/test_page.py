@@ -112,7 +112,8 @@ def test_the_page_shows_arms_differences_gains_and_steps_of_every_benchmark(
             "pass_at_8",
             "maj_at_8",
             "pass_hat_8",
-            "mean_entropy",
+            "response_entropy",
+            "token_entropy",
         )
         for end in ends
     }
@@ -122,7 +123,7 @@ def test_the_page_shows_arms_differences_gains_and_steps_of_every_benchmark(
             f"{part}.{arm}.{group}.{metric}.{field}"
             for arm in summary[part]
             for group in summary["groups"]
-            for metric in ("pass_at_1", "pass_at_8", "mean_entropy")
+            for metric in ("pass_at_1", "pass_at_8", "response_entropy", "token_entropy")
             for field in ("difference", "low", "high", "p_holm")
         }
     wanted |= {
@@ -130,7 +131,7 @@ def test_the_page_shows_arms_differences_gains_and_steps_of_every_benchmark(
         for arm in ALL
         for group in summary["groups"]
         for place in range(3)
-        for metric in ("pass_at_1", "pass_at_8", "mean_entropy")
+        for metric in ("pass_at_1", "pass_at_8", "response_entropy", "token_entropy")
         for end in ends
     }
     assert wanted <= keys
@@ -408,7 +409,7 @@ def test_a_difference_after_rl_is_headed_by_what_it_is_compared_to(paths: dict[s
     table = page_tables.arms(files.read_json(paths["summary"]), "world")
     assert [line.name for line in table.lines if not line.cells] == ["Before RL", "After RL, Δ to sft-rl"]
     assert "pass@1: Δ to sft, points" in table.header
-    assert "entropy: Δ to sft, nats a token" in table.header
+    assert "token entropy: Δ to sft, nats a token" in table.header
 
 
 def test_words_say_no_more_than_what_was_done(html: str, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
-from oxa import hashes
+from oxa import hashes, prompts
 from oxa.config.evaluate import Evaluate
 from oxa.config.generate import Generate
 from oxa.config.prompt import Prompt
@@ -21,6 +21,7 @@ from oxa.config.verify import Verify
 from oxa.errors import DataError
 from oxa.generation import generate, requests
 from oxa.grading.grader import Grader
+from oxa.model import loading
 from oxa.records import schemas, tables
 from oxa.stages import evaluate
 
@@ -65,6 +66,7 @@ def _run(
         model=model,
         problems=problems,
         output=folder / "generations.parquet",
+        entropies=folder / "entropies.parquet",
         scratch=folder / "scratch",
         log=log,
     )
@@ -72,6 +74,10 @@ def _run(
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
     return tables.read(folder / "generations.parquet", schemas.GENERATIONS).to_pylist()
+
+
+def _apart(folder: Path) -> list[dict[str, Any]]:
+    return tables.read(folder / "entropies.parquet", schemas.ENTROPIES).to_pylist()
 
 
 @pytest.fixture
@@ -147,6 +153,8 @@ def test_checkpoints_along_rl_are_evaluated_step_after_step_each_as_if_alone(
         alone = _run(SECTION, source, problems, tmp_path / str(step), log)
         expected = [row | {"step": step} for row in _rows(tmp_path / str(step))]
         assert [row for row in rows if row["step"] == step] == expected
+        expected = [row | {"step": step} for row in _apart(tmp_path / str(step))]
+        assert [row for row in _apart(tmp_path) if row["step"] == step] == expected
         for numbers in alone["benchmarks"].values():
             numbers.pop("tiers", None)
         assert metrics["steps"][str(step)] == alone
@@ -158,8 +166,9 @@ def test_two_runs_write_equal_bytes_and_metrics(checkpoint: Path, tmp_path: Path
     assert _run(SECTION, checkpoint, problems, tmp_path / "a", log) == _run(
         SECTION, checkpoint, problems, tmp_path / "b", log
     )
-    a, b = ((tmp_path / name / "generations.parquet").read_bytes() for name in "ab")
-    assert a == b
+    for table in ("generations", "entropies"):
+        a, b = ((tmp_path / name / f"{table}.parquet").read_bytes() for name in "ab")
+        assert a == b
 
 
 def test_verdicts_stay_apart_and_text_stays_verbatim(
@@ -220,7 +229,6 @@ def test_a_problem_that_fills_the_context_is_kept_as_not_solved_and_counted(
     for row in rows[3:6]:
         assert (row["text"], row["num_tokens"], row["finish_reason"]) == ("", 0, "length")
         assert (row["verdict"], row["predicted"]) == ("unparsable", None)
-        assert math.isnan(row["mean_entropy"])
     drawn = rows[:3] + rows[6:]
     assert all(row["num_tokens"] > 0 for row in drawn)
     world, pooled = metrics["benchmarks"]["world"], metrics["pooled"]
@@ -232,15 +240,58 @@ def test_a_problem_that_fills_the_context_is_kept_as_not_solved_and_counted(
         3,
     ]
     assert (pooled["num_problems"], world["num_problems"], hard["num_problems"]) == (4, 3, 1)
-    assert (hard["mean_entropy"], hard["mean_tokens"], hard["unparsable"], hard["pass_at_1"]) == (
+    assert (hard["token_entropy"], hard["mean_tokens"], hard["unparsable"], hard["pass_at_1"]) == (
         None,
         0,
         1,
         0,
     )
-    assert pooled["mean_entropy"] == pytest.approx(np.mean([row["mean_entropy"] for row in drawn]))
+    assert [row["num_tokens"] for row in _apart(tmp_path) if row["entropy"] == 0] == [0]
+    known = [row["entropy"] / row["num_tokens"] for row in _apart(tmp_path) if row["num_tokens"]]
+    assert pooled["response_entropy"] == pytest.approx(np.mean(known))
     assert pooled["mean_tokens"] == pytest.approx(np.sum([row["num_tokens"] for row in drawn]) / 12)
     json.dumps(metrics, allow_nan=False)
+
+
+def test_entropy_is_that_of_the_distributions_that_its_responses_were_drawn_from(
+    checkpoint: Path, tmp_path: Path, log: Any
+) -> None:
+    """Against a float64 softmax of all logits at once; the graded answers are greedy and have no part in it."""
+    section = SECTION.model_copy(update={"temperature": 0.0, "entropy_samples": 2})
+    metrics = _run(section, checkpoint, _problems(tmp_path, ROWS), tmp_path, log)
+    model, tokenizer = loading.load(checkpoint)
+    rows = _apart(tmp_path)
+    assert [(row["benchmark"], row["sample_index"]) for row in rows] == [("aime", 0), ("aime", 1)] + [
+        ("world", 0),
+        ("world", 1),
+    ] * 3
+    questions = {hashes.problem_id(question): question for question, *_ in ROWS}
+    for row in rows:
+        before = prompts.prompt_ids(tokenizer, questions[row["problem_id"]])
+        ids = before + prompts.response_ids(tokenizer, row["text"], end=row["finish_reason"] == "stop")
+        with torch.no_grad():
+            log_p = model(torch.tensor([ids])).logits[0, len(before) - 1 : -1].double().log_softmax(-1)
+        assert row["num_tokens"] == len(log_p) > 0
+        assert row["entropy"] == pytest.approx(-(log_p.exp() * log_p).sum().item(), rel=1e-5)
+    assert len({row["text"] for row in rows}) == 8, "drawn at temperature 1"
+    sums = [sum(row[name] for row in rows) for name in ("entropy", "num_tokens")]
+    assert metrics["pooled"]["token_entropy"] == pytest.approx(sums[0] / sums[1])
+    assert metrics["pooled"]["pass_at_2"] == metrics["pooled"]["pass_at_1"], "greedy answers are one answer"
+
+
+def test_without_entropy_samples_nothing_more_is_drawn_and_the_answers_are_the_same(
+    checkpoint: Path, tmp_path: Path, log: Any
+) -> None:
+    problems, answers = _problems(tmp_path, ROWS), []
+    for num in (0, 1):
+        section = SECTION.model_copy(update={"entropy_samples": num})
+        metrics = _run(section, checkpoint, problems, tmp_path / str(num), log)
+        assert len(_apart(tmp_path / str(num))) == num * 4
+        assert (metrics["pooled"]["token_entropy"] is None) == (num == 0)
+        answers.append((tmp_path / str(num) / "generations.parquet").read_bytes())
+    assert answers[0] == answers[1]
+    texts = [{row["text"] for row in rows(tmp_path / "1")} for rows in (_rows, _apart)]
+    assert not texts[0] & texts[1], "their random numbers are apart"
 
 
 def test_problems_that_all_fill_the_context_are_one_clear_sentence(
@@ -268,14 +319,17 @@ def test_the_settings_are_kept_with_the_generations_step_by_step(
     assert found == {"sampling.2": alone["sampling"], "sampling.10": alone["sampling"]}
 
 
-def test_mean_entropy_is_over_the_samples_that_have_one() -> None:
+def test_entropies_are_over_the_responses_that_have_one_and_empty_answers_are_counted() -> None:
     table = _generations({("a", "1", ""): "iic", ("a", "2", ""): "ii", ("a", "3", ""): "i"})
     rows = table.to_pylist()
     for row in (rows[0], rows[5]):  # of problem 1 the first sample, of problem 3 all
-        row |= {"text": "", "num_tokens": 0, "verdict": "unparsable", "mean_entropy": float("nan")}
-    numbers = evaluate.summarize(pa.Table.from_pylist(rows, schema=schemas.GENERATIONS))["pooled"]
+        row |= {"text": "", "num_tokens": 0, "verdict": "unparsable"}
+    apart = _entropies({"1": [(0, 0.0), (10, 5.0), (1000, 50.0)], "2": [(20, 8.0)], "3": [(0, 0.0)]})
+    generations = pa.Table.from_pylist(rows, schema=schemas.GENERATIONS)
+    numbers = evaluate.summarize(generations, apart)["pooled"]
     assert numbers["no_room"] == 2
-    assert numbers["mean_entropy"] == pytest.approx(((0.25 + 0.5) / 2 + (0 + 0.25) / 2) / 2)
+    assert numbers["response_entropy"] == pytest.approx(((0.5 + 0.05) / 2 + 0.4) / 2)
+    assert numbers["token_entropy"] == pytest.approx((5 + 50 + 8) / 1030)
     assert numbers["mean_tokens"] == pytest.approx(((0 + 20 + 30) / 3 + 15 + 0) / 3)
     assert numbers["pass_at_1"] == pytest.approx(1 / 9)
 
@@ -294,7 +348,6 @@ def _generations(marks: dict[tuple[str, str, str], str]) -> pa.Table:
             "finish_reason": "length" if i == 0 else "stop",
             "verdict": {"c": "correct", "i": "incorrect"}[mark],
             "predicted": None,
-            "mean_entropy": 0.25 * i,
         }
         for (benchmark, problem, tier), string in marks.items()
         for i, mark in enumerate(string)
@@ -302,9 +355,23 @@ def _generations(marks: dict[tuple[str, str, str], str]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schemas.GENERATIONS)
 
 
+def _entropies(responses: dict[str, list[tuple[int, float]]]) -> pa.Table:
+    """From {problem of benchmark a: (num_tokens, entropy) of its responses}."""
+    rows = [
+        {"benchmark": "a", "problem_id": problem, "tier": "", "step": 0, "sample_index": index, "text": ""}
+        | {"finish_reason": "stop", "num_tokens": num_tokens, "entropy": entropy}
+        for problem, each in responses.items()
+        for index, (num_tokens, entropy) in enumerate(each)
+    ]
+    return pa.Table.from_pylist(rows, schema=schemas.ENTROPIES)
+
+
+NONE = _entropies({})
+
+
 def test_pass_at_k_is_unbiased_for_every_k_and_each_problem_weighs_the_same() -> None:
     marks = {("a", "1", ""): "ciii", ("a", "2", ""): "ccii", ("b", "1", ""): "ii", ("b", "3", ""): "cc"}
-    metrics = evaluate.summarize(_generations(marks))
+    metrics = evaluate.summarize(_generations(marks), NONE)
 
     def brute(strings: list[str], k: int) -> float:
         return float(
@@ -320,14 +387,14 @@ def test_pass_at_k_is_unbiased_for_every_k_and_each_problem_weighs_the_same() ->
     assert pooled["num_problems"] == 4  # problem 1 of a and problem 1 of b are two
     assert a["mean_tokens"] == 25
     assert pooled["mean_tokens"] == 20
-    assert pooled["mean_entropy"] == pytest.approx((0.375 * 2 + 0.125 * 2) / 4)
+    assert pooled["token_entropy"] is None
     assert pooled["truncated"] == pytest.approx((0.25 * 2 + 0.5 * 2) / 4)
 
 
 def test_metrics_do_not_depend_on_the_order_of_rows() -> None:
     table = _generations({("a", "1", "easy"): "ciic", ("a", "2", "hard"): "ccii", ("b", "1", ""): "ii"})
     shuffled = table.take(np.random.default_rng(0).permutation(table.num_rows))
-    assert evaluate.summarize(shuffled) == evaluate.summarize(table)
+    assert evaluate.summarize(shuffled, NONE) == evaluate.summarize(table, NONE)
 
 
 def test_a_benchmark_without_problems_is_named_and_nothing_is_written(

@@ -58,7 +58,11 @@ def test_numbers_equal_those_counted_by_hand_from_the_generations(
     solved = {row["problem_id"] for row in rows if row["verdict"] == "correct"}
     assert numbers["pass_at_8"] == pytest.approx(len(solved) / 80)
     assert numbers["truncated"] == pytest.approx(np.mean([row["finish_reason"] == "length" for row in rows]))
-    assert numbers["mean_entropy"] == pytest.approx(np.mean([row["mean_entropy"] for row in rows]), rel=1e-6)
+    apart = tables.read(paths["entropies"] / "oxa_full-0.parquet", schemas.ENTROPIES).to_pylist()
+    of_response = [row["entropy"] / row["num_tokens"] for row in apart]
+    assert numbers["response_entropy"] == pytest.approx(np.mean(of_response))
+    sums = [sum(row[name] for row in apart) for name in ("entropy", "num_tokens")]
+    assert numbers["token_entropy"] == pytest.approx(sums[0] / sums[1])
     assert numbers["mean_tokens"] == pytest.approx(np.mean([row["num_tokens"] for row in rows]))
     hard = [row["verdict"] == "correct" for row in rows if row["tier"] == "hard"]
     assert numbers["tiers"]["hard"]["pass_at_1"] == pytest.approx(np.mean(hard))
@@ -142,8 +146,8 @@ def test_a_difference_inside_its_interval_is_not_called_a_gain(paths: dict[str, 
     assert summary["differences"]["oxa_mle"]["world"]["pass_at_1"]["shown"] is False
     written = (paths["output"] / "table.md").read_text()
     lines = [line for line in written.splitlines() if line.startswith("| ")]
-    (mle,) = [line for line in lines if line.startswith("| oxa_mle − sft ")]
-    (full,) = [line for line in lines if line.startswith("| oxa_full − sft ")]
+    mle, _ = [line for line in lines if line.startswith("| oxa_mle − sft ")]
+    full, _ = [line for line in lines if line.startswith("| oxa_full − sft ")]
     assert "n.s." in mle.split("|")[2]
     assert "n.s." not in full.split("|")[2]
     assert summary["guess_rate"] == {"world": 1.8 / 100}
@@ -282,13 +286,11 @@ def test_checkpoints_on_other_problems_are_not_compared(tmp_path: Path, log: Any
 def test_unknown_entropy_is_left_out_and_not_taken_for_zero(tmp_path: Path, log: Any) -> None:
     arms = {"sft": ALL["sft"]}
     paths = make_inputs(tmp_path, arms)
-    rows = tables.read(paths["generations"] / "base.parquet", schemas.GENERATIONS).to_pylist()
-    for row in rows:
-        row["mean_entropy"] = float("nan")
-    tables.write(paths["generations"] / "base.parquet", rows, schemas.GENERATIONS)
+    tables.write(paths["entropies"] / "base.parquet", [], schemas.ENTROPIES)  # evaluate.entropy_samples: 0
     summary = run(paths, log, list(arms))
-    assert summary["arms"]["base"]["world"]["mean_entropy"] is None
-    assert "mean_entropy" not in summary["differences"]["base"]["world"]
+    for metric in ("response_entropy", "token_entropy"):
+        assert summary["arms"]["base"]["world"][metric] is None
+        assert metric not in summary["differences"]["base"]["world"]
     assert "| – " in markdown.table(summary)
 
 

@@ -70,9 +70,9 @@ def test_an_entropy_in_place_of_a_temperature_only_chooses_the_number(
     speller: Path, problems: Path, tmp_path: Path, matched: Result
 ) -> None:
     number = matched.metrics["temperature"]
-    assert matched.metrics["entropy_before"] == pytest.approx(2.25, abs=0.03)
+    assert matched.metrics["token_entropy_before"] == pytest.approx(2.25, abs=0.03)
     assert any(row["reward"] for row in matched.log.rows)  # else Adam would step along rounding errors
-    assert matched.log.rows[0]["entropy"] == pytest.approx(2.25, abs=0.2)  # of other rollouts
+    assert matched.log.rows[0]["token_entropy"] == pytest.approx(2.25, abs=0.2)  # of other rollouts
     given = fit(speller, problems, tmp_path, temperature=number)
     assert given.metrics["temperature"] == number
     assert matched.log.curve() == given.log.curve()
@@ -119,7 +119,7 @@ def test_the_reward_rises(speller: Path, problems: Path, tmp_path: Path) -> None
     rewards = [row["reward"] for row in done.log.rows]
     assert max(rewards[:3]) < 0.3
     assert min(rewards[-3:]) > 0.6
-    assert done.log.rows[-1]["entropy"] < 0.5 * done.log.rows[0]["entropy"]
+    assert done.log.rows[-1]["token_entropy"] < 0.5 * done.log.rows[0]["token_entropy"]
     assert [path.name for path in done.output.iterdir()] == ["step-30"]
 
 
@@ -259,7 +259,7 @@ def test_a_step_is_a_checkpoint_with_the_files_and_the_type_of_the_one_it_came_f
     assert not torch.equal(
         before["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.up_proj.weight"]
     )
-    assert done.log.rows[0]["entropy"] == pytest.approx(2.29, abs=0.02)
+    assert done.log.rows[0]["token_entropy"] == pytest.approx(2.29, abs=0.02)
     assert [row["learning_rate"] for row in done.log.rows] == [0.0, 1e-2]
 
 

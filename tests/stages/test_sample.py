@@ -175,7 +175,7 @@ def test_metrics_are_means_over_what_was_written(checkpoint: Path, tmp_path: Pat
     metrics = _run(greedy, checkpoint, problems, tmp_path, log)
     rows = _rows(tmp_path)
     assert metrics["mean_tokens"] == pytest.approx(sum(row["num_tokens"] for row in rows) / 9)
-    assert metrics["mean_entropy"] == pytest.approx(sum(row["mean_entropy"] for row in rows) / 9)
+    assert metrics["response_entropy"] == pytest.approx(sum(row["mean_entropy"] for row in rows) / 9)
     assert metrics["truncated"] == pytest.approx(sum(row["finish_reason"] == "length" for row in rows) / 9)
     assert metrics["without_end_think"] == 1
     assert metrics["no_room"] == 0
@@ -198,7 +198,7 @@ def test_a_problem_that_fills_the_context_gets_empty_responses_that_are_counted(
     drawn = rows[:3] + rows[6:]
     assert all(row["text"].startswith(opening) and row["text"] for row in drawn)
     assert (metrics["no_room"], metrics["num_responses"]) == (3, 9)
-    assert metrics["mean_entropy"] == pytest.approx(sum(row["mean_entropy"] for row in drawn) / 6)
+    assert metrics["response_entropy"] == pytest.approx(sum(row["mean_entropy"] for row in drawn) / 6)
     assert metrics["mean_tokens"] == pytest.approx(sum(row["num_tokens"] for row in drawn) / 9)
     json.dumps(metrics, allow_nan=False)
 

@@ -60,10 +60,24 @@ def generations(seed: int, num_right: int, strategy: str) -> list[dict[str, Any]
                     "finish_reason": "stop",
                     "verdict": "correct" if right else "incorrect",
                     "predicted": "333",
-                    "mean_entropy": 0.1 * num_right,
                 }
             )
     return rows
+
+
+def write_answers(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    """A checkpoint's generations and, one a problem, the responses that its entropy is measured on."""
+    tables.write(folder / f"data/generations/{name}.parquet", rows, schemas.GENERATIONS)
+    num_right = sum(row["verdict"] == "correct" for row in rows if row["tier"] == "easy") // (
+        6 * len({row["step"] for row in rows})
+    )
+    apart = [
+        {name: row[name] for name in ("benchmark", "problem_id", "tier", "step", "sample_index", "text")}
+        | {"finish_reason": "stop", "num_tokens": 10, "entropy": 1.0 * num_right}
+        for row in rows
+        if row["sample_index"] == 0
+    ]
+    tables.write(folder / f"data/entropies/{name}.parquet", apart, schemas.ENTROPIES)
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +87,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for experiment, arms in (("first", "ab"), ("second", "b")):
         for seed in WORLDS:
             folder = root / f"{experiment}-{seed}"
-            tables.write(
-                folder / "data/generations/base.parquet", generations(seed, 1, "digits"), schemas.GENERATIONS
-            )
+            write_answers(folder, "base", generations(seed, 1, "digits"))
             for arm in arms:
                 rate = RATES[f"{experiment}/{arm}"]
                 made = generations(seed, rate - (seed == 5 and rate > 3), "columns")
@@ -94,13 +106,13 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 files.write_json(folder / f"metrics/selection/ce/{arm}.json", chosen)
                 for number in SEEDS:
                     name = f"{arm}-{number}"
-                    tables.write(folder / f"data/generations/{name}.parquet", made, schemas.GENERATIONS)
+                    write_answers(folder, name, made)
                     after = [
                         row | {"step": step}
                         for step, right in ((8, 2), (16, 4))
                         for row in generations(seed, right, "columns")
                     ]
-                    tables.write(folder / f"data/generations/{name}-rl.parquet", after, schemas.GENERATIONS)
+                    write_answers(folder, f"{name}-rl", after)
                     final = {"ul_probability": 0.25} if arm == "b" else {}
                     files.write_json(folder / f"metrics/train/{name}.json", {"final": final})
                     files.write_json(folder / f"metrics/rlvr/{name}.json", {"temperature": 1.2})
@@ -140,7 +152,7 @@ def test_numbers_are_those_of_all_worlds_problems_together(read: Any) -> None:
     assert new["pass@1, %"].startswith("75.0 [")
     assert plain["pass@1 in world 4 / 5"] == "37.5 / 37.5"
     assert new["pass@1 in world 4 / 5"] == "87.5 / 62.5"
-    assert new["entropy, nats"].startswith("0.350")
+    assert new["token entropy, nats"].startswith("0.350")
     assert (new["CE sequences"], new["CE tokens"], new["p of UL tokens"]) == ("160", "7004", "0.25")
     assert plain["p of UL tokens"] == "–"
     assert row(text, "base", "row")["pass@1, %"].startswith("12.5 [")
@@ -151,7 +163,7 @@ def test_differences_are_those_to_the_baseline_and_shown_as_such(read: Any) -> N
     cells_of_row = row(text, "new − plain", "difference")
     assert cells_of_row["Δ pass@1, points"].startswith("+37.5 [")
     assert "n.s." not in cells_of_row["Δ pass@1, points"]
-    assert cells_of_row["Δ entropy, nats"].startswith("+0.150")
+    assert cells_of_row["Δ token entropy, nats"].startswith("+0.150")
 
 
 def test_a_difference_is_told_of_every_world_too(read: Any) -> None:
@@ -176,7 +188,7 @@ def test_rows_that_learn_from_the_same_solutions_are_paired_by_seed(workspace: P
         for number, lost in zip(SEEDS, (0, 1), strict=True):
             for arm in "ab":
                 made = generations(seed, RATES[f"first/{arm}"] + (arm == "b") - lost, "columns")
-                tables.write(folder / f"data/generations/{arm}-{number}.parquet", made, schemas.GENERATIONS)
+                write_answers(folder, f"{arm}-{number}", made)
         other = shutil.copytree(folder, tmp_path / "other" / f"first-{seed}")
         table = tables.read(other / "data/train/b/ce.parquet", schemas.TRAIN).to_pylist()
         train = [row | {"response_id": "another"} for row in table]
@@ -195,12 +207,12 @@ def test_rows_that_learn_from_the_same_solutions_are_paired_by_seed(workspace: P
 
 def test_a_table_compares_the_pairs_it_names_and_counts_no_others(read: Any) -> None:
     text = page.parts(STUDY, SECTION, runs("first", "second"), read)["pairs"]
-    assert "by Holm's method over 6 comparisons" in text
+    assert "by Holm's method over 8 comparisons" in text
     assert row(text, "new − old", "difference")["Δ pass@1, points"].startswith("+12.5 [")
     assert row(text, "old − plain", "difference")["Δ pass@1, points"].startswith("+25.0 [")
     assert "new − plain" not in text
     part = page.parts(STUDY, SECTION, runs("first"), read)["pairs"]
-    assert "by Holm's method over 6 comparisons" in part  # those to come count from the start
+    assert "by Holm's method over 8 comparisons" in part  # those to come count from the start
     assert "old − plain" in part
     assert "Not run yet: new." in part
 

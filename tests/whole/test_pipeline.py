@@ -116,13 +116,14 @@ def test_changing_one_arm_reruns_only_what_hangs_on_it(copy: Path):
     change(copy, "selection.ul.oxa_full.num", 15)
     ran = repro(copy)  # a dry run cannot know which outputs will differ
     behind = {f"{stage}@oxa_full-0" for stage in ("train", "evaluate", "rlvr", "evaluate_rlvr")}
-    assert ran == {"selection_ul@oxa_full", "traces@oxa_full-0", "report"} | behind
+    held_out = {f"predictors@{arm}-0" for arm in ("sft", "oxa_full")}  # is what no arm learns from
+    assert ran == {"selection_ul@oxa_full", "traces@oxa_full-0", "report"} | behind | held_out
 
 
 @pytest.mark.whole
 def test_a_new_seed_trains_and_evaluates_only_that_seed(copy: Path):
     change(copy, "seeds", [0, 1])
-    kinds = ("train", "evaluate", "rlvr", "evaluate_rlvr")
+    kinds = ("train", "evaluate", "rlvr", "evaluate_rlvr", "predictors")
     new = {f"{stage}@{arm}-1" for stage in kinds for arm in ("sft", "oxa_full")}
     assert repro(copy) == new | {"report"}
 

@@ -142,7 +142,7 @@ def test_both_engines_write_the_same_greedy_answers(model: Path, tmp_path: Path)
         for index, question in enumerate([*warm_up.QUESTIONS, *(f"What is {n} times 7?" for n in range(12))])
     ]
     section = Sample(max_tokens=24, temperature=0.0)
-    vllm = Vllm(python=str(VLLM), dtype="float32", logprobs=0, max_model_len=256, flags=["--enforce-eager"])
+    vllm = Vllm(python=str(VLLM), dtype="float32", max_model_len=256, flags=["--enforce-eager"])
 
     def answers(engine: Generate) -> list[list[int]]:
         made = generate.generate(

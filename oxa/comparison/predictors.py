@@ -100,8 +100,8 @@ def summarize(
     correlations = {}
     if len(after) >= FEWEST:
         for one in columns:
-            of_arms = [values[arm].get(one.name) for arm in after]
-            if None not in of_arms and len(set(of_arms)) > 1 and len(set(after.values())) > 1:
+            of_arms = [value for arm in after if (value := values[arm].get(one.name)) is not None]
+            if len(of_arms) == len(after) and len(set(of_arms)) > 1 and len(set(after.values())) > 1:
                 found = correlation(
                     of_arms,
                     list(after.values()),

@@ -47,9 +47,9 @@ def batch_kl(
     for row, (ids, start) in enumerate(zip(sequences, starts, strict=True)):
         input_ids[row, : len(ids)] = torch.from_numpy(ids)
         scored[row, start : len(ids)] = True
-    sides = [_side(model, input_ids.to(model.device), scored.to(model.device)) for model in (p, q)]
+    ours, theirs = (_side(model, input_ids.to(model.device), scored.to(model.device)) for model in (p, q))
     num = int(scored.sum())
-    parts = [_tiled_kl(*sides, slice(first, first + chunk)) for first in range(0, num, chunk)]
+    parts = [_tiled_kl(ours, theirs, slice(first, first + chunk)) for first in range(0, num, chunk)]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64), scored.sum(1).numpy()
 
 

@@ -103,12 +103,14 @@ def base(params: Params, shape: Shape, device: Machine, work: Workload) -> Step:
 
 
 def score(name: str, params: Params, shape: Shape, device: Machine, work: Workload, rows: Rows) -> Step:
-    section = params.score
-    if section.condition_on_prompt:
-        rows = rows.with_prompt(work.prompt)
+    section, alone = params.score, rows
+    prompted = rows.with_prompt(work.prompt)
+    rows, other = (prompted, alone) if section.condition_on_prompt else (alone, prompted)
     tokens = max(min(section.max_length, shape.context, rows.longest), section.batch_tokens)
     memory = _scoring_memory(shape, device, tokens, section.dtype, section.chunk)
     flops = cost.forward_flops(shape, rows.tokens, rows.squares, rows.tokens)
+    if "ifd" in section.measures and name == "score@teacher":
+        flops += cost.forward_flops(shape, other.tokens, other.squares, other.tokens)
     return step_of(name, device, rows, flops, section.dtype, memory)
 
 

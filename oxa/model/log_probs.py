@@ -208,6 +208,22 @@ def _above(logits: Tensor, own: Tensor, places: Tensor) -> Tensor:
     return above.sum(-1, dtype=torch.int32)  # twice as fast as into int64
 
 
+@torch.no_grad()
+def top_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, num: int) -> Tensor:
+    """[N, num] float32, the highest of hidden states [N, H] before a head [V, H], in no order; all, where V is less.
+
+    One tile of the vocabulary after the other, so that few more than TILE logits exist.
+    """
+    best = torch.empty(len(hidden), 0, device=hidden.device)
+    width = max(MIN_WIDTH, TILE[hidden.device.type] // max(1, len(hidden)))
+    for start in range(0, len(weight), width):
+        tile = slice(start, start + width)
+        logits = linear(hidden, weight[tile], None if bias is None else bias[tile]).float()
+        best = torch.cat([best, logits], 1)
+        best = best.topk(min(num, best.shape[1]), sorted=False).values
+    return best
+
+
 def batch_statistics(
     model: Any,
     sequences: Sequence[np.ndarray],

@@ -43,8 +43,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from oxa.model.log_probs import MIN_WIDTH, TILE, linear
-
 MAX_LOG_PROB = math.log1p(-1e-6)
 """ℓ is clamped to this: 1 - p has no correct digit left in float32 beyond it. A token more certain than that still
 costs 13.8 nats but has no gradient."""
@@ -61,7 +59,7 @@ def dynamic(log_probs: Tensor) -> Tensor:
 
 
 def entropy_adaptive(log_probs: Tensor, weights: Tensor) -> Tensor:
-    """-w ℓ, any shape; the weights are `top_entropies`."""
+    """-w ℓ, any shape; the weights are `normalised_entropies`."""
     return -weights * log_probs
 
 
@@ -93,18 +91,10 @@ CE_LOSSES: dict[str, Callable[..., Tensor]] = {
 
 
 @torch.no_grad()
-def top_entropies(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[N] float32, eaft's w of hidden states [N, H] before a head [V, H], a tile of the vocabulary at a time."""
-    width = max(MIN_WIDTH, TILE[hidden.device.type] // max(1, len(hidden)))
-    num = min(NUM_TOP, len(weight))
-    best = hidden.new_empty(len(hidden), 0, dtype=torch.float32)
-    for start in range(0, len(weight), width):
-        tile = slice(start, start + width)
-        logits = linear(hidden, weight[tile], None if bias is None else bias[tile]).float()
-        best = torch.cat([best, logits], 1)
-        best = best.topk(min(num, best.shape[1]), sorted=False).values
-    log_p = best.log_softmax(1)
-    return -(log_p.exp() * log_p).sum(1) / math.log(num)
+def normalised_entropies(top_logits: Tensor) -> Tensor:
+    """[N], eaft's w of the 20 highest logits, [N, 20]: 1 where they are equal; of all, in a smaller vocabulary."""
+    log_p = top_logits.log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1) / math.log(top_logits.shape[1])
 
 
 def surest(entropy: Tensor, scored: Tensor, count: int) -> Tensor:

@@ -72,16 +72,18 @@ class Head:
     def forward(self, **arguments: Any) -> Any:
         raise NotImplementedError  # without the fused head
 
-    def log_probs(self, labels: Tensor) -> Tensor:
+    def tempered(self, labels: Tensor) -> Tensor:
         """[B, T - 1], with gradient, of labels [B, T] at the temperature, 0 where they are -100."""
-        log_probs: Tensor = self.forward(labels=labels, fused_lm_head=True).log_probs
-        return log_probs
+        outputs: Any = self.forward(labels=labels, fused_lm_head=True)
+        tempered: Tensor = outputs.log_probs
+        return tempered
 
-    def top_entropies(self, labels: Tensor) -> Tensor:
-        """[B, T - 1], losses.top_entropies where a label is to be predicted, else 0."""
+    def entropies(self, labels: Tensor) -> Tensor:
+        """[B, T - 1], losses.normalised_entropies where a label is to be predicted, else 0."""
         scored, head = labels[:, 1:] != -100, self.get_output_embeddings()
         hidden = self._outputs.last_hidden_state[:, :-1][scored]
-        entropies = losses.top_entropies(hidden.detach(), head.weight, head.bias)
+        top = log_probs.top_logits(hidden, head.weight, head.bias, losses.NUM_TOP)
+        entropies = losses.normalised_entropies(top)
         return entropies.new_zeros(scored.shape).masked_scatter(scored, entropies)
 
 
@@ -172,9 +174,9 @@ class OXATrainer(Planned, SFTTrainer):
         promoted = inputs["labels"].where(~inputs["suppressed"][:, None], -100)
         match self._arm.ce_loss:
             case "eaft":
-                return self._head.top_entropies(promoted)
+                return self._head.entropies(promoted)
             case "gem":
-                return self._head.log_probs(promoted)
+                return self._head.tempered(promoted)
             case "psft":
                 old: Tensor = inputs["old"]
                 return old

@@ -134,6 +134,18 @@ def test_tiled_statistics_of_bfloat16_weights_and_a_bias_round_only_the_logits()
     torch.testing.assert_close(found.entropies.double(), -(log_p.exp() * log_p).sum(-1), rtol=1e-5, atol=1e-5)
 
 
+def test_top_logits_are_found_tile_by_tile(monkeypatch: pytest.MonkeyPatch):
+    generator = torch.Generator().manual_seed(1)
+    hidden, weight = torch.randn(9, 8, generator=generator), torch.randn(70, 8, generator=generator)
+    bias = torch.randn(70, generator=generator)
+    monkeypatch.setattr(lm, "MIN_WIDTH", 7)
+    monkeypatch.setattr(lm, "TILE", {"cpu": 1})
+    found = lm.top_logits(hidden, weight, bias, 20).sort(descending=True).values
+    torch.testing.assert_close(found, F.linear(hidden, weight, bias).topk(20).values)
+    assert lm.top_logits(hidden, weight[:3], None, 20).shape == (9, 3)
+    assert lm.top_logits(hidden[:0], weight, bias, 20).shape == (0, 20)
+
+
 def test_nothing_to_score_gives_nothing(checkpoint: Path):
     model, _ = loading.load(checkpoint)
     ids = torch.arange(5, 9)[None]

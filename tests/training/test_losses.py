@@ -84,8 +84,7 @@ def logits_of(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_entropy_adaptive_fine_tuning_weighs_by_the_normalised_entropy_of_the_top_20() -> None:
     logits, tokens = logits_of()
-    head = torch.eye(40, dtype=torch.float64)  # the hidden states are the logits
-    weights = losses.top_entropies(logits.detach(), head, None)
+    weights = losses.normalised_entropies(logits.detach().topk(20).values)
     for row, weight in zip(logits.tolist(), weights.tolist(), strict=True):
         best = sorted(row)[-20:]
         p = [math.exp(x - best[-1]) for x in best]
@@ -98,20 +97,7 @@ def test_entropy_adaptive_fine_tuning_weighs_by_the_normalised_entropy_of_the_to
     log_probs = logits.log_softmax(1).gather(1, tokens)[:, 0]
     losses.entropy_adaptive(log_probs, weights).sum().backward()
     plain = torch.nn.functional.one_hot(tokens[:, 0], 40) - logits.detach().softmax(1)
-    torch.testing.assert_close(logits.grad, -weights[:, None].double() * plain)
-
-
-def test_top_entropies_see_a_vocabulary_of_any_size_tile_by_tile(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(1)
-    hidden, weight = torch.randn(9, 8, generator=generator), torch.randn(70, 8, generator=generator)
-    bias = torch.randn(70, generator=generator)
-    whole = losses.top_entropies(hidden, weight, bias)
-    monkeypatch.setattr(losses, "MIN_WIDTH", 7)
-    monkeypatch.setattr(losses, "TILE", {"cpu": 1})
-    torch.testing.assert_close(losses.top_entropies(hidden, weight, bias), whole)
-    few = losses.top_entropies(hidden, torch.zeros(3, 8), None)  # three tokens that are equally likely
-    torch.testing.assert_close(few, torch.ones(9))
-    assert len(losses.top_entropies(hidden[:0], weight, bias)) == 0
+    torch.testing.assert_close(logits.grad, -weights[:, None] * plain)
 
 
 @given(st.lists(st.tuples(st.floats(-30, -1e-3), st.floats(-30, -1e-3)), min_size=1, max_size=9))

@@ -93,6 +93,13 @@ class Params(Section):
                     f"arm {arm!r}: its UL set takes verdicts that score.self_verdicts leaves out: "
                     f"{', '.join(sorted(unscored))}"
                 )
+        for pair in self.train.after.items():
+            for arm in pair:
+                if arm not in self.arms:
+                    raise ValueError(
+                        f"arm {arm!r} of train.after ({pair[0]}: {pair[1]}) is not one of arms; add it there or take "
+                        "the pair out"
+                    )
         for name in self.ingest.benchmarks:
             if name in ("train", "rlvr", "pooled"):
                 raise ValueError(

@@ -69,7 +69,10 @@ def _stages(params: Params, shape: Shape, device: Machine, work: Workload) -> It
         for objective, rows in sets.items():
             yield Step(f"selection_{objective}@{arm}", 1, rows.origin, rows.num)
     for arm in params.arms:
-        yield train(arm, params, shape, device, work)
+        step, before = train(arm, params, shape, device, work), params.train.after.get(arm)
+        yield (
+            step._replace(remark=f"goes on from {before}, and so has seen both's tokens") if before else step
+        )
     yield rlvr(params, shape, device, work)
     section, drawn = params.evaluate, params.evaluate.num_samples_by_benchmark
     num = sum(n.value * drawn.get(name, section.num_samples) for name, n in work.benchmarks.items())

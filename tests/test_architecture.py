@@ -242,7 +242,7 @@ def test_every_params_file_holds_the_keys_that_the_graph_tracks(path: Path):
     for name, entry in GRAPH.items():
         each = re.sub(r"\$\{(.*)\}", r"\1", stages[name].get("foreach", "arms"))
         for item in value_of(params, each) or ():
-            for key in entry["params"]:
+            for key in entry.get("params", []):
                 key = re.sub(r"\$\{(item\.arm|key)\}", item, key)
                 assert value_of(params, key) is not None, f"{path.name}: {key}"
 

@@ -68,6 +68,8 @@ def _stages(params: Params, shape: Shape, device: Machine, work: Workload) -> It
     for arm, sets in work.sets.items():
         for objective, rows in sets.items():
             yield Step(f"selection_{objective}@{arm}", 1, rows.origin, rows.num)
+    for arm in params.train.after:
+        yield Step(f"begin@{arm}", 1, "from params")
     for arm in params.arms:
         step, before = train(arm, params, shape, device, work), params.train.after.get(arm)
         yield (

@@ -92,12 +92,12 @@ def make(folder: Path, num_rows: int) -> None:
 def by_oxa(folder: Path, num: int) -> None:
     from oxa.config.fine_tuning import FineTuning
     from oxa.config.prompt import Prompt
-    from oxa.config.selection import SelectionShared
+    from oxa.config.selection import CeSet, SelectionShared
     from oxa.stages import selection_ce
 
     selection_ce.run(
         SelectionShared(num_ce=num),
-        "gaussian",
+        CeSet(rule="gaussian"),
         Prompt(suffix=""),
         FineTuning(),
         problems=folder / "problems.parquet",

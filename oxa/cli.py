@@ -154,7 +154,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
     if "DVC_STAGE" in os.environ:
         check_no_password(raw, str(arguments.params))
     params = _checked(arguments.params, raw)
-    options = launch.filled(vars(arguments))
+    options = launch.begun(launch.filled(vars(arguments)), params.train.after)
     sections = sections_of(params, stage, options)
     names = [list(_section(params, key)) for key in stage.names]
     inputs = {option: options[option] for option in stage.inputs}

@@ -13,7 +13,7 @@ from generations import entropies
 from oxa.config.fine_tuning import FineTuning
 from oxa.config.prompt import Prompt
 from oxa.config.report import Report
-from oxa.config.selection import CeRule, SelectionShared, UnlikelihoodSet
+from oxa.config.selection import CeSet, SelectionShared, UnlikelihoodSet
 from oxa.records import schemas, tables
 from oxa.report import training_sets
 from oxa.runtime import files as records
@@ -25,15 +25,15 @@ SECTION = Report(baseline="sft", resamples=300)
 class Arm(NamedTuple):
     """Rule of its CE set, and its UL set where it has one."""
 
-    ce: CeRule
+    ce: CeSet
     ul: UnlikelihoodSet | None = None
 
 
 ALL = {
-    "sft": Arm("random"),
-    "sft_lp": Arm("lowest"),
-    "oxa_mle": Arm("gaussian"),
-    "oxa_full": Arm("gaussian", UnlikelihoodSet(num=150, min_ppl=1.02)),
+    "sft": Arm(CeSet(rule="random")),
+    "sft_lp": Arm(CeSet(rule="lowest")),
+    "oxa_mle": Arm(CeSet(rule="gaussian")),
+    "oxa_full": Arm(CeSet(rule="gaussian"), UnlikelihoodSet(num=150, min_ppl=1.02)),
 }
 CURVES = (
     "ce_loss",

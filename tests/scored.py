@@ -27,6 +27,7 @@ class Row(NamedTuple):
     truncated: bool = False
     predicted: str | None = "1"
     train_tokens: int = 20
+    measures: dict[str, float] = {}  # noqa: RUF012  what score.measures adds
 
 
 CONTEXT = 32
@@ -138,11 +139,12 @@ def write_tables(
                     "truncated": row.truncated,
                     "mean_entropy": 0.1,
                     "train_tokens": row.train_tokens,
+                    **row.measures,
                 }
                 for row in sorted(rows, key=lambda row: row.num_tokens)
                 if row.ppl is not None
             ],
-            schemas.SCORES,
+            schemas.scores(next((row.measures for row in rows), {})),
             {schemas.CONTEXT: CONTEXT},
         )
     return paths

@@ -183,7 +183,7 @@ def test_a_stages_dependencies_are_the_modules_and_sections_that_it_uses(name: s
     used = set(modules.imported_modules(stage.module))
     assets = {f"oxa/{asset}" for asset in stage.assets}
     assert {dep for dep in entry["deps"] if dep.startswith("oxa/")} == used | assets
-    assert {re.sub(r"\$\{(item\.\w+|key)\}", "{}", key) for key in entry["params"]} == {
+    assert {re.sub(r"\$\{(item\.\w+|key)\}", "{}", key) for key in entry.get("params", [])} == {
         re.sub(r"\{\w+\}", "{}", section) for section in stage.sections
     }
 
@@ -195,7 +195,7 @@ def test_no_value_of_params_stands_in_a_command_that_a_shell_reads(name: str):
 
 def placeholders(path: str) -> str:
     """What a command calls it: `models/${item.arm}-${item.seed}` is `models/@key`."""
-    both = path.replace("${item.arm}-${item.seed}", "@key")
+    both = path.replace("${item.arm}-${item.seed}", "@key").replace("${item}", "@from")
     return re.sub(r"\$\{(item\.\w+|key)\}", "@key", both)
 
 
@@ -209,8 +209,10 @@ def test_a_stages_paths_are_the_ones_on_its_command_line(name: str):
         for flag, value in zip(words[1::2], words[2::2], strict=True)
     }
     assert set(options) == {*stage.items, *stage.inputs, *stage.written}
-    options = {option: value.replace("@arm", "@key") for option, value in options.items()}
-    written = paths_of(entry["outs"]) | paths_of(entry["metrics"])
+    # what an arm of two passes goes on from, it depends on by way of `begin`
+    options = {option: re.sub("@(arm|seed)", "@key", value) for option, value in options.items()}
+    options = {option: value.replace("@start", "base") for option, value in options.items()}
+    written = paths_of(entry["outs"]) | paths_of(entry.get("metrics", []))
     assert {placeholders(path) for path in written} == {options[output] for output in stage.written}
     inputs = {options[option] for option in stage.inputs}
     data = {placeholders(dep) for dep in entry["deps"] if not dep.startswith("oxa/")}
@@ -240,7 +242,7 @@ def test_every_params_file_holds_the_keys_that_the_graph_tracks(path: Path):
     for name, entry in GRAPH.items():
         each = re.sub(r"\$\{(.*)\}", r"\1", stages[name].get("foreach", "arms"))
         for item in value_of(params, each) or ():
-            for key in entry["params"]:
+            for key in entry.get("params", []):
                 key = re.sub(r"\$\{(item\.arm|key)\}", item, key)
                 assert value_of(params, key) is not None, f"{path.name}: {key}"
 

@@ -105,6 +105,33 @@ def test_without_an_exam_or_a_ul_set_there_are_no_such_stages(folder: Path) -> N
     assert stale() == set()
 
 
+def test_an_arm_of_two_passes_waits_for_the_first_and_is_trained_again_with_it(folder: Path) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["selection"]["ce"]["third"] = params["selection"]["ce"]["sft_ul"] = "random"
+    params["train"]["arms"] |= {"third": {}, "sft_ul": {}}
+    params["train"]["after"] = {"third": "sft_ul", "sft_ul": "sft"}
+    change(
+        arms=[*params["arms"], "third", "sft_ul"], **{name: params[name] for name in ("selection", "train")}
+    )
+    before, new = stages(), {"third", "sft_ul"}
+    assert "train@sft-0" in before["train@sft_ul-0"]
+    assert {"train@sft-0", "train@sft_ul-0", "begin@sft_ul"} <= before["train@third-0"]
+    assert "train@third-0" in before["rlvr@third-0"] & before["report"]
+    assert not {"begin@third", "begin@sft_ul"} & before["train@oxa_full-0"]
+    plain = stale()
+    assert {name for name in plain if "train@" in name} == {f"train@{arm}-0" for arm in new}
+    for arm in new:
+        Path(f"data/train/{arm}/after.json").parent.mkdir(parents=True, exist_ok=True)
+        Path(f"data/train/{arm}/after.json").write_text("{}")
+        Path(f"data/trained/{arm}").mkdir(parents=True, exist_ok=True)
+        Path(f"data/trained/{arm}/0.json").write_text("{}")
+    with Repo() as repo:
+        repo.commit("begin@sft_ul", force=True)
+    assert "begin@sft_ul" not in stale()
+    Path("data/trained/sft/0.json").write_text("of other weights")
+    assert "begin@sft_ul" in stale()
+
+
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_the_graph_of_every_preset_holds_what_it_names(folder: Path, preset: Path) -> None:
     shutil.copy(preset, "params.yaml")

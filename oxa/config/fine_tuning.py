@@ -82,9 +82,12 @@ class TrainArm(Section):
     ul_tokens: Count | None = None
     """Tokens of a UL sequence that are pushed, those at which the student is surest (lowest entropy) while it trains,
     each as hard as without this; none: all of them, as in the paper."""
-    ce_loss: Literal["nll", "dft"] = "nll"
-    """`dft` weighs a CE token by its own probability (dynamic fine-tuning, arXiv 2508.05629): a contrast, which learns
-    least from what the student finds unlikely."""
+    ce_loss: Literal["nll", "dft", "eaft", "psft", "gem"] = "nll"
+    """What is minimised of CE tokens; other than cross-entropy (`nll`), contrasts. `dft` weighs a token by its own
+    probability (dynamic fine-tuning, arXiv 2508.05629), `eaft` by the normalised entropy of the 20 likeliest tokens
+    (arXiv 2601.02151). `psft` pushes a token no further than to 1.28 times the probability that it had at most 8 steps
+    before (arXiv 2508.17784). `gem` is cross-entropy at temperature 0.7, which leaves the rest of the distribution
+    flatter (arXiv 2408.16673)."""
     objective: Literal["oxa", "kto"] = "oxa"
     """`kto`: TRL's KTO (arXiv 2402.01306) in place of cross-entropy and unlikelihood, a contrast: CE rows are its
     desirable completions, UL rows the undesirable ones. train.shared.normalization has no effect on it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -26,7 +26,7 @@ from oxa.config.prompt import Prompt
 from oxa.config.report import Report
 from oxa.config.rlvr import Rlvr
 from oxa.config.sample import Sample
-from oxa.config.score import Score
+from oxa.config.score import Measure, Score
 from oxa.config.section import Arm, Section, Seed
 from oxa.config.selection import Selection
 from oxa.config.sources import Sources
@@ -72,6 +72,11 @@ class Params(Section):
                 raise ValueError("arm 'base' would be confused with the base itself; give it another name")
             if arm not in self.selection.ce:
                 raise ValueError(f"arm {arm!r} has no entry in selection.ce")
+            by = self.selection.ce[arm].by
+            if by in get_args(Measure) and by not in self.score.measures:
+                raise ValueError(
+                    f"arm {arm!r}: selection.ce.{arm} chooses by {by}, which is not scored; add it to score.measures"
+                )
             if arm not in self.train.arms:
                 raise ValueError(f"arm {arm!r} has no entry in train.arms")
             unlikelihood, per_step = self.selection.ul.get(arm), self.train.arms[arm].num_ul
@@ -90,6 +95,13 @@ class Params(Section):
                     f"arm {arm!r}: its UL set takes verdicts that score.self_verdicts leaves out: "
                     f"{', '.join(sorted(unscored))}"
                 )
+        for pair in self.train.after.items():
+            for arm in pair:
+                if arm not in self.arms:
+                    raise ValueError(
+                        f"arm {arm!r} of train.after ({pair[0]}: {pair[1]}) is not one of arms; add it there or take "
+                        "the pair out"
+                    )
         for name in self.ingest.benchmarks:
             if name in ("train", "rlvr", "pooled"):
                 raise ValueError(

@@ -5,7 +5,13 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from oxa.config.section import Arm, Count, Positive, Section, Seed, Share, Verdict, argument, is_number
 
@@ -39,8 +45,50 @@ def _number_or_tokens(value: Any) -> Any:
     return value
 
 
-CeRule = Literal["random", "lowest", "gaussian"]
+CeRule = Literal["random", "lowest", "highest", "gaussian"]
 """A rule of the CE set, by its name in selection/rules.py."""
+
+By = Literal["ppl", "rsr", "hes", "ifd", "length"]
+"""What a response is chosen by: a column of the scores, `length` being that of its tokens."""
+
+
+class CeSet(Section):
+    """How an arm's CE set is chosen. A rule's name alone, as in `oxa_mle: gaussian`, is that rule by ppl."""
+
+    by: By = "ppl"
+    """What the rule looks at: perplexity, a measure that score computes where `score.measures` names it, or the
+    response's tokens."""
+    rule: CeRule
+    """`lowest` and `highest` take those from one end, `gaussian` those whose values follow one, and `random` looks at
+    none."""
+    mean: Annotated[float | str, BeforeValidator(_mean)] | None = None
+    """Mean of the Gaussian, or `quantile(q)` of all eligible responses; none: that of `selection.shared`, by ppl
+    alone."""
+    std: Positive | None = None
+    """Its standard deviation; none: that of `selection.shared`. By another measure than ppl, the bins are a fifth of it
+    wide and reach 4 to either side of the mean."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"rule": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _has_what_the_rule_needs(self) -> CeSet:
+        own = (self.mean, self.std)
+        if self.rule != "gaussian" and own != (None, None):
+            raise ValueError(f"mean and std belong to the rule gaussian; leave them out beside {self.rule}")
+        if self.rule == "gaussian" and self.by != "ppl" and None in own:
+            raise ValueError(
+                f"a gaussian by {self.by} needs a mean (a number or `quantile(q)`) and a std of its own: those of "
+                "selection.shared are ppl's"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _plain(self, as_mapping: SerializerFunctionWrapHandler) -> Any:
+        """By ppl, the rule's name alone: as it is mostly written."""
+        return self.rule if (self.by, self.mean, self.std) == ("ppl", None, None) else as_mapping(self)
 
 
 class SelectionShared(Section):
@@ -98,7 +146,7 @@ class UnlikelihoodSet(Section):
 class Selection(Section):
     shared: SelectionShared
     """What holds for every arm."""
-    ce: dict[Arm, CeRule]
+    ce: dict[Arm, CeSet]
     """Rule of each arm's CE set."""
     ul: dict[Arm, UnlikelihoodSet] = {}
     """UL sets of the arms that have one."""

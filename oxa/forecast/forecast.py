@@ -68,8 +68,13 @@ def _stages(params: Params, shape: Shape, device: Machine, work: Workload) -> It
     for arm, sets in work.sets.items():
         for objective, rows in sets.items():
             yield Step(f"selection_{objective}@{arm}", 1, rows.origin, rows.num)
+    for arm in params.train.after:
+        yield Step(f"begin@{arm}", 1, "from params")
     for arm in params.arms:
-        yield train(arm, params, shape, device, work)
+        step, before = train(arm, params, shape, device, work), params.train.after.get(arm)
+        yield (
+            step._replace(remark=f"goes on from {before}, and so has seen both's tokens") if before else step
+        )
     yield rlvr(params, shape, device, work)
     runs, checkpoints = len(params.arms) * len(params.seeds), -(-params.rlvr.steps // params.rlvr.save_every)
     yield evaluate("evaluate_base", params, shape, device, work)
@@ -100,12 +105,14 @@ def base(params: Params, shape: Shape, device: Machine, work: Workload) -> Step:
 
 
 def score(name: str, params: Params, shape: Shape, device: Machine, work: Workload, rows: Rows) -> Step:
-    section = params.score
-    if section.condition_on_prompt:
-        rows = rows.with_prompt(work.prompt)
+    section, alone = params.score, rows
+    prompted = rows.with_prompt(work.prompt)
+    rows, other = (prompted, alone) if section.condition_on_prompt else (alone, prompted)
     tokens = max(min(section.max_length, shape.context, rows.longest), section.batch_tokens)
     memory = _scoring_memory(shape, device, tokens, section.dtype, section.chunk)
     flops = cost.forward_flops(shape, rows.tokens, rows.squares, rows.tokens)
+    if "ifd" in section.measures and name == "score@teacher":
+        flops += cost.forward_flops(shape, other.tokens, other.squares, other.tokens)
     return step_of(name, device, rows, flops, section.dtype, memory)
 
 

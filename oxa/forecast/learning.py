@@ -71,6 +71,14 @@ def fine_tuning(
     checkpointing = shared.gradient_checkpointing
     sizes = (shape, rows.tokens, rows.squares, scored)
     flops = training.training_flops(*sizes, checkpointing=checkpointing, adapter=adapter)
+    promoted = passes[0].tokens - work.prompt * passes[0].num  # the CE set's
+    match own.ce_loss:
+        case "psft":  # what the tokens' probabilities were
+            flops += cost.forward_flops(*sizes)
+        case "eaft":  # the head once more
+            flops += 2 * shape.head * promoted
+        case "gem":  # a head of its own
+            flops += 8 * shape.head * promoted
     longest, size = min(shared.max_length, shape.context, longest), sum(per_step.values())
     has_reference = own.objective == "kto" and adapter is None
     memory, cannot = _training_memory(shape, device, shared, size, longest, adapter, reference=has_reference)

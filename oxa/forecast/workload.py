@@ -170,7 +170,9 @@ def _sets(params: Params, arm: str, context: int, teacher: Rows, samples: Rows) 
     shared, suppressed = params.selection.shared, params.selection.ul.get(arm)
     longest = min(params.train.shared.max_length, context)
     mean, origin, longest_first = teacher.mean, teacher.origin, params.plan.longest_tokens
-    if longest_first and params.selection.ce[arm] == "gaussian" and shared.within_bin == "longest":
+    ce = params.selection.ce[arm]
+    takes_longest = ce.rule == "gaussian" and shared.within_bin == "longest"
+    if longest_first and (takes_longest or (ce.by, ce.rule) == ("length", "highest")):
         mean, origin = longest_first, "assumed"
     mean, budget = min(mean, longest), tokens_of(shared.num_ce)
     num = int(shared.num_ce) if budget is None else max(1, round(budget / mean))

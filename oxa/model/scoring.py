@@ -2,12 +2,18 @@
 
     mean NLL = -1/T · Σ_t ln p(y_t | x, y_<t)        T scored tokens of a response, nats a token
 
+and, where they are asked for, with r_t = 1 + the number of tokens that are likelier than y_t and H_t the entropy there,
+
+    rsr = Σ_t min(r_t, 100) / Σ_t -ln p_t            rank-surprisal ratio (arXiv 2601.14249 and its code), 1/nat
+    hes = Σ of the ⌈T/200⌉ highest H_t               high-entropy sum (arXiv 2605.22389), nats
+
 Where nothing stands before a response, its first token is not scored.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +27,7 @@ from oxa.model import log_probs
 from oxa.runtime import files, progress
 
 TOKENIZED_AT_ONCE = 1000
+MAX_RANK = 100
 TOKENS, ROWS = "tokens.bin", "rows.npy"
 
 
@@ -103,16 +110,45 @@ def check_head(network: Any, scratch: Path) -> None:
         log_probs.check_head(network, torch.from_numpy(shortest).long()[None].to(network.device))
 
 
-def score_batch(network: Any, batch: list[int], tokens: Tokens, chunk: int) -> np.ndarray:
-    """[B, 2] float64: mean NLL and mean entropy of the batch's rows."""
+def rank_surprisal(nll: np.ndarray, entropies: np.ndarray, ranks: np.ndarray) -> float:
+    """rsr of one response, arrays [T]; infinite where every token is certain."""
+    surprisal = nll.sum()
+    return float(np.minimum(ranks, MAX_RANK).sum() / surprisal) if surprisal > 0 else np.inf
+
+
+def high_entropy_sum(nll: np.ndarray, entropies: np.ndarray, ranks: np.ndarray) -> float:
+    """hes of one response, arrays [T]."""
+    num = -(-len(entropies) // 200)
+    return float(np.partition(entropies, -num)[-num:].sum())
+
+
+OF_ONE_PASS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
+    "rsr": rank_surprisal,
+    "hes": high_entropy_sum,
+}
+"""Measures of a response that the pass which gives its NLL gives beside it."""
+
+
+def score_batch(
+    network: Any, batch: list[int], tokens: Tokens, chunk: int, measures: Sequence[str] = ()
+) -> np.ndarray:
+    """[B, 2 + measures] float64: mean NLL, mean entropy and these entries of OF_ONE_PASS of the batch's rows."""
     sequences, starts = [tokens.row(row) for row in batch], [int(tokens.starts[row]) for row in batch]
-    statistics, counts = log_probs.batch_statistics(network, sequences, starts, chunk)
+    statistics, counts = log_probs.batch_statistics(network, sequences, starts, chunk, ranks=bool(measures))
     bounds = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    sums = [
-        np.add.reduceat(values.double().cpu().numpy(), bounds)
-        for values in (-statistics.log_probs, statistics.entropies)
-    ]
-    return np.stack(sums, 1) / counts[:, None]
+    nll, entropies = (
+        values.double().cpu().numpy() for values in (-statistics.log_probs, statistics.entropies)
+    )
+    sums = [np.add.reduceat(values, bounds) for values in (nll, entropies)]
+    means = np.stack(sums, 1) / counts[:, None]
+    if statistics.ranks is None:
+        return means
+    of_rows = zip(
+        *(np.split(values, bounds[1:]) for values in (nll, entropies, statistics.ranks.cpu().numpy())),
+        strict=True,
+    )
+    of_measures = [[OF_ONE_PASS[measure](*row) for measure in measures] for row in of_rows]
+    return np.concatenate([means, of_measures], 1)
 
 
 def save(path: Path, values: np.ndarray) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pyarrow as pa
 
 PROBLEMS = pa.schema(
@@ -53,6 +55,16 @@ SCORES = pa.schema(
         ("train_tokens", pa.int32()),  # of prompt, whole response and end token, as training reads them
     ]
 )
+
+
+MEASURES = pa.schema([(name, pa.float64()) for name in ("rsr", "hes", "ifd")])
+"""Columns that SCORES has beside where they are asked for (score.measures): rank-surprisal ratio (1/nat), high-entropy
+sum (nats), ppl with the prompt over that without; not finite where a response has none."""
+
+
+def scores(measures: Iterable[str]) -> pa.Schema:
+    """SCORES with these of MEASURES."""
+    return pa.schema([*SCORES, *(MEASURES.field(name) for name in measures)])
 
 
 CONTEXT = "context"

@@ -129,6 +129,13 @@ def notes(path: Path) -> dict[str, Any]:
         }
 
 
+def columns(path: Path) -> list[str]:
+    """The names of a table's columns."""
+    with _checked(path, pa.schema([]), None):
+        names: list[str] = pq.read_schema(path).names
+        return names
+
+
 def num_rows(path: Path) -> int:
     """Rows of a table; its footer alone is read."""
     with _checked(path, pa.schema([]), None):

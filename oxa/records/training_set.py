@@ -8,6 +8,8 @@ import pyarrow as pa
 
 from oxa.records import schemas, tables
 
+BEFORE = "after.json"
+"""Beside the tables of an arm of two passes: what it goes on from, as stage `begin` has it."""
 OBJECTIVES = ("ce", "ul")
 
 

@@ -84,6 +84,8 @@ def panels(selections: Selections, *, scores: Path, train_sets: Path) -> list[Pa
         pool = pools[objective]
         taken = pool.filter(pc.is_in(pool["response_id"], pa.array(ids, pa.string())))
         selected = selections[sets[key][0]]
+        if "by" in selected["ce"]:  # a Gaussian over another measure than ppl
+            selected = {name: value for name, value in selected.items() if name != "bins"}
         panels.append(
             Panel(
                 objective,

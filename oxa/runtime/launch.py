@@ -4,6 +4,10 @@ No value of params.yaml stands in a command of dvc.yaml: a shell would read it, 
 command holds placeholders instead, which are filled from DVC_STAGE, DVC's name for the stage at work:
 
     train@sft-0:   @key sft-0   @arm sft   @seed 0
+
+Two more are filled from train.after, {sft_ul: sft}, since DVC's own templates cannot look a name up:
+
+    train@sft_ul-0:   @from sft   @start sft-0        (@start base, of an arm that is not there)
 """
 
 from __future__ import annotations
@@ -25,6 +29,18 @@ def filled(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options' values, texts and paths, with their placeholders filled."""
     return {
         name: type(value)(_fill(str(value))) if isinstance(value, str | Path) else value
+        for name, value in options.items()
+    }
+
+
+def begun(options: Mapping[str, Any], after: Mapping[str, str]) -> dict[str, Any]:
+    """The options' values with what their arm goes on from filled in."""
+    before = after.get(str(options.get("arm")))
+    values = {"from": before or "", "start": f"{before}-{options.get('seed')}" if before else "base"}
+    return {
+        name: type(value)(re.sub(r"@(from|start)\b", lambda match: values[match[1]], str(value)))
+        if isinstance(value, str | Path)
+        else value
         for name, value in options.items()
     }
 

@@ -39,11 +39,13 @@ class SharedShards(Shards):
         self.is_first = rank == 0
         name = [uuid.uuid4().hex]  # the store may outlive processes that a launcher starts again
         distributed.broadcast_object_list(name)
-        self._key = f"oxa.score/{name[0]}"
+        self._key, self._rounds = f"oxa.score/{name[0]}", 0
 
     def __iter__(self) -> Iterator[int]:
+        self._rounds += 1  # every process iterates as often, and each time over all shards anew
+        key = f"{self._key}/{self._rounds}"
         while True:
-            yield self._store.add(self._key, 1) - 1
+            yield self._store.add(key, 1) - 1
 
     def meet(self) -> None:
         distributed.barrier()

@@ -55,6 +55,7 @@ class Candidates(NamedTuple):
     verdict_row: Ints  # in the verdicts table
     problem: Ints  # row in the problems table
     ppl: Floats
+    value: Floats  # what the rule looks at: ppl, or another measure
     num_tokens: Ints
     order: Hashes  # hash of (seed, response_id)
 
@@ -64,13 +65,21 @@ class Candidates(NamedTuple):
 
 
 def read(
-    files: Files, apart: Path, verdicts: Iterable[str], seed: int, *, max_length: int, whole: bool = False
+    files: Files,
+    apart: Path,
+    verdicts: Iterable[str],
+    seed: int,
+    *,
+    max_length: int,
+    whole: bool = False,
+    by: str = "ppl",
 ) -> tuple[Candidates, dict[str, int]]:
     """Scored responses to training problems with one of `verdicts`, and how many were left after each condition.
 
     None to a problem of the table `apart`. Only those that can be trained on: with prompt and end token not longer
     than `max_length`, nor than the context of the model that scored them. `whole`: only those that no limit cut,
-    neither the sampler's nor the scorer's. A ppl that is not finite is no score.
+    neither the sampler's nor the scorer's. A ppl that is not finite is no score, nor is any measure that the scores
+    hold beside it, whether `by` asks for it or not: every rule chooses among the same responses.
     """
     columns: Columns = {"response_id": hash_texts, "problem_id": hash_texts}
     if whole:
@@ -105,11 +114,15 @@ def read(
     allowed = np.append(verdict["verdict"], False)[verdict_row]  # row -1, none, is the one appended
     del verdict
 
-    numbers: Columns = dict.fromkeys(("ppl", "num_tokens", "truncated", "train_tokens"), _numbers)
-    score = _arrays(files.scores, schemas.SCORES, {"response_id": hash_texts, **numbers})
+    measures = [name for name in tables.columns(files.scores) if name in schemas.MEASURES.names]
+    if by in schemas.MEASURES.names and by not in measures:
+        raise DataError(f"{files.scores}: does not hold {by}; add it to score.measures and run `dvc repro`")
+    numbers: Columns = dict.fromkeys(("ppl", "num_tokens", "truncated", "train_tokens", *measures), _numbers)
+    score = _arrays(files.scores, schemas.scores(measures), {"response_id": hash_texts, **numbers})
     score_row = _same_rows(key, order, score.pop("response_id"), files.responses, files.scores)
 
-    scored = np.append(np.isfinite(score["ppl"]), False)[score_row]
+    finite = np.logical_and.reduce([np.isfinite(score[name]) for name in ("ppl", *measures)])
+    scored = np.append(finite, False)[score_row]
     conditions = {"verdict": allowed, "scored": scored, "train": problem >= 0}
     if len(held):
         conditions["apart"] = is_free
@@ -125,12 +138,17 @@ def read(
     del order, conditions, scored
     row = np.flatnonzero(keep).astype(np.int32)
     score_row = score_row[row]
+    ppl = score["ppl"][score_row]
+    value = (
+        ppl if by == "ppl" else score["num_tokens" if by == "length" else by][score_row].astype(np.float64)
+    )
     return Candidates(
         row=row,
         score_row=score_row,
         verdict_row=verdict_row[row],
         problem=problem[row],
-        ppl=score["ppl"][score_row],
+        ppl=ppl,
+        value=value,
         num_tokens=score["num_tokens"][score_row],
         order=mix(key[row] ^ mix(np.array([seed], np.uint64))),
     ), funnel

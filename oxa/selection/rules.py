@@ -5,7 +5,7 @@
 Every rule takes at most `per_problem` responses of one problem:
 
 - `random`    in the order of a seeded hash, round-robin: every problem gives one before any gives a second.
-- `lowest`    ascending ppl, passing over a problem that has given its share.
+- `lowest`    ascending ppl, passing over a problem that has given its share; `highest` the other way round.
 - `gaussian`  ppl follows a Gaussian cut to [ppl_min, ppl_max]. With c_b the center and w_b the width of bin b (all
               equal, but for a last one that ppl_max cuts short),
                   target_b = N · w_b pdf(c_b) / Σ_b w_b pdf(c_b),   rounded by largest remainder so that Σ = N.
@@ -14,6 +14,9 @@ Every rule takes at most `per_problem` responses of one problem:
               counting what it gave to other bins; in a round the longest go first, ties by the seeded hash. A problem
               has one cap over all bins, so bins compete: the bin that can give the fewest for each that it is asked for
               goes first, ties by ppl. What a bin cannot give is its shortage, reported and filled by nothing.
+
+What is said of ppl holds of every measure that `by` may name. Only a Gaussian's bins differ, since every measure has a
+scale of its own: σ/5 wide (the paper's, of ppl), over [μ - 4σ, μ + 4σ], outside which lie 6 in 100,000 of a Gaussian.
 
 With `num_ce: tokens(B)` each rule takes the N at which its choice comes up to B tokens, or N - 1 where that is nearer;
 one sequence at least. A Gaussian of N + 1 can hold fewer tokens than one of N (a bin's rounded target may fall, and
@@ -30,16 +33,17 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from oxa.config.selection import CeRule, SelectionShared, quantile_of, tokens_of
+from oxa.config.selection import CeRule, CeSet, SelectionShared, quantile_of, tokens_of
 from oxa.selection.candidates import Candidates, Floats, Ints
 
 
 class Bins(NamedTuple):
-    """What a rule that fills bins of ppl asked of each bin and got; such a rule may come short."""
+    """What a rule that fills bins of a measure asked of each bin and got; such a rule may come short."""
 
     shape: str
     """The distribution that the bins follow, in words."""
@@ -58,6 +62,11 @@ class Choice(NamedTuple):
 
 
 Rule = Callable[[Candidates, int, SelectionShared], Choice]
+"""The rule of one CE set, as `rule_of` gives it."""
+
+
+def rule_of(ce: CeSet) -> Rule:
+    return partial(gaussian, ce=ce) if ce.rule == "gaussian" else RULES[ce.rule]
 
 
 def random(candidates: Candidates, num: int, shared: SelectionShared) -> Choice:
@@ -69,13 +78,18 @@ def random(candidates: Candidates, num: int, shared: SelectionShared) -> Choice:
 
 
 def lowest(candidates: Candidates, num: int, shared: SelectionShared) -> Choice:
-    """At most `num` of lowest ppl, ties by hash."""
-    return Choice(of_lowest_ppl(candidates, num, shared.per_problem))
+    """At most `num` of lowest value, ties by hash."""
+    return Choice(of_lowest(candidates, num, shared.per_problem))
 
 
-def of_lowest_ppl(candidates: Candidates, num: int, per_problem: int) -> Ints:
+def highest(candidates: Candidates, num: int, shared: SelectionShared) -> Choice:
+    """At most `num` of highest value, ties by hash."""
+    return Choice(of_lowest(candidates._replace(value=-candidates.value), num, shared.per_problem))
+
+
+def of_lowest(candidates: Candidates, num: int, per_problem: int) -> Ints:
     """Positions of `lowest`, which the UL sets are chosen by, too."""
-    order = np.lexsort((candidates.order, candidates.ppl))
+    order = np.lexsort((candidates.order, candidates.value))
     return order[in_turn(candidates.problem[order]) < per_problem][:num]
 
 
@@ -102,15 +116,18 @@ def num_tokens(candidates: Candidates, chosen: Ints | slice) -> int:
     return int(candidates.num_tokens[chosen].sum(dtype=np.int64))
 
 
-def gaussian(candidates: Candidates, num: int, shared: SelectionShared) -> Choice:
-    """At most `num` whose ppl follow the truncated Gaussian."""
-    mean = gaussian_mean(candidates, shared)
-    edges, targets = gaussian_targets(num, mean, shared)
+BY_PPL = CeSet(rule="gaussian")
+
+
+def gaussian(candidates: Candidates, num: int, shared: SelectionShared, ce: CeSet = BY_PPL) -> Choice:
+    """At most `num` whose values follow the truncated Gaussian."""
+    bell = bell_of(candidates, shared, ce)
+    edges, targets = gaussian_targets(num, bell)
     num_bins = len(targets)
-    bin_of = (np.searchsorted(edges, candidates.ppl, side="right") - 1).astype(
+    bin_of = (np.searchsorted(edges, candidates.value, side="right") - 1).astype(
         np.int32
     )  # -1 and num_bins: outside
-    bin_of[candidates.ppl == edges[-1]] = num_bins - 1
+    bin_of[candidates.value == edges[-1]] = num_bins - 1
     by_bin = np.argsort(bin_of, kind="stable").astype(np.int32)
     starts = np.searchsorted(bin_of, np.arange(num_bins + 1), sorter=by_bin)
     del bin_of
@@ -157,29 +174,45 @@ def gaussian(candidates: Candidates, num: int, shared: SelectionShared) -> Choic
             strict=True,
         )
     ]
-    shape = f"the Gaussian over ppl (mean {mean:g}, std {shared.std:g}, cut to {shared.ppl_min:g}-{shared.ppl_max:g})"
-    settings = {"mean": mean, "within_bin": shared.within_bin}
+    shape = (
+        f"the Gaussian over {ce.by} (mean {bell.mean:g}, std {bell.std:g}, cut to {bell.low:g}-{bell.high:g})"
+    )
+    settings = {"mean": bell.mean, "within_bin": shared.within_bin}
     return Choice(np.concatenate([np.empty(0, np.int32), *chosen]), Bins(shape, settings, bins))
 
 
-def gaussian_mean(candidates: Candidates, shared: SelectionShared) -> float:
-    """The number, or what `quantile(q)` comes to among the candidates; 1 where there are none."""
-    q = quantile_of(shared.mean)
+class Bell(NamedTuple):
+    """A Gaussian and its bins, in the measure's own unit."""
+
+    mean: float
+    std: float
+    low: float
+    high: float
+    width: float
+
+
+def bell_of(candidates: Candidates, shared: SelectionShared, ce: CeSet) -> Bell:
+    """A mean of `quantile(q)` is what this comes to among the candidates; 1 where there are none."""
+    given = shared.mean if ce.mean is None else ce.mean
+    std, q = shared.std if ce.std is None else ce.std, quantile_of(given)
     if q is None:
-        return float(shared.mean)
-    return float(np.quantile(candidates.ppl, q)) if len(candidates.ppl) else 1.0
+        mean = float(given)
+    else:
+        mean = float(np.quantile(candidates.value, q)) if len(candidates.value) else 1.0
+    if ce.by == "ppl":
+        return Bell(mean, std, shared.ppl_min, shared.ppl_max, shared.bin_width)
+    return Bell(mean, std, mean - 4 * std, mean + 4 * std, std / 5)
 
 
-def gaussian_targets(num: int, mean: float, shared: SelectionShared) -> tuple[Floats, Ints]:
+def gaussian_targets(num: int, bell: Bell) -> tuple[Floats, Ints]:
     """Edges [bins + 1] and target counts [bins], which sum to `num` exactly."""
-    span = (shared.ppl_max - shared.ppl_min) / shared.bin_width
-    num_bins = max(1, int(np.ceil(span - 1e-9)))
+    num_bins = max(1, int(np.ceil((bell.high - bell.low) / bell.width - 1e-9)))
     # rounded, so that 1 + 3 · 0.05 is the 1.15 that a reader of the metrics expects
-    edges = np.round(shared.ppl_min + shared.bin_width * np.arange(num_bins + 1), 12)
-    edges[-1] = shared.ppl_max
-    widths = np.append(np.full(num_bins - 1, shared.bin_width), edges[-1] - edges[-2])
+    edges = np.round(bell.low + bell.width * np.arange(num_bins + 1), 12)
+    edges[-1] = bell.high
+    widths = np.append(np.full(num_bins - 1, bell.width), edges[-1] - edges[-2])
     centers = (edges[:-1] + edges[1:]) / 2
-    log_pdf = -0.5 * ((centers - mean) / shared.std) ** 2
+    log_pdf = -0.5 * ((centers - bell.mean) / bell.std) ** 2
     share = widths * np.exp(log_pdf - log_pdf.max())  # never all zero, however far the mean lies outside
     quota = num * share / share.sum()
     targets = np.floor(quota).astype(np.int64)
@@ -190,7 +223,7 @@ def gaussian_targets(num: int, mean: float, shared: SelectionShared) -> tuple[Fl
     return edges, targets
 
 
-RULES: dict[CeRule, Rule] = {"random": random, "lowest": lowest, "gaussian": gaussian}
+RULES: dict[CeRule, Rule] = {"random": random, "lowest": lowest, "highest": highest, "gaussian": gaussian}
 
 
 def in_turn(group: Ints) -> Ints:

@@ -73,8 +73,8 @@ def describe(
         "problems": num_problems(eligible.problem[chosen]),
         "eligible_problems": num_problems(eligible.problem),
         "ppl_mean": float(ppl.mean()) if len(ppl) else None,
-        "ppl_quantiles": _quantiles(ppl),
-        "eligible_ppl_quantiles": _quantiles(eligible.ppl),
+        "ppl_quantiles": quantiles(ppl),
+        "eligible_ppl_quantiles": quantiles(eligible.ppl),
         "mean_tokens": float(eligible.num_tokens[chosen].mean()) if len(ppl) else None,
         "tokens": num_tokens(eligible, chosen),
         "verdicts": verdicts,
@@ -86,7 +86,7 @@ def num_problems(problem: Ints) -> int:
     return int(np.count_nonzero(np.bincount(problem)))
 
 
-def _quantiles(ppl: Floats) -> dict[str, float]:
+def quantiles(ppl: Floats) -> dict[str, float]:
     if not len(ppl):
         return {}
     return {str(q): float(value) for q, value in zip(QUANTILES, np.quantile(ppl, QUANTILES), strict=True)}
@@ -119,5 +119,5 @@ def left_after(funnel: dict[str, int]) -> str:
 
 
 def spread(ppl: Floats) -> str:
-    shown = ", ".join(f"{float(q):.0%} {value:.3g}" for q, value in _quantiles(ppl).items())
+    shown = ", ".join(f"{float(q):.0%} {value:.3g}" for q, value in quantiles(ppl).items())
     return f"quantiles {shown}" if shown else "quantiles of nothing"

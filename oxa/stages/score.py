@@ -7,6 +7,10 @@ which nothing stands, is not scored. The end-of-sequence token is not part of th
 with no token left to score (empty, or its prompt fills `max_length`) gets no row and is counted as `unscorable`; those
 that spell a control token are counted as `control_tokens`.
 
+Teacher responses are scored by `measures`, too; oxa/model/scoring.py has the formulas of those that the same pass
+gives. `ifd` is ppl(y|x) / ppl(y) and takes a second pass: without the prompt, or with it where `condition_on_prompt` is
+off. A response of one token has no ppl without a prompt, and so no ifd.
+
 Rows go longest first into batches of at most `batch_tokens` tokens; a finished shard of batches is kept in scratch, so
 a rerun after a kill does the rest with the same batches and ends with the same numbers.
 
@@ -19,6 +23,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +63,8 @@ def run(
     ppl quantiles.
     """
     device = _device()
+    measures = section.measures if _are_the_teachers(responses) else []
+    in_pass, other = [name for name in measures if name in scoring.OF_ONE_PASS], scratch / "other"
     network, tokenizer = loading.load(model, dtype=getattr(torch, section.dtype), device=device)
     with together() as shards:
         if shards.is_first:
@@ -67,15 +74,26 @@ def run(
             conditioned = section.condition_on_prompt
             tokens = scoring.tokenize(rows, tokenizer, prompt, limit, scratch, conditioned=conditioned)
             scoring.check_head(network, scratch)
+            if "ifd" in measures:
+                other.mkdir(exist_ok=True)
+                others = scoring.tokenize(rows, tokenizer, prompt, limit, other, conditioned=not conditioned)
         shards.meet()
-        _score(section, network, scratch, shards)
+        _score(section, network, scratch, shards, in_pass)
+        if "ifd" in measures:
+            _score(section, network, other, shards)
         shards.meet()
     if not shards.is_first:
         return {}
     num_scored = tokens.lengths - tokens.starts
     scorable = num_scored > 0
     rows = rows.filter(pa.array(scorable))
-    scores = _gather(section, tokens.lengths[scorable], scratch)
+    scores = _gather(section, tokens.lengths[scorable], scratch, 2 + len(in_pass))
+    columns = dict(zip(in_pass, scores[:, 2:].T, strict=True))
+    if "ifd" in measures:
+        nll = np.full(len(scorable), np.nan)
+        has_other = others.lengths > others.starts
+        nll[has_other] = _gather(section, others.lengths[has_other], other)[:, 0]
+        columns["ifd"] = np.exp((scores[:, 0] - nll[scorable]) * (1 if conditioned else -1))
     table = pa.table(
         {
             "response_id": rows["response_id"],
@@ -86,11 +104,12 @@ def run(
             "truncated": tokens.truncated[scorable],
             "mean_entropy": scores[:, 1],
             "train_tokens": tokens.train_tokens[scorable],
+            **columns,
         }
     )
-    tables.write(output, table, schemas.SCORES, {schemas.CONTEXT: context})
+    tables.write(output, table, schemas.scores(measures), {schemas.CONTEXT: context})
     counts = {"unscorable": int((~scorable).sum()), "control_tokens": tokens.num_control}
-    return _metrics(table) | counts
+    return _metrics(table, measures) | counts
 
 
 def _device() -> torch.device:
@@ -101,6 +120,11 @@ def _device() -> torch.device:
     device = torch.device("cuda", place % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
+
+
+def _are_the_teachers(responses: Path) -> bool:
+    """Which every process asks; a table has responses of one origin."""
+    return "teacher" in tables.read(responses, schemas.RESPONSES, ["origin"])["origin"].unique().to_pylist()
 
 
 def _rows_to_score(section: Score, problems: Path, responses: Path, verdicts: Path) -> pa.Table:
@@ -130,7 +154,7 @@ def _plan(section: Score, lengths: np.ndarray) -> list[list[list[int]]]:
     return [plan[first : first + size] for first in range(0, len(plan), size)]
 
 
-def _score(section: Score, network: Any, scratch: Path, shards: Shards) -> None:
+def _score(section: Score, network: Any, scratch: Path, shards: Shards, measures: Sequence[str] = ()) -> None:
     """Scores the shards that are dealt to this process and are not in scratch already."""
     tokens = scoring.Tokens.open(scratch)
     plan = _plan(section, tokens.lengths)
@@ -145,14 +169,16 @@ def _score(section: Score, network: Any, scratch: Path, shards: Shards) -> None:
             break
         before = shard
         if not (path := _shard(scratch, shard)).exists():
-            scores = [scoring.score_batch(network, batch, tokens, section.chunk) for batch in plan[shard]]
+            scores = [
+                scoring.score_batch(network, batch, tokens, section.chunk, measures) for batch in plan[shard]
+            ]
             scoring.save(path, np.concatenate(scores))
     bar.close()
 
 
-def _gather(section: Score, lengths: np.ndarray, scratch: Path) -> np.ndarray:
-    """[rows, 2] float64: mean NLL and mean entropy of each row, nats a token."""
-    scores = np.empty((len(lengths), 2), np.float64)
+def _gather(section: Score, lengths: np.ndarray, scratch: Path, num_columns: int = 2) -> np.ndarray:
+    """[rows, columns] float64: what `scoring.score_batch` gives of each row."""
+    scores = np.empty((len(lengths), num_columns), np.float64)
     for shard, part in enumerate(_plan(section, lengths)):
         scores[np.concatenate(part)] = np.load(_shard(scratch, shard))
     return scores
@@ -162,16 +188,21 @@ def _shard(scratch: Path, shard: int) -> Path:
     return scratch / f"shard-{shard:05d}.npy"
 
 
-def _metrics(table: pa.Table) -> dict[str, Any]:
+def _metrics(table: pa.Table, measures: Sequence[str]) -> dict[str, Any]:
     if not len(table):
         return {"responses": 0, "tokens": 0, "truncated": 0}
     ppl = table["ppl"].to_numpy()
-    quantiles = {f"p{q}": float(np.quantile(ppl, q / 100)) for q in (5, 25, 50, 75, 95)}
     return {
         "responses": len(table),
         "tokens": int(pc.sum(table["num_tokens"]).as_py()),
         "truncated": int(pc.sum(pc.cast(table["truncated"], pa.int64())).as_py()),
         "ppl_mean": math.fsum(ppl) / len(ppl),
-        "ppl": quantiles,
+        "ppl": _quantiles(ppl),
         "mean_entropy": math.fsum(table["mean_entropy"].to_numpy()) / len(table),
-    }
+    } | {name: _quantiles(table[name].to_numpy()) for name in measures}
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float]:
+    """Of those that are finite."""
+    values = values[np.isfinite(values)]
+    return {f"p{q}": float(np.quantile(values, q / 100)) for q in (5, 25, 50, 75, 95)} if len(values) else {}

@@ -14,20 +14,20 @@ from typing import Any
 
 from oxa.config.fine_tuning import FineTuning
 from oxa.config.prompt import Prompt
-from oxa.config.selection import CeRule, SelectionShared, tokens_of
+from oxa.config.selection import By, CeSet, SelectionShared, tokens_of
 from oxa.errors import DataError
 from oxa.runtime import journal
 from oxa.selection import candidates
 from oxa.selection.candidates import Candidates, Files
-from oxa.selection.rules import RULES, Bins, num_sequences, num_tokens
-from oxa.selection.training_set import describe, left_after, num_problems, spread, too_few, write
+from oxa.selection.rules import Bins, num_sequences, num_tokens, rule_of
+from oxa.selection.training_set import describe, left_after, num_problems, quantiles, spread, too_few, write
 
 logger = logging.getLogger(__name__)
 
 
 def run(
     shared: SelectionShared,
-    rule: CeRule,
+    ce: CeSet,
     prompt: Prompt,
     train: FineTuning,
     *,
@@ -47,26 +47,30 @@ def run(
     """
     files = Files(problems, responses, verdicts, scores)
     eligible, funnel = candidates.read(
-        files, apart, ["correct"], shared.seed, max_length=train.max_length, whole=True
+        files, apart, ["correct"], shared.seed, max_length=train.max_length, whole=True, by=ce.by
     )
-    num = num_sequences(RULES[rule], eligible, shared)
+    rule = rule_of(ce)
+    num = num_sequences(rule, eligible, shared)
     if num is None:
-        raise _too_few_tokens(shared, rule, eligible, funnel, responses)
-    chosen, bins = RULES[rule](eligible, num, shared)
+        raise _too_few_tokens(shared, ce, eligible, funnel, responses)
+    chosen, bins = rule(eligible, num, shared)
     metrics: dict[str, Any] = {}
     if bins is not None:
-        _report(bins, log)
+        _report(bins, ce.by, log)
         if num - len(chosen) > shared.max_shortage * num:
-            raise _too_short(shared, bins, num, len(chosen), eligible, funnel)
+            raise _too_short(shared, ce, bins, num, len(chosen), eligible, funnel)
         metrics = {**bins.settings, "bins": bins.rows}
     elif len(chosen) < num:
         raise too_few("CE", num, len(chosen), shared.per_problem, eligible, funnel, responses)
     write(output, files, eligible.only(chosen), "ce", prompt)
-    ce = describe(eligible, chosen, num, ["correct"], funnel)
-    return metrics | {"ce": ce, "shortage": num - len(chosen)}
+    described = describe(eligible, chosen, num, ["correct"], funnel)
+    if ce.by != "ppl":
+        described |= {"by": ce.by, "quantiles": quantiles(eligible.value[chosen])}
+        described["eligible_quantiles"] = quantiles(eligible.value)
+    return metrics | {"ce": described, "shortage": num - len(chosen)}
 
 
-def _report(bins: Bins, log: journal.Log) -> None:
+def _report(bins: Bins, by: By, log: journal.Log) -> None:
     """Logs each bin that was asked for something, and warns of those that came short."""
     for index, row in enumerate(bins.rows):
         if row["target"]:
@@ -80,7 +84,8 @@ def _report(bins: Bins, log: journal.Log) -> None:
             )
             if short:
                 logger.warning(
-                    "ppl bin %.4g-%.4g: %d of %d CE sequences found, %d missing (%d before other bins took theirs)",
+                    "%s bin %.4g-%.4g: %d of %d CE sequences found, %d missing (%d before other bins took theirs)",
+                    by,
                     *(row[name] for name in ("low", "high", "chosen", "target")),
                     short,
                     row["available"],
@@ -89,6 +94,7 @@ def _report(bins: Bins, log: journal.Log) -> None:
 
 def _too_short(
     shared: SelectionShared,
+    ce: CeSet,
     bins: Bins,
     num: int,
     num_chosen: int,
@@ -98,20 +104,23 @@ def _too_short(
     return DataError(
         f"{bins.shape} found {num_chosen} of the {num} CE sequences asked for, more missing than "
         f"selection.shared.max_shortage {shared.max_shortage:g} allows: {len(eligible.row)} eligible responses of "
-        f"{num_problems(eligible.problem)} problems have ppl {spread(eligible.ppl)} ({left_after(funnel)}); move "
-        "selection.shared.mean towards these, widen std, lower num_ce, raise per_problem or bring more teacher data"
+        f"{num_problems(eligible.problem)} problems have {ce.by} {spread(eligible.value)} ({left_after(funnel)}); move "
+        f"{_mean_of(ce)} towards these, widen std, lower num_ce, raise per_problem or bring more teacher data"
     )
 
 
+def _mean_of(ce: CeSet) -> str:
+    return "selection.shared.mean" if ce.mean is None else "its mean"
+
+
 def _too_few_tokens(
-    shared: SelectionShared, rule: CeRule, eligible: Candidates, funnel: dict[str, int], source: Path
+    shared: SelectionShared, ce: CeSet, eligible: Candidates, funnel: dict[str, int], source: Path
 ) -> DataError:
-    has_bins = RULES[rule](eligible, 1, shared).bins is not None
-    shape = "move selection.shared.mean towards these ppl, widen std, " if has_bins else ""
+    shape = f"move {_mean_of(ce)} towards these {ce.by}, widen std, " if ce.rule == "gaussian" else ""
     return DataError(
         f"{source}: selection asks for CE sequences of {tokens_of(shared.num_ce)} tokens together, and what the rule "
-        f"{rule} can choose, at most {shared.per_problem} of one problem, holds fewer: {len(eligible.row)} eligible "
+        f"{ce.rule} can choose, at most {shared.per_problem} of one problem, holds fewer: {len(eligible.row)} eligible "
         f"responses of {num_problems(eligible.problem)} problems, with {num_tokens(eligible, slice(None))} "
-        f"tokens and ppl {spread(eligible.ppl)} ({left_after(funnel)}); lower num_ce, {shape}raise per_problem or "
-        "bring more responses"
+        f"tokens and {ce.by} {spread(eligible.value)} ({left_after(funnel)}); lower num_ce, {shape}raise per_problem "
+        "or bring more responses"
     )

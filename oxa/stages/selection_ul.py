@@ -19,7 +19,7 @@ from oxa.records import schemas
 from oxa.runtime import journal
 from oxa.selection import candidates
 from oxa.selection.candidates import Candidates, Files
-from oxa.selection.rules import of_lowest_ppl
+from oxa.selection.rules import of_lowest
 from oxa.selection.training_set import describe, too_few, write
 
 
@@ -58,7 +58,7 @@ def run(
         agrees = _judged_wrong if section.consensus == "judge" else _surely_wrong
         eligible = eligible.only(agrees(eligible, files))
         funnel["consensus"] = len(eligible.row)
-    chosen = of_lowest_ppl(eligible, section.num, section.per_problem)
+    chosen = of_lowest(eligible, section.num, section.per_problem)
     if len(chosen) < section.num:
         raise too_few("UL", section.num, len(chosen), section.per_problem, eligible, funnel, responses)
     write(output, files, eligible.only(chosen), "ul", prompt)

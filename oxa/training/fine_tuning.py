@@ -29,7 +29,7 @@ from trl import KTOConfig, SFTConfig
 
 from oxa import prompts
 from oxa.config.fine_tuning import FineTuning, TrainArm
-from oxa.errors import DataError
+from oxa.errors import ConfigError, DataError
 from oxa.model import loading
 from oxa.model.trainer import on_one_device
 from oxa.records import training_set
@@ -63,6 +63,11 @@ def run(
     """
     disable_progress_bar()  # transformers' own, one for every file of weights
     adapters.check(shared.adapter, shared.optimizer)
+    if arm.ce_loss in ("eaft", "gem") and resume.spread_by():
+        raise ConfigError(
+            f"train.arms: ce_loss {arm.ce_loss} reads the model's head by itself, which {resume.spread_by()} spreads "
+            "over processes; take another loss, or launch with presets/accelerate/multi-gpu.yaml"
+        )
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate set it
     size = shared.num_ce + arm.num_ul
     if arm.objective == "kto":

@@ -52,6 +52,41 @@ class Collator(DataCollatorForLanguageModeling):
         return batch
 
 
+class Head:
+    """The LM head of a network alone, on the hidden states that its backbone has computed last."""
+
+    def __init__(self, network: Any, temperature: float) -> None:
+        self.config, self.get_output_embeddings = network.config, network.get_output_embeddings
+        network.base_model.register_forward_hook(self._keep)
+        add_fused_lm_head(
+            self, temperature=temperature
+        )  # which makes `forward` what computes log-probabilities
+
+    def _keep(self, backbone: Any, arguments: Any, outputs: Any) -> None:
+        self._outputs = outputs
+
+    def base_model(self, **_: Any) -> Any:
+        """In place of the backbone, for the fused head."""
+        return self._outputs
+
+    def forward(self, **arguments: Any) -> Any:
+        raise NotImplementedError  # without the fused head
+
+    def tempered(self, labels: Tensor) -> Tensor:
+        """[B, T - 1], with gradient, of labels [B, T] at the temperature, 0 where they are -100."""
+        outputs: Any = self.forward(labels=labels, fused_lm_head=True)
+        tempered: Tensor = outputs.log_probs
+        return tempered
+
+    def entropies(self, labels: Tensor) -> Tensor:
+        """[B, T - 1], losses.normalised_entropies where a label is to be predicted, else 0."""
+        scored, head = labels[:, 1:] != -100, self.get_output_embeddings()
+        hidden = self._outputs.last_hidden_state[:, :-1][scored]
+        top = log_probs.top_logits(hidden, head.weight, head.bias, losses.NUM_TOP)
+        entropies = losses.normalised_entropies(top)
+        return entropies.new_zeros(scored.shape).masked_scatter(scored, entropies)
+
+
 class OXATrainer(Planned, SFTTrainer):
     """SFTTrainer with fixed steps, the mixed objective, and metrics that are exact over a step's micro-batches."""
 
@@ -89,13 +124,20 @@ class OXATrainer(Planned, SFTTrainer):
         )
         network = self.model if peft_config is None else self.model.get_base_model()
         add_fused_lm_head(network, outputs=("log_probs", "entropy"))  # TRL's own also finds the argmax
+        if arm.ce_loss in ("eaft", "gem"):
+            self._head = Head(network, losses.GEM_BETA)
+        self._ahead: list[Any] = []  # micro-batches of the steps to come that psft has looked at
         self.model_accepts_loss_kwargs = True  # our loss is a share of a sum: nothing is to be divided
         self._sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=self.args.device)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The step's micro-batches of this process, and losses.Totals over all processes as a tensor [4]."""
         self._step_begun = time.perf_counter()
-        micro_batches = [next(epoch_iterator) for _ in range(num_batches)]
+        if self._arm.ce_loss == "psft" and not self._ahead:
+            self._begin_round(epoch_iterator, num_batches)
+        micro_batches = [
+            self._ahead.pop(0) if self._ahead else next(epoch_iterator) for _ in range(num_batches)
+        ]
         counts = torch.zeros(4, dtype=torch.int64, device=device)
         for batch in micro_batches:
             suppressed = batch["suppressed"]
@@ -112,6 +154,34 @@ class OXATrainer(Planned, SFTTrainer):
         self._totals = losses.Totals(*totals.unbind())
         return micro_batches, totals
 
+    @torch.no_grad()
+    def _begin_round(self, epoch_iterator: Any, num_batches: int) -> None:
+        """Draws the micro-batches of a round of psft, and adds the log-probabilities that their tokens have now."""
+        step, every = self.state.global_step, self._shared.checkpoint_every
+        left = min(losses.ROUND - step % losses.ROUND, every - step % every, self.state.max_steps - step)
+        self._ahead = [next(epoch_iterator) for _ in range(left * num_batches)]
+        self.model_wrapped.eval()  # an adapter's dropout is no part of it
+        for batch in self._ahead:
+            with self.compute_loss_context_manager(), log_probs.products(self.args):
+                outputs = self.model_wrapped(
+                    input_ids=batch["input_ids"], labels=batch["labels"], fused_lm_head=True
+                )
+            batch["old"] = outputs.log_probs
+        self.model_wrapped.train()
+
+    def _beside(self, inputs: Any) -> Tensor | None:
+        """[B, T - 1], the second argument of the arm's loss, if it has one."""
+        promoted = inputs["labels"].where(~inputs["suppressed"][:, None], -100)
+        match self._arm.ce_loss:
+            case "eaft":
+                return self._head.entropies(promoted)
+            case "gem":
+                return self._head.tempered(promoted)
+            case "psft":
+                old: Tensor = inputs["old"]
+                return old
+        return None
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
@@ -123,14 +193,17 @@ class OXATrainer(Planned, SFTTrainer):
         with log_probs.products(self.args):
             outputs = model(input_ids=inputs["input_ids"], labels=inputs["labels"], fused_lm_head=True)
         suppressed, scored, limit = inputs["suppressed"], outputs.label_mask, self._arm.ul_tokens
+        # gem minimises another head's: without UL rows, the plain one's gradient would be a pass over zeros
+        is_idle = self._arm.ce_loss == "gem" and not self._arm.num_ul
         share = losses.mix(
-            outputs.log_probs,
+            outputs.log_probs.detach() if is_idle else outputs.log_probs,
             scored,
             suppressed,
             self._totals,
             ul_weight=self._arm.ul_weight,
             normalization=self._shared.normalization,
             ce_loss=self._arm.ce_loss,
+            beside=self._beside(inputs),
             pushed=None if limit is None else losses.surest(outputs.entropy, scored, limit),
         )
         with torch.no_grad():  # what is not scored is 0 in both

@@ -74,6 +74,33 @@ def put(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ),
         ("base.kind", "borrowed", "p.yaml: base: .*'from_scratch', 'checkpoint'"),
         ("arms", ["sft", "new"], "p.yaml: the file: arm 'new' has no entry in selection.ce"),
+        ("selection.ce.sft", "lowest ppl", "p.yaml: selection.ce.sft.rule: .*'lowest'.*, found 'lowest ppl'"),
+        (
+            "selection.ce.sft",
+            {"by": "hes", "rule": "highest"},
+            "p.yaml: the file: arm 'sft': selection.ce.sft chooses by hes, .*; add it to score.measures",
+        ),
+        (
+            "selection.ce.sft",
+            {"by": "length", "rule": "gaussian", "mean": 90},
+            "p.yaml: selection.ce.sft: a gaussian by length needs a mean .* and a std",
+        ),
+        (
+            "selection.ce.sft",
+            {"rule": "lowest", "std": 1},
+            "p.yaml: selection.ce.sft: mean and std belong to the rule gaussian",
+        ),
+        (
+            "train.after",
+            {"sft": "sft_ul"},
+            "p.yaml: the file: arm 'sft_ul' of train.after .* is not one of arms; add it there or take the pair out",
+        ),
+        (
+            "train.after",
+            {"sft": "oxa_mle", "oxa_mle": "oxa_full", "oxa_full": "oxa_mle"},
+            "p.yaml: train: after: sft after oxa_mle after oxa_full after oxa_mle: none of them begins with the base",
+        ),
+        ("train.after", {"sft": "sft"}, "p.yaml: train: after: sft after sft: none of them begins"),
         ("arms", ["sft", "base"], "p.yaml: the file: arm 'base' would be confused"),
         ("arms", ["sft", "sft"], "p.yaml: the file: arms holds an entry twice"),
         ("arms", ["sft", "v1.0"], r"p.yaml: arms.1: an arm's name is a letter, .* a dot .*, found 'v1.0'"),

@@ -46,7 +46,8 @@ def planned(raw: dict[str, Any], data: Path | None = None) -> forecast.Plan:
 def graph_of(raw: dict[str, Any]) -> set[str]:
     """Stages of dvc.yaml that these parameters have."""
     graph = set(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
-    return graph - (set() if raw.get("gates") else {"gates"})
+    absent = {"gates": raw.get("gates"), "begin": raw["train"].get("after")}
+    return graph - {name for name, entries in absent.items() if not entries}
 
 
 def stages(made: forecast.Plan) -> dict[str, forecast.Step]:

@@ -57,6 +57,41 @@ def test_statistics_at_a_temperature_equal_a_plain_forward(
     torch.testing.assert_close(found.entropies.double(), -(log_p.exp() * log_p).sum(-1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("biased", [False, True])
+def test_ranks_count_what_is_likelier_and_leave_the_rest_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, biased: bool
+):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 16, generator=generator).to(dtype) for n in (60, 300))
+    weight[7] = weight[5]  # equal logits: neither is above the other
+    bias = torch.randn(300, generator=generator).to(dtype) if biased else None
+    if bias is not None:
+        bias[7] = bias[5]
+    tokens = torch.randint(300, (60,), generator=generator)
+    logits = hidden.double() @ weight.double().T + (0 if bias is None else bias.double())
+    tokens[0], tokens[1], tokens[2] = logits[0].argmax(), logits[1].argmin(), 5
+    own = logits.gather(1, tokens[:, None])
+    monkeypatch.setattr(lm, "MIN_WIDTH", 37)
+    monkeypatch.setitem(lm.TILE, "cpu", 1)
+    found = lm._tiled_statistics(hidden, tokens, weight, bias, ranks=True)
+    # a logit nearer than its own rounding may fall on either side
+    near = 1e-5 if dtype == torch.float32 else 0.02 * own.abs() + 0.02
+    low, high = (1 + (logits > own + side * near).sum(1) for side in (1, -1))
+    assert found.ranks is not None
+    assert ((low <= found.ranks) & (found.ranks <= high)).all()
+    if dtype == torch.float32:
+        apart = torch.ones_like(logits).bool()
+        apart[torch.arange(60), tokens] = False
+        clear = (((logits - own).abs() > near) | ~apart).all(1)
+        assert clear.sum() > 50
+        assert (found.ranks == 1 + (logits > own).sum(1))[clear].all()
+    plain = lm._tiled_statistics(hidden, tokens, weight, bias)
+    assert plain.ranks is None
+    assert torch.equal(plain.log_probs, found.log_probs)
+    assert torch.equal(plain.entropies, found.entropies)
+
+
 def exact(
     hidden: torch.Tensor, weight: torch.Tensor, tokens: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,6 +132,18 @@ def test_tiled_statistics_of_bfloat16_weights_and_a_bias_round_only_the_logits()
         found.log_probs.double(), log_p.gather(-1, tokens[:, None])[:, 0], rtol=1e-5, atol=1e-5
     )
     torch.testing.assert_close(found.entropies.double(), -(log_p.exp() * log_p).sum(-1), rtol=1e-5, atol=1e-5)
+
+
+def test_top_logits_are_found_tile_by_tile(monkeypatch: pytest.MonkeyPatch):
+    generator = torch.Generator().manual_seed(1)
+    hidden, weight = torch.randn(9, 8, generator=generator), torch.randn(70, 8, generator=generator)
+    bias = torch.randn(70, generator=generator)
+    monkeypatch.setattr(lm, "MIN_WIDTH", 7)
+    monkeypatch.setattr(lm, "TILE", {"cpu": 1})
+    found = lm.top_logits(hidden, weight, bias, 20).sort(descending=True).values
+    torch.testing.assert_close(found, F.linear(hidden, weight, bias).topk(20).values)
+    assert lm.top_logits(hidden, weight[:3], None, 20).shape == (9, 3)
+    assert lm.top_logits(hidden[:0], weight, bias, 20).shape == (0, 20)
 
 
 def test_nothing_to_score_gives_nothing(checkpoint: Path):

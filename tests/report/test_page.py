@@ -17,6 +17,7 @@ from browser import Browser
 from report_inputs import ALL, Arm, make_inputs, run
 
 from oxa.comparison.measures import pass_at
+from oxa.config.selection import CeSet
 from oxa.report import page, page_tables, training_sets
 from oxa.report.training_sets import Panel
 from oxa.runtime import files
@@ -454,7 +455,7 @@ def test_without_rl_and_with_a_single_sample_the_page_says_so(browser: Browser, 
 
 def test_many_arms_with_long_names_on_many_benchmarks_fit_a_phone(browser: Browser, tmp_path: Path) -> None:
     names = ["sft", *(f"an_arm_whose_name_says_all_of_its_settings_{place}" for place in range(6)), "b"]
-    arms = {name: Arm("random") for name in names}
+    arms = {name: Arm(CeSet(rule="random")) for name in names}
     paths = make_inputs(
         tmp_path,
         arms,

@@ -37,6 +37,24 @@ def test_placeholders_are_filled_from_the_stages_name(monkeypatch: pytest.Monkey
     assert launch.filled(options) == options
 
 
+def test_what_an_arm_goes_on_from_is_filled_from_the_parameters() -> None:
+    after = {"sft_ul": "sft", "third": "sft_ul"}
+
+    def begun(arm: str) -> list[str]:
+        options = {"model": Path("models/@start"), "trained": Path("data/@from"), "arm": arm, "seed": "7"}
+        filled = launch.begun(options, after)
+        assert (filled["arm"], filled["seed"]) == (arm, "7")
+        return [str(filled["model"]), str(filled["trained"])]
+
+    assert begun("sft") == ["models/base", "data"]
+    assert begun("sft_ul") == ["models/sft-7", "data/sft"]
+    assert begun("third") == ["models/sft_ul-7", "data/sft_ul"]
+    assert launch.begun({"model": Path("models/@start"), "n": 3}, after) == {
+        "model": Path("models/base"),
+        "n": 3,
+    }
+
+
 HOSTILE = ["`touch owned`", "$(touch owned)", "it's; touch owned; '"]
 
 

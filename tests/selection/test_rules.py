@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scored import Row, hashed, reference_lowest, small
 
-from oxa.config.selection import CeRule, SelectionShared
+from oxa.config.selection import CeRule, CeSet, SelectionShared
 from oxa.selection import rules
 from oxa.selection.candidates import Candidates
 
@@ -34,7 +34,7 @@ def reference_round_robin(
 
 
 def reference_gaussian(rows: Sequence[Row], shared: SelectionShared) -> list[list[str]]:
-    edges, targets = rules.gaussian_targets(shared.num_ce, shared.mean, shared)
+    edges, targets = rules.gaussian_targets(shared.num_ce, bell(shared))
     last = len(targets) - 1
     bins: list[list[Row]] = [[] for _ in targets]
     for row in rows:
@@ -64,9 +64,14 @@ def as_candidates(rows: Sequence[Row], seed: int) -> Candidates:
         verdict_row=np.arange(len(rows)),
         problem=np.array([names.index(row.problem) for row in rows], np.int64),
         ppl=np.array([row.ppl for row in rows], np.float64),
+        value=np.array([row.ppl for row in rows], np.float64),
         num_tokens=np.array([row.num_tokens for row in rows], np.int64),
         order=np.array([hashed(seed, row.id) for row in rows], np.uint64),
     )
+
+
+def bell(shared: SelectionShared) -> rules.Bell:
+    return rules.bell_of(as_candidates([], 0), shared, rules.BY_PPL)
 
 
 def gaussian(candidates: Candidates, shared: SelectionShared) -> tuple[Any, list[dict[str, Any]]]:
@@ -92,6 +97,35 @@ def tables(draw: st.DrawFn) -> list[Row]:
 def test_lowest_equals_the_plain_reference(rows: list[Row], num: int, cap: int, seed: int) -> None:
     chosen = rules.lowest(as_candidates(rows, seed), num, small(per_problem=cap)).positions
     assert [rows[i].id for i in chosen] == reference_lowest(rows, num, cap, seed)
+
+
+@given(tables(), st.integers(1, 12), st.integers(1, 3), st.integers(0, 3))
+def test_highest_is_lowest_of_what_is_turned_round(rows: list[Row], num: int, cap: int, seed: int) -> None:
+    chosen = rules.highest(as_candidates(rows, seed), num, small(per_problem=cap)).positions
+    turned = [row._replace(ppl=-(row.ppl or 0)) for row in rows]
+    assert [rows[i].id for i in chosen] == reference_lowest(turned, num, cap, seed)
+
+
+@given(tables(), st.integers(1, 12), st.floats(1.2, 3.0), st.sampled_from([0.1, 0.25, 1.0]), st.booleans())
+def test_a_gaussian_by_another_measure_is_that_of_ppl_over_its_own_bins(
+    rows: list[Row], num: int, mean: float, std: float, by_quantile: bool
+) -> None:
+    plain = as_candidates(rows, 0)
+    candidates = plain._replace(ppl=np.full(len(rows), 7.0))
+    ce = CeSet(by="hes", rule="gaussian", mean="quantile(0.7)" if by_quantile else mean, std=std)
+    if by_quantile and rows:
+        mean = float(np.quantile([row.ppl for row in rows], 0.7))
+    elif by_quantile:
+        mean = 1.0
+    own = {"ppl_min": mean - 4 * std, "ppl_max": mean + 4 * std, "bin_width": std / 5}
+    over_ppl = small(mean=mean, std=std).model_copy(update=own)
+    chosen, bins = rules.rule_of(ce)(candidates, num, small())
+    expected = rules.gaussian(plain, num, over_ppl)
+    assert chosen.tolist() == expected.positions.tolist()
+    assert bins is not None
+    assert expected.bins is not None
+    assert bins.rows == expected.bins.rows
+    assert "over hes" in bins.shape
 
 
 @given(tables(), st.integers(1, 12), st.integers(1, 3), st.integers(0, 3))
@@ -133,7 +167,7 @@ def test_targets_sum_to_n_and_round_by_largest_remainder(
     num: int, mean: float, std: float, width: float, high: float
 ) -> None:
     shared = SelectionShared(num_ce=num, mean=mean, std=std, bin_width=width, ppl_max=high)
-    edges, targets = rules.gaussian_targets(num, mean, shared)
+    edges, targets = rules.gaussian_targets(num, bell(shared))
     assert targets.sum() == num
     assert edges[0] == 1.0
     assert edges[-1] == high
@@ -152,7 +186,7 @@ def test_targets_sum_to_n_and_round_by_largest_remainder(
 
 
 def test_the_papers_gaussian_has_80_bins_that_sum_to_50000_and_peak_at_the_mean() -> None:
-    edges, targets = rules.gaussian_targets(50_000, 2.5, SelectionShared(num_ce=50_000))
+    edges, targets = rules.gaussian_targets(50_000, bell(SelectionShared(num_ce=50_000)))
     assert len(targets) == 80
     assert targets.sum() == 50_000
     np.testing.assert_allclose(np.diff(edges), 0.05, atol=1e-9)
@@ -164,7 +198,7 @@ def test_the_papers_gaussian_has_80_bins_that_sum_to_50000_and_peak_at_the_mean(
 
 
 def test_a_mean_far_outside_the_bins_asks_for_the_nearest_ones() -> None:
-    _, targets = rules.gaussian_targets(10, 500.0, SelectionShared(num_ce=10, std=0.25))
+    _, targets = rules.gaussian_targets(10, bell(SelectionShared(num_ce=10, mean=500.0, std=0.25)))
     assert targets[-1] == 10
 
 

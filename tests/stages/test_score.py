@@ -129,6 +129,52 @@ def test_scores_equal_a_plain_forward_token_by_token(
     assert tables.notes(tmp_path / "scores.parquet") == {schemas.CONTEXT: 1024}
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_measures_equal_a_plain_forward(tmp_path: Path, checkpoint: Path, log: Any, conditioned: bool):
+    paths = write_tables(tmp_path, TEXTS)
+    kept = [text for text in TEXTS if conditioned or text != "a"]
+    measures = ["hes", "ifd", "rsr"]
+    output = tmp_path / "scores.parquet"
+    (tmp_path / "scratch").mkdir()
+    given = {"model": checkpoint, "output": output, "scratch": tmp_path / "scratch", "log": log}
+    section = Score(condition_on_prompt=conditioned, batch_tokens=600, chunk=16, measures=measures)
+    metrics = score.run(section, Prompt(suffix=SUFFIX), **paths, **given)
+    rows = tables.read(output, schemas.scores(measures)).to_pylist()
+    (tmp_path / "plain").mkdir()
+    plain = run(tmp_path / "plain", checkpoint, log, paths, condition_on_prompt=conditioned, chunk=16)
+    assert tables.columns(tmp_path / "plain/scores.parquet") == schemas.SCORES.names
+    assert [{name: row[name] for name in schemas.SCORES.names} for row in rows] == plain, "to the bit"
+    model, tokenizer = loading.load(checkpoint, dtype=torch.float32)
+    questions = tables.read(paths["problems"], schemas.PROBLEMS)["question"].to_pylist()
+    for row in rows:
+        place = int(row["response_id"][1:])
+        question, text = questions[place], TEXTS[place]
+        context = prompts.prompt_ids(tokenizer, question + SUFFIX) if conditioned else []
+        ids = torch.tensor([context + prompts.response_ids(tokenizer, text, end=False)])
+        start = max(1, len(context))
+        log_p = model(ids).logits[0, start - 1 : -1].double().log_softmax(-1)
+        own = log_p.gather(1, ids[0, start:, None])
+        ranks = 1 + (log_p > own).sum(1)
+        assert row["rsr"] == pytest.approx((ranks.clamp(max=100).sum() / -own.sum()).item(), rel=1e-4)
+        entropies = -(log_p.exp() * log_p).sum(1)
+        num = math.ceil(len(entropies) / 200)
+        assert row["hes"] == pytest.approx(entropies.sort().values[-num:].sum().item(), rel=1e-5)
+        if text == "a":
+            assert math.isnan(row["ifd"]), "no ppl without a prompt"
+        else:
+            nll = [
+                reference(checkpoint, question, text, conditioned=with_, limit=1000)[0]
+                for with_ in (True, False)
+            ]
+            assert row["ifd"] == pytest.approx(math.exp(nll[0] - nll[1]), rel=1e-5)
+    assert len(rows) == len(kept)
+    assert metrics["rsr"]["p50"] == pytest.approx(np.median([row["rsr"] for row in rows]))
+    own = write_tables(tmp_path, TEXTS, "self", ["incorrect"] * len(TEXTS))
+    score.run(section, Prompt(suffix=SUFFIX), **own, **given | {"scratch": tmp_path / "plain"})
+    assert tables.columns(output) == schemas.SCORES.names, "what is chosen of one's own is chosen by ppl"
+
+
 def test_responses_that_spell_control_tokens_are_scored_as_text_and_counted(
     tmp_path: Path, checkpoint: Path, log: Any
 ):

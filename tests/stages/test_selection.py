@@ -15,7 +15,7 @@ from scored import CONTEXT, Row, reference_lowest, small, spread, write_tables
 
 from oxa.config.fine_tuning import FineTuning
 from oxa.config.prompt import Prompt
-from oxa.config.selection import SelectionShared, UnlikelihoodSet
+from oxa.config.selection import CeSet, SelectionShared, UnlikelihoodSet
 from oxa.errors import DataError
 from oxa.records import schemas
 from oxa.records import tables as records
@@ -38,7 +38,13 @@ def run(
     prompt = Prompt(suffix=" Think.")
     train = FineTuning(max_length=max_length)
     metrics = selection_ce.run(
-        shared, ce, prompt, train, **paths["teacher"], output=folder / "ce.parquet", **given
+        shared,
+        CeSet.model_validate(ce),
+        prompt,
+        train,
+        **paths["teacher"],
+        output=folder / "ce.parquet",
+        **given,
     )
     if ul is not None:
         parts.append("ul")
@@ -96,6 +102,51 @@ def test_only_verified_scored_whole_training_responses_are_eligible(tmp_path: Pa
         assert metrics["ce"]["eligible"] == 1
         expected = {"responses": 10, "verdict": 7, "scored": 5, "train": 4, "whole": 2, "fits": 1}
         assert metrics["ce"]["funnel"] == expected
+
+
+def test_every_measure_chooses_among_the_same_responses(tmp_path: Path, log: Any) -> None:
+    nan, inf = float("nan"), float("inf")
+    teacher = [
+        Row(
+            f"t{i}",
+            f"p{i}",
+            1.1 + i / 10,
+            5 + i % 4,
+            measures={"rsr": 9.0 - i, "hes": (i * 7) % 11, "ifd": 0.5},
+        )
+        for i in range(9)
+    ]
+    teacher += [
+        Row("certain", "q0", 1.0, measures={"rsr": inf, "hes": 0.0, "ifd": 1.0}),
+        Row("short", "q1", 1.2, 1, measures={"rsr": 0.1, "hes": 0.2, "ifd": nan}),
+    ]
+    paths = write_tables(tmp_path, teacher, [])
+    whole = {row.id: row for row in teacher[:9]}
+    values = {
+        "ppl": lambda row: row.ppl,
+        "length": lambda row: row.num_tokens,
+        "hes": lambda row: row.measures["hes"],
+        "rsr": lambda row: row.measures["rsr"],
+    }
+    for by, value in values.items():
+        for rule, sign in (("lowest", 1), ("highest", -1)):
+            ce = {"by": by, "rule": rule}
+            chosen, metrics = run(tmp_path, paths, small(num_ce=4), log, ce=ce)
+            best = sorted(sign * value(row) for row in whole.values())[:4]
+            assert sorted(sign * value(whole[row["response_id"]]) for row in chosen) == best
+            assert metrics["ce"]["funnel"]["scored"] == metrics["ce"]["eligible"] == 9
+            assert metrics["ce"].get("by", "ppl") == by
+            assert [row["ppl"] for row in chosen] == [whole[row["response_id"]].ppl for row in chosen]
+    gaussian = {"by": "rsr", "rule": "gaussian", "mean": 3.0, "std": 1.0}
+    _, metrics = run(tmp_path, paths, small(num_ce=3, max_shortage=1.0), log, ce=gaussian)
+    assert [metrics["mean"], metrics["bins"][0]["low"], metrics["bins"][-1]["high"]] == [3.0, -1.0, 7.0]
+    with pytest.raises(
+        DataError, match=r"the Gaussian over rsr .* have rsr quantiles .* move its mean towards"
+    ):
+        run(tmp_path, paths, small(num_ce=3, max_shortage=0.0), log, ce=gaussian | {"mean": 20.0})
+    bare = write_tables(tmp_path, [row._replace(measures={}) for row in teacher], [])
+    with pytest.raises(DataError, match=r"scores.parquet: does not hold hes; add it to score.measures"):
+        run(tmp_path, bare, small(num_ce=4), log, ce={"by": "hes", "rule": "lowest"})
 
 
 def test_no_arm_chooses_from_problems_kept_apart(tmp_path: Path, log: Any) -> None:

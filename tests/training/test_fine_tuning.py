@@ -17,6 +17,7 @@ import torch
 import training_sets
 from fine_tuned import Result, fine_tune
 from training_rows import ROWS, SHARED, WITH_UL, row
+from transformers import TrainerCallback
 
 from conftest import Kept
 from oxa import prompts
@@ -78,7 +79,7 @@ def reference(model: Path, *, by_token_statistics: bool, ul_tokens: int | None =
         scored = torch.zeros_like(ids, dtype=torch.bool)
         scored[:, len(context) :] = True
         if by_token_statistics:
-            log_p, entropy = log_probs.token_statistics(network, ids, torch.ones_like(ids), scored, chunk=7)
+            log_p, entropy, _ = log_probs.token_statistics(network, ids, torch.ones_like(ids), scored, chunk=7)
         else:
             with torch.no_grad():
                 everywhere = network(ids).logits.log_softmax(-1)[0, len(context) - 1 : -1]
@@ -125,8 +126,109 @@ def test_an_arm_may_push_the_surest_tokens_alone_and_weigh_ce_by_probability(
     assert {name: first[name] for name in expected} == pytest.approx(expected, rel=2e-6)
 
 
+def first_gradient(
+    model: Path, data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **arm: Any
+) -> dict[str, torch.Tensor]:
+    """Of one step over all rows."""
+    found: dict[str, torch.Tensor] = {}
+
+    class Watcher(TrainerCallback):
+        def on_pre_optimizer_step(self, *_: Any, **at_work: Any) -> None:
+            found.update((name, value.grad.clone()) for name, value in at_work["model"].named_parameters())
+
+    class Watched(fine_tuning.OXATrainer):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **settings)
+            self.add_callback(Watcher())
+
+    monkeypatch.setattr(fine_tuning, "OXATrainer", Watched)
+    fit(model, data, folder, arm=arm, num_ce=12, micro_batch_size=5, epochs=1.0, max_grad_norm=1e9)
+    return found
+
+
+@pytest.mark.parametrize("ce_loss", ["nll", "dft", "eaft", "psft", "gem"])
+@pytest.mark.parametrize("num_ul", [0, 8])
+def test_gradients_equal_those_of_the_published_formula_in_float64(
+    checkpoint: Path,
+    tables: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ce_loss: str,
+    num_ul: int,
+) -> None:
+    data = tables["full" if num_ul else "ce"]
+    arm = {"ce_loss": ce_loss, "num_ul": num_ul, "ul_weight": 0.5}
+    found = first_gradient(checkpoint, data, tmp_path, monkeypatch, **arm)
+    network, tokenizer = loading.load(checkpoint)
+    network.double()
+    total = torch.zeros((), dtype=torch.float64)
+    for item in ROWS:
+        context = prompts.prompt_ids(tokenizer, item["prompt"])
+        ids = torch.tensor([context + prompts.response_ids(tokenizer, item["completion"], end=True)])
+        logits = network(ids).logits[0, len(context) - 1 : -1]
+        log_p = logits.log_softmax(-1)
+        own = log_p.gather(1, ids[0, len(context) :, None])[:, 0]
+        if item["objective"] == "ul":
+            total = total - (num_ul > 0) * 0.5 / 8 * torch.log1p(-own.exp()).mean()
+            continue
+        top = logits.detach().topk(20).values.log_softmax(-1)
+        q = (logits.detach() / 0.7).softmax(-1)
+        per_token = {
+            "nll": -own,
+            "dft": -own.exp().detach() * own,
+            "eaft": (top.exp() * top).sum(-1) / math.log(20) * own,
+            "psft": -(own - own.detach()).exp(),
+            "gem": (q * (log_p - own[:, None])).sum(-1),
+        }[ce_loss]
+        total = total + per_token.mean() / 12
+    total.backward()
+    assert len(found) > 10
+    for name, value in network.named_parameters():
+        torch.testing.assert_close(found[name].double(), value.grad, rtol=2e-4, atol=2e-6)
+
+
+def begins(done: Result) -> list[int]:
+    """The steps at which psft's ratio is 1, since a round begins."""
+    return [step for step, row in enumerate(done.log.rows) if abs(row["loss"] + 1) < 1e-6]
+
+
+def test_psft_holds_on_to_what_a_round_began_with_and_goes_on_with_the_same_bits(
+    checkpoint: Path, tables: dict[str, Path], tmp_path: Path
+) -> None:
+    """Steps of 3 rows, so that 8 of them see every row twice, and checkpoints after every third."""
+    settings = {"arm": {"ce_loss": "psft"}, "num_ce": 3, "epochs": 4.0}
+    settings |= {"learning_rate": 0.1, "warmup_ratio": 0.0}
+    long = fit(checkpoint, tables["ce"], tmp_path / "long", checkpoint_every=100, **settings)
+    assert begins(long) == [0, 8]
+    lowest = min(row["loss"] for row in long.log.rows)
+    assert -1.28 <= lowest < -1.05, "a ratio grows, as far as it may"
+    unbroken = fit(checkpoint, tables["ce"], tmp_path / "unbroken", checkpoint_every=3, **settings)
+    assert begins(unbroken) == [0, 3, 6, 8, 9, 12, 15]
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            checkpoint, tables["ce"], tmp_path / "run", checkpoint_every=3, log=Kept(stop_after=5), **settings
+        )
+    resumed = fit(checkpoint, tables["ce"], tmp_path / "run", checkpoint_every=3, **settings)
+    assert resumed.log.curve() == unbroken.log.curve()[3:]
+    assert_same_bits(unbroken, resumed)
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_losses_that_read_the_head_are_refused_where_it_is_spread(
+    checkpoint: Path, tables: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(ConfigError, match="ce_loss gem reads the model's head by itself, which"):
+        fit(checkpoint, tables["ce"], tmp_path, arm={"ce_loss": "gem"})
+
+
 @pytest.mark.parametrize(
-    "own", [{}, pytest.param({"ul_tokens": 3, "ce_loss": "dft"}, marks=pytest.mark.whole)]
+    "own",
+    [
+        *({"ce_loss": name} for name in ("eaft", "psft", "gem")),
+        {},
+        pytest.param({"ul_tokens": 3, "ce_loss": "dft"}, marks=pytest.mark.whole),
+    ],
 )
 @pytest.mark.parametrize("normalization", ["sequence", "token"])
 def test_micro_batches_do_not_change_the_training(

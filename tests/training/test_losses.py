@@ -74,6 +74,59 @@ def test_dynamic_fine_tuning_weighs_by_the_probability_and_has_it_for_a_gradient
     )
 
 
+def logits_of(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """[50, 40] float64 of all sizes, and a token of each."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.logspace(-2, 1, 50, dtype=torch.float64)[:, None]
+    logits = scale * torch.randn(50, 40, generator=generator, dtype=torch.float64)
+    return logits.requires_grad_(), torch.randint(40, (50, 1), generator=generator)
+
+
+def test_entropy_adaptive_fine_tuning_weighs_by_the_normalised_entropy_of_the_top_20() -> None:
+    logits, tokens = logits_of()
+    weights = losses.normalised_entropies(logits.detach().topk(20).values)
+    for row, weight in zip(logits.tolist(), weights.tolist(), strict=True):
+        best = sorted(row)[-20:]
+        p = [math.exp(x - best[-1]) for x in best]
+        p = [x / math.fsum(p) for x in p]
+        assert weight == pytest.approx(
+            -math.fsum(x * math.log(x) for x in p if x) / math.log(20), rel=1e-5, abs=1e-6
+        )
+    assert 0 <= weights.min() < 0.05
+    assert 0.95 < weights.max() <= 1
+    log_probs = logits.log_softmax(1).gather(1, tokens)[:, 0]
+    losses.entropy_adaptive(log_probs, weights).sum().backward()
+    plain = torch.nn.functional.one_hot(tokens[:, 0], 40) - logits.detach().softmax(1)
+    torch.testing.assert_close(logits.grad, -weights[:, None] * plain)
+
+
+@given(st.lists(st.tuples(st.floats(-30, -1e-3), st.floats(-30, -1e-3)), min_size=1, max_size=9))
+def test_proximal_fine_tuning_pushes_a_token_no_further_than_its_bound(
+    drawn: list[tuple[float, float]],
+) -> None:
+    now = torch.tensor([new for new, _ in drawn], dtype=torch.float64, requires_grad=True)
+    old = torch.tensor([before for _, before in drawn], dtype=torch.float64)
+    values = losses.proximal(now, old)
+    values.sum().backward()
+    assert now.grad is not None
+    for value, slope, (new, before) in zip(values.tolist(), now.grad.tolist(), drawn, strict=True):
+        ratio = math.exp(new - before)
+        assert value == pytest.approx(-min(ratio, min(max(ratio, 0.8), 1.28)))
+        assert slope == (pytest.approx(-ratio) if ratio < 1.28 else 0)
+    (first,) = torch.autograd.grad(losses.proximal(now, now.detach()).sum(), now)
+    assert (first == -1).all(), "cross-entropy's, where nothing has moved"
+
+
+def test_gems_gradient_is_that_of_the_published_sum_over_the_vocabulary() -> None:
+    logits, tokens = logits_of()
+    tempered = (logits / 0.7).log_softmax(1).gather(1, tokens)[:, 0]
+    (gradient,) = torch.autograd.grad(losses.entropic_matching(logits.sum(1), tempered).sum(), logits)
+    log_p = logits.log_softmax(1)
+    q = (logits / 0.7).softmax(1).detach()
+    published = (q * (log_p - log_p.gather(1, tokens))).sum()
+    torch.testing.assert_close(gradient, torch.autograd.grad(published, logits)[0])
+
+
 @given(
     st.lists(
         st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.5, 2.0]), st.booleans()), min_size=5, max_size=5),

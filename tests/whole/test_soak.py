@@ -16,7 +16,7 @@ import pytest
 from oxa.config.fine_tuning import FineTuning
 from oxa.config.ingest import Ingest
 from oxa.config.prompt import Prompt
-from oxa.config.selection import SelectionShared, UnlikelihoodSet
+from oxa.config.selection import CeSet, SelectionShared, UnlikelihoodSet
 from oxa.config.sources import Sources
 from oxa.config.verify import Verify
 from oxa.records import schemas, tables
@@ -91,7 +91,9 @@ def soak(folder: Path) -> dict[str, Any]:
     given |= {"problems": problems, "responses": teacher, "verdicts": verdicts}
     tables.write(folder / "apart.parquet", [], schemas.APART)
     given |= {"scores": folder / "scores.parquet", "apart": folder / "apart.parquet"}
-    chosen = selection_ce.run(shared, "gaussian", prompt, train, output=folder / "ce.parquet", **given)
+    chosen = selection_ce.run(
+        shared, CeSet(rule="gaussian"), prompt, train, output=folder / "ce.parquet", **given
+    )
     chosen |= selection_ul.run(
         shared, UnlikelihoodSet(num=500), prompt, train, output=folder / "ul.parquet", **given
     )

@@ -79,7 +79,9 @@ def reference(model: Path, *, by_token_statistics: bool, ul_tokens: int | None =
         scored = torch.zeros_like(ids, dtype=torch.bool)
         scored[:, len(context) :] = True
         if by_token_statistics:
-            log_p, entropy, _ = log_probs.token_statistics(network, ids, torch.ones_like(ids), scored, chunk=7)
+            log_p, entropy, _ = log_probs.token_statistics(
+                network, ids, torch.ones_like(ids), scored, chunk=7
+            )
         else:
             with torch.no_grad():
                 everywhere = network(ids).logits.log_softmax(-1)[0, len(context) - 1 : -1]

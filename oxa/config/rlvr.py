@@ -53,7 +53,7 @@ class Rlvr(Section):
     """Rollouts a problem: the group over which advantages are taken."""
     temperature: Annotated[float | str, BeforeValidator(_temperature)] = 0.85
     """Of the rollouts; `entropy(0.3)`: the one at which this checkpoint's first rollouts have that mean entropy, nats a
-    token, so that arms begin to explore alike (arXiv 2506.13284; oxa/training/temperature.py)."""
+    token, so that arms begin to explore alike (arXiv 2506.13284; oxa/rl/temperature.py)."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus of the rollouts; 1 keeps all."""
     max_prompt_tokens: Count = 1536

@@ -52,10 +52,11 @@ from oxa.grading.grader import Grader
 from oxa.model import loading
 from oxa.model.trainer import on_one_device
 from oxa.records import schemas, tables
+from oxa.rl import grpo, temperature
+from oxa.rl.grpo import RLVRTrainer
+from oxa.rl.rollouts import Problem, Rollouts
 from oxa.runtime import journal
-from oxa.training import adapters, batches, grpo, resume, temperature
-from oxa.training.grpo import RLVRTrainer
-from oxa.training.rollouts import Problem, Rollouts
+from oxa.training import adapters, batches, resume
 
 
 def run(

@@ -25,8 +25,8 @@ from oxa.config.rlvr import Rlvr
 from oxa.errors import ConfigError, DataError
 from oxa.model import loading
 from oxa.records import schemas, tables
+from oxa.rl import grpo, rollouts
 from oxa.stages import rlvr
-from oxa.training import grpo, rollouts
 
 
 @pytest.fixture(scope="module")

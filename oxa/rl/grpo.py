@@ -39,8 +39,8 @@ from trl import GRPOConfig, GRPOTrainer
 from oxa.config.rlvr import Rlvr, entropy_of
 from oxa.config.section import Verdict
 from oxa.model import log_probs
+from oxa.rl.rollouts import Rollouts
 from oxa.runtime import journal
-from oxa.training.rollouts import Rollouts
 from oxa.training.steps import Quiet, last, means, not_finite, settings
 
 SCHEDULES = {

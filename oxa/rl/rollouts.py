@@ -19,7 +19,7 @@ from oxa.config.section import Sampling
 from oxa.generation import sampler
 from oxa.generation.requests import Request
 from oxa.grading.grader import Grader
-from oxa.training import temperature
+from oxa.rl import temperature
 from oxa.training.steps import not_finite
 
 

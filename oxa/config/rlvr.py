@@ -10,6 +10,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from oxa.config.fine_tuning import Adapter
 from oxa.config.section import Address, Count, Positive, Section, Share, argument, is_number
 
+RolloutCorrection = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "none"]
+
 _ENTROPY = re.compile(r"entropy\((\d*\.?\d+)\)")
 
 
@@ -89,6 +91,11 @@ class Rlvr(Section):
     optimizer state stay float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    rollout_correction: RolloutCorrection = "token_truncate"
+    """How rollouts count whose probabilities, as drawn, were not those that training computes: each token or each
+    whole rollout by the ratio of the two, truncated at `rollout_bound` or left out beyond it (oxa/rl/weights.py)."""
+    rollout_bound: Positive = 3.0
+    """Largest weight of a token or rollout."""
     engine: Literal["torch", "vllm_colocate", "vllm_server"] = "torch"
     """What generates: this process, vLLM in it, or a vLLM server of TRL's."""
     vllm: RlvrVllm = RlvrVllm()

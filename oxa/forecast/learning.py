@@ -87,8 +87,11 @@ def rlvr(params: Params, shape: Shape, device: Machine, work: Workload) -> Step:
     adapter, sizes = _adapter(shape, section, "rlvr"), (shape, whole.tokens, whole.squares, rows.tokens)
     checkpointing = section.gradient_checkpointing
     learning = training.training_flops(*sizes, checkpointing=checkpointing, adapter=adapter)
-    # the reference takes another forward pass, and vLLM's probabilities are corrected for by one of the policy's own
-    forwards = (section.kl_weight > 0) + (section.engine != "torch")
+    # the reference takes another forward pass, and rollouts are weighed by one of the policy's own
+    weighed = section.rollout_correction != "none" and (
+        section.engine != "torch" or section.dtype == "bfloat16"
+    )
+    forwards = (section.kl_weight > 0) + weighed
     learning += forwards * cost.forward_flops(*sizes)
     writing = cost.generation_flops(
         shape, rows.num, rows.tokens, rows.squares, prompt, reused=section.num_generations

@@ -14,6 +14,8 @@ from oxa.comparison.measures import Metric, Row, Summary, question
 from oxa.comparison.outcomes import BASE, RL
 
 GATES = {"G1": "competence", "G2": "habit", "G3": "headroom", "G4": "no guessing", "G5": "room"}
+EQUAL_WEIGHTS = (0.9, 1.1)
+"""Mean weights of an arm's rollouts, over RL, between which steps are called equally large (oxa/rl/weights.py)."""
 GATE_TITLES = ["gate", "what", "measured", "wanted", "verdict"]
 
 
@@ -164,6 +166,20 @@ def gates(measured: Mapping[str, Any]) -> str:
             "little to differ in."
         )
     return " ".join(sentences)
+
+
+def unequal_steps(weights: Mapping[str, tuple[Any, Any]]) -> str:
+    """A warning of arms' mean weights along RL, (steps, values) by arm; "" where all are near 1."""
+    means = {arm: float(values.mean()) for arm, (_, values) in weights.items()}
+    far = [
+        f"{arm} {mean:.2f}" for arm, mean in means.items() if not EQUAL_WEIGHTS[0] <= mean <= EQUAL_WEIGHTS[1]
+    ]
+    if not far:
+        return ""
+    return (
+        f"Beware: the mean weight of the rollouts is far from 1 for {listed(far)}, so the arms' steps differ in size "
+        "and with them what RL adds (rlvr.rollout_correction)."
+    )
 
 
 def gate_rows(measured: Mapping[str, Any]) -> list[list[str]]:

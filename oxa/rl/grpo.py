@@ -13,8 +13,9 @@ With scale_rewards `batch` the deviation is the step's, with `none` the division
 k3 is differentiated as it stands, as in that paper (TRL's default multiplies it by ρ, which changes its gradient even
 where ρ = 1). The mean goes over each rollout's tokens and then over rollouts (`grpo`), over all tokens of the step
 (`dapo`), or over rollouts of the tokens' sum divided by max_tokens (`dr_grpo`). Each step draws new rollouts and
-updates once, so that π_old = π and ρ = 1: the clip never acts, and ε is no setting here. What vLLM's probabilities
-differ by, TRL corrects for.
+updates once, so that π_old = π and ρ = 1: the clip never acts, and ε is no setting here. Where a rollout was drawn with
+other probabilities than training computes, A_i is multiplied by its weight, or its tokens' (weights.py): by TRL for
+vLLM's rollouts, here for those of the engine torch in bfloat16.
 
 π is the policy at the sampling temperature (top_p left out), here as in TRL: so are the logged entropy and KL.
 
@@ -23,6 +24,7 @@ Legend: B rollouts of a micro-batch, G of a group, T tokens.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import warnings
@@ -35,10 +37,12 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
 
 from oxa.config.rlvr import Rlvr, entropy_of
 from oxa.config.section import Verdict
 from oxa.model import log_probs
+from oxa.rl import weights
 from oxa.rl.rollouts import Rollouts
 from oxa.runtime import journal
 from oxa.training.steps import Quiet, last, means, not_finite, settings
@@ -48,6 +52,8 @@ SCHEDULES = {
     "cosine": "cosine",
     "linear": "linear",
 }  # transformers' names
+
+logger = logging.getLogger(__name__)
 
 VERDICTS: tuple[str, ...] = get_args(Verdict)
 
@@ -69,6 +75,7 @@ class RLVRTrainer(Quiet, GRPOTrainer):
     ) -> None:
         self._rollouts, self._keep, self._user_log = rollouts, keep, log
         self._micro_tokens: list[Tensor] = []  # of a step's micro-batches, this process's
+        self._micro_weights: list[Tensor] = []  # the same
         self._judged = torch.empty(0, 3, dtype=torch.int64)  # a step's rollouts, all processes'
         with warnings.catch_warnings():  # TRL calls rollout_func experimental; hence the pin of trl
             warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
@@ -110,8 +117,33 @@ class RLVRTrainer(Quiet, GRPOTrainer):
         """
         self._micro_tokens.append(inputs["completion_mask"].sum())
         with log_probs.products(self.args):
-            loss: Tensor = super().compute_loss(model, _trimmed(inputs), return_outputs, num_items_in_batch)
+            inputs = self._weighed(model, _trimmed(inputs))
+            loss: Tensor = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         return loss
+
+    def _weighed(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs whose advantages, [B, T] or [B, 1], have the rollouts' weights in them; vLLM's rest with TRL."""
+        section, mask = self._rollouts.section, inputs["completion_mask"]
+        weight = inputs.get("importance_sampling_ratio")
+        if weight is None and "sampling_per_token_logps" in inputs and section.rollout_correction != "none":
+            prompt_and_completion = (
+                torch.cat([inputs[f"prompt_{name}"], inputs[f"completion_{name}"]], 1)
+                for name in ("ids", "mask")
+            )
+            with (
+                torch.no_grad(),
+                disable_gradient_checkpointing(model, self.args.gradient_checkpointing_kwargs),
+            ):
+                # private, hence the pin of trl, which for vLLM calls the same
+                log_p, *_ = self._get_per_token_logps_and_entropies(
+                    model, *prompt_and_completion, logits_to_keep=mask.shape[1]
+                )
+            drawn = inputs["sampling_per_token_logps"]
+            weight = weights.weights(log_p, drawn, mask, section.rollout_correction, section.rollout_bound)
+            inputs = inputs | {"advantages": inputs["advantages"][:, None] * weight}
+        if weight is not None:
+            self._micro_weights.append(weights.sums(weight, mask, section.rollout_bound))
+        return inputs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Called after every optimizer step, and once at the end with a summary that is of no use here."""
@@ -135,6 +167,11 @@ class RLVRTrainer(Quiet, GRPOTrainer):
                 )
         tokens = self.accelerator.reduce(torch.stack(self._micro_tokens), "sum").tolist()
         self._micro_tokens.clear()
+        of_weights = {}
+        if self._micro_weights:
+            summed = self.accelerator.reduce(torch.stack(self._micro_weights).sum(0), "sum")
+            of_weights = weights.summary(*summed.tolist())
+            self._micro_weights.clear()
         # private, hence the pin of trl: one mean over the tokens of each micro-batch
         means = self._metrics["train"]
         verdict, truncated, num_tokens = self._judged.T
@@ -143,6 +180,7 @@ class RLVRTrainer(Quiet, GRPOTrainer):
             "reward": right.double().mean().item(),
             "entropy": _weighted(means["entropy"], tokens),
             **({"kl": _weighted(means["kl"], tokens)} if self.beta else {}),
+            **of_weights,
             "mean_tokens": num_tokens.double().mean().item(),
             "truncated": truncated.double().mean().item(),
             "num_tokens": int(num_tokens.sum()),
@@ -164,11 +202,19 @@ class RLVRTrainer(Quiet, GRPOTrainer):
         history = self._history()
         shown = [_shown(row) for row in last(history)]
         total = {name: sum(row[name] for row in history) for name in history[0] if name.startswith("num_")}
+        mean_weight = means(history, {"weight": "weight"})
+        if not weights.is_equal(mean_weight.get("weight", 1)):
+            logger.warning(
+                "the rollouts' mean weight is %.2f where 1 is meant: steps are that much larger or smaller than other "
+                "arms'; take rlvr.rollout_correction token_truncate, or an engine whose probabilities are nearer",
+                mean_weight["weight"],
+            )
         mixed = total["num_groups"] - total["num_all_right"] - total["num_all_wrong"]
         return {
             "steps": len(history),
             "rollouts": sum(total[f"num_{name}"] for name in VERDICTS),
             "tokens": total["num_tokens"],
+            **mean_weight,
             "groups": {
                 "all_right": total["num_all_right"],
                 "all_wrong": total["num_all_wrong"],
@@ -244,6 +290,7 @@ def config(
         lr_scheduler_type=SCHEDULES[section.schedule],
         dataloader_pin_memory=False,  # rows of text
         **_vllm(section, context),
+        **_corrected(section),
     )
 
 
@@ -258,4 +305,15 @@ def _vllm(section: Rlvr, context: int) -> dict[str, Any]:
         "vllm_gpu_memory_utilization": section.vllm.memory_share,
         "vllm_tensor_parallel_size": section.vllm.tensor_parallel,
         "vllm_max_model_length": min(context, section.max_prompt_tokens + section.max_tokens),
+    }
+
+
+def _corrected(section: Rlvr) -> dict[str, Any]:
+    """TRL's settings of the weights of vLLM's rollouts; TRL reads them for no other engine."""
+    if section.rollout_correction == "none":
+        return {"vllm_importance_sampling_correction": False}
+    return {
+        "vllm_importance_sampling_correction": True,
+        "vllm_importance_sampling_mode": section.rollout_correction,
+        "vllm_importance_sampling_clip_max": section.rollout_bound,
     }

@@ -76,6 +76,7 @@ def run(
     Logs, each step: reward (mean), entropy and kl (k3 to `model`; only where it has a weight), nats a token at the
     sampling temperature, mean_tokens and truncated (share) of the rollouts, all_right and all_wrong (shares of the
     groups, which teach nothing), unsure, unparsable and timeout (shares of the rollouts, worth 0 like wrong ones),
+    weight, weight_size and weight_cut where rollouts are weighed (oxa/rl/weights.py: mean, effective share, share cut),
     grad_norm, loss, learning_rate and tokens_per_second (generated tokens over the whole step). Returns counts, the
     temperature and the means over the last tenth of the steps.
 

@@ -260,6 +260,13 @@ def test_a_step_is_a_checkpoint_with_the_files_and_the_type_of_the_one_it_came_f
         before["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.up_proj.weight"]
     )
     assert done.log.rows[0]["entropy"] == pytest.approx(2.29, abs=0.02)
+    for row in done.log.rows:  # the cache rounds otherwise than training: every weight is near 1, few are 1
+        assert row["weight"] == pytest.approx(1, abs=0.02)
+        assert 0.99 < row["weight_size"] < 1
+        assert row["weight_cut"] == 0
+    assert done.metrics["weight"] == pytest.approx(sum(row["weight"] for row in done.log.rows) / 2)
+    unweighed = fit(base, problems, tmp_path / "none", steps=1, **rough, rollout_correction="none")
+    assert "weight" not in unweighed.log.rows[0] | unweighed.metrics
     assert [row["learning_rate"] for row in done.log.rows] == [0.0, 1e-2]
 
 
@@ -324,6 +331,11 @@ def test_vllm_gets_the_same_tokens_and_its_own_settings(
     assert (settings.use_vllm, settings.vllm_mode) == (True, "colocate")
     assert settings.vllm_max_model_length == 1536 + 3
     assert settings.vllm_gpu_memory_utilization == 0.3
+    assert settings.vllm_importance_sampling_mode == "token_truncate"
+    assert settings.vllm_importance_sampling_clip_max == 3.0
+    assert settings.vllm_importance_sampling_correction is True
+    unweighed = section.model_copy(update={"rollout_correction": "none"})
+    assert grpo.config(unweighed, 6, 4, 4096, tmp_path, 0).vllm_importance_sampling_correction is False
     server = Rlvr(**{**SECTION, "engine": "vllm_server", "vllm": {"url": "http://gpu:1"}})
     settings = grpo.config(server, 6, 4, 512, tmp_path, 0)
     assert (settings.vllm_mode, settings.vllm_server_base_url) == ("server", "http://gpu:1")

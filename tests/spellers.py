@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from conftest import Kept
 from oxa import hashes, prompts
 from oxa.config.generate import Generate
 from oxa.config.prompt import Prompt
-from oxa.config.rlvr import Rlvr
+from oxa.config.rlvr import Rlvr, k_of
 from oxa.config.section import Sampling
 from oxa.config.verify import Verify
 from oxa.generation import generate
@@ -127,6 +127,17 @@ def fit(
     return Result(metrics, output, log)
 
 
+def over_subsets(rewards: list[float], k: int) -> torch.Tensor:
+    """Each rollout's mean advantage over all subsets of k, written out (arXiv 2508.10751, before it is solved)."""
+    subsets = list(combinations(range(len(rewards)), k))
+    worth = torch.tensor([max(rewards[i] for i in subset) for subset in subsets]).double()
+    if worth.std(correction=0) == 0:
+        return torch.zeros(len(rewards)).double()
+    scaled = (worth - worth.mean()) / worth.std(correction=0)
+    of = [torch.tensor([i in subset for subset in subsets]) for i in range(len(rewards))]
+    return torch.stack([scaled[mine].mean() for mine in of])
+
+
 class Reference:
     """What a step should log, from responses drawn outside the training and plain logits in float32."""
 
@@ -181,10 +192,14 @@ class Reference:
     def advantages(self) -> torch.Tensor:
         groups = self.rewards.view(-1, self.section.num_generations)
         difference = groups - groups.mean(1, keepdim=True)
+        if k := k_of(self.section.advantage):
+            return torch.cat([over_subsets(group.tolist(), k) for group in groups])
         if self.section.scale_rewards == "group":
             difference = difference / (groups.std(1, keepdim=True) + 1e-4)
         elif self.section.scale_rewards == "batch":
             difference = difference / (self.rewards.std() + 1e-4)
+        if self.section.advantage == "nsr":
+            difference = difference * (1 - 0.9 * (difference > 0))
         return difference.view(-1)
 
     def logged(self) -> dict[str, float]:

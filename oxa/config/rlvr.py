@@ -12,6 +12,7 @@ from oxa.config.section import Address, Count, Positive, Section, Share, argumen
 
 RolloutCorrection = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "none"]
 
+_PASS_AT_K = re.compile(r"pass_at_k\((\d+)\)")
 _ENTROPY = re.compile(r"entropy\((\d*\.?\d+)\)")
 
 
@@ -19,6 +20,18 @@ def entropy_of(temperature: float | str) -> float | None:
     """x of `entropy(x)`, nats a token; None of a number."""
     x = argument(_ENTROPY, temperature)
     return None if x is None else float(x)
+
+
+def k_of(advantage: str) -> int | None:
+    """K of `pass_at_k(K)`; None of another advantage."""
+    k = argument(_PASS_AT_K, advantage)
+    return None if k is None else int(k)
+
+
+def _advantage(value: Any) -> Any:
+    if value not in ("group", "nsr") and not (isinstance(value, str) and k_of(value)):
+        raise ValueError("expected `group`, `nsr`, or `pass_at_k(K)` with K rollouts above 0")
+    return value
 
 
 def _temperature(value: Any) -> Any:
@@ -65,6 +78,10 @@ class Rlvr(Section):
     loss: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
     """How tokens are averaged: `grpo` over each rollout, then over rollouts (arXiv 2402.03300); `dapo` over all tokens
     of a step (2503.14476); `dr_grpo` by max_tokens, a constant (2503.20783)."""
+    advantage: Annotated[str, BeforeValidator(_advantage)] = "group"
+    """What a rollout's reward is held against: `group` its group's mean (GRPO); `nsr` the same, with right rollouts at
+    a tenth (arXiv 2506.01347); `pass_at_k(4)` what all subsets of 4 of its group achieve (2508.10751), which scales by
+    itself (oxa/rl/advantages.py)."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """Advantages are divided by the standard deviation of the rewards in the group, in the step, or not (Dr. GRPO)."""
     kl_weight: Annotated[float, Field(ge=0)] = 1e-3
@@ -100,6 +117,18 @@ class Rlvr(Section):
     """What generates: this process, vLLM in it, or a vLLM server of TRL's."""
     vllm: RlvrVllm = RlvrVllm()
     """Settings of the vLLM engines."""
+
+    @model_validator(mode="after")
+    def _pass_at_k_fits(self) -> Rlvr:
+        k = k_of(self.advantage)
+        if k and k > self.num_generations:
+            raise ValueError(
+                f"advantage {self.advantage} takes subsets of a group, and num_generations is {self.num_generations}: "
+                "take a smaller K or more rollouts"
+            )
+        if k and self.scale_rewards != "group":
+            raise ValueError(f"advantage {self.advantage} scales by itself: leave scale_rewards out")
+        return self
 
     @model_validator(mode="after")
     def _adapter_is_of_one_policy(self) -> Rlvr:

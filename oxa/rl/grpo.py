@@ -5,7 +5,8 @@ reward r is 1 or 0, and its advantage is what it has over its group,
 
     A_i = (r_i - mean r) / (std r + 1e-4)        mean and (sample) standard deviation over the group of G
 
-With scale_rewards `batch` the deviation is the step's, with `none` the division is left out. The loss is
+or another one (advantages.py). With scale_rewards `batch` the deviation is the step's, with `none` the division is
+left out. The loss is
 
     L = mean over tokens t of rollouts i of   -min(ρ A_i, clip(ρ, 1-ε, 1+ε) A_i) + β k3
     ρ = π(y_t) / π_old(y_t)      k3 = π_ref/π - ln(π_ref/π) - 1  ≥ 0,  the unbiased estimate of KL(π ‖ π_ref)
@@ -39,10 +40,10 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
-from oxa.config.rlvr import Rlvr, entropy_of
+from oxa.config.rlvr import Rlvr, entropy_of, k_of
 from oxa.config.section import Verdict
 from oxa.model import log_probs
-from oxa.rl import weights
+from oxa.rl import advantages, weights
 from oxa.rl.rollouts import Rollouts
 from oxa.runtime import journal
 from oxa.training.steps import Quiet, last, means, not_finite, settings
@@ -99,14 +100,25 @@ class RLVRTrainer(Quiet, GRPOTrainer):
         return super().get_batch_samples(*args)
 
     def _reward(self, completion_ids: list[list[int]], problem_id: list[str], **_: Any) -> list[float]:
-        """1 for a rollout whose answer is correct, else 0; every process calls this once a step, with its own part."""
+        """1 for a rollout whose answer is correct, else 0; every process calls this once a step, with its own part.
+
+        Of `pass_at_k` the advantages themselves: their mean over a group is 0, so TRL takes nothing off them.
+        """
         judged = self._rollouts.grade(problem_id, completion_ids)
         rows = [
             [VERDICTS.index(one.verdict), int(one.truncated), len(ids)]
             for one, ids in zip(judged, completion_ids, strict=True)
         ]
         self._judged = self.accelerator.gather(torch.tensor(rows, device=self.args.device)).cpu()
-        return [float(one.verdict == "correct") for one in judged]
+        rewards = torch.tensor([float(one.verdict == "correct") for one in judged])
+        if k := k_of(self._rollouts.section.advantage):
+            right = (
+                self.accelerator.gather(rewards.to(self.args.device)).cpu().view(-1, self.num_generations)
+                == 1
+            )
+            part = slice(self.accelerator.process_index * len(rewards), None)
+            rewards = advantages.pass_at_k(right, k).flatten()[part][: len(rewards)]
+        return rewards.tolist()
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -117,7 +129,10 @@ class RLVRTrainer(Quiet, GRPOTrainer):
         """
         self._micro_tokens.append(inputs["completion_mask"].sum())
         with log_probs.products(self.args):
-            inputs = self._weighed(model, _trimmed(inputs))
+            inputs = _trimmed(inputs)
+            if self._rollouts.section.advantage == "nsr":
+                inputs["advantages"] = advantages.nsr(inputs["advantages"])
+            inputs = self._weighed(model, inputs)
             loss: Tensor = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         return loss
 
@@ -283,7 +298,7 @@ def config(
         temperature=section.temperature if is_known else 1.0,
         top_p=section.top_p,
         loss_type=section.loss,
-        scale_rewards=section.scale_rewards,
+        scale_rewards="none" if k_of(section.advantage) else section.scale_rewards,
         beta=section.kl_weight,
         use_bias_correction_kl=False,  # TRL's default is ρ k3, whose gradient is another
         disable_dropout=True,

@@ -86,12 +86,25 @@ def test_an_entropy_out_of_reach_is_refused(speller: Path, problems: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("loss", "scale_rewards"), [("grpo", "group"), ("dapo", "batch"), ("dr_grpo", "none")]
+    ("loss", "scale_rewards", "advantage"),
+    [
+        ("grpo", "group", "group"),
+        ("dapo", "batch", "group"),
+        ("dr_grpo", "none", "group"),
+        ("dapo", "group", "nsr"),
+        ("dapo", "group", "pass_at_k(3)"),
+    ],
 )
 def test_a_step_equals_plain_arithmetic_on_rollouts_drawn_outside_the_training(
-    speller: Path, problems: Path, tmp_path: Path, unbroken: Result, loss: str, scale_rewards: str
+    speller: Path,
+    problems: Path,
+    tmp_path: Path,
+    unbroken: Result,
+    loss: str,
+    scale_rewards: str,
+    advantage: str,
 ) -> None:
-    changed: dict[str, Any] = {"loss": loss, "scale_rewards": scale_rewards}
+    changed: dict[str, Any] = {"loss": loss, "scale_rewards": scale_rewards, "advantage": advantage}
     changed["top_p"] = 0.9 if loss == "dr_grpo" else 1.0
     done = unbroken if loss == "grpo" else fit(speller, problems, tmp_path, steps=2, **changed)
     for step, policy in ((1, speller), (2, done.output / "step-1")):

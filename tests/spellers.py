@@ -22,6 +22,7 @@ from oxa.generation.requests import Request
 from oxa.grading.grader import Grader
 from oxa.model import loading
 from oxa.records import schemas, tables
+from oxa.rl.order import steps
 from oxa.stages import rlvr
 
 SECTION: dict[str, Any] = {
@@ -141,12 +142,20 @@ def over_subsets(rewards: list[float], k: int) -> torch.Tensor:
 class Reference:
     """What a step should log, from responses drawn outside the training and plain logits in float32."""
 
-    def __init__(self, policy: Path, start: Path, section: Rlvr, step: int, scratch: Path) -> None:
+    def __init__(
+        self,
+        policy: Path,
+        start: Path,
+        section: Rlvr,
+        step: int,
+        scratch: Path,
+        order: list[str] | None = None,
+    ) -> None:
         self.section = section
         network, tokenizer = loading.load(policy)
         reference, _ = loading.load(start)
         ids = sorted(row["problem_id"] for row in PROBLEMS)
-        order = list(islice(rlvr._steps(ids, section.num_prompts, 0), step))[-1]
+        order = order or list(islice(steps(ids, section.num_prompts, 0), step))[-1]
         question = {row["problem_id"]: row["question"] for row in PROBLEMS}
         golds = {row["problem_id"]: row["answers"] for row in PROBLEMS}
         requests = [

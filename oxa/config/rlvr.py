@@ -66,6 +66,11 @@ class Rlvr(Section):
     """Problems a step."""
     num_generations: Annotated[int, Field(ge=2)] = 8
     """Rollouts a problem: the group over which advantages are taken."""
+    sampling: Literal["fixed", "dynamic"] = "fixed"
+    """`dynamic`: groups whose rollouts are all right or all wrong give way to further problems, until the step is full
+    (DAPO, arXiv 2503.14476); engine torch alone."""
+    max_resamplings: Count = 3
+    """How often a dynamic step draws anew for what is missing; what then still is, is filled with such groups."""
     temperature: Annotated[float | str, BeforeValidator(_temperature)] = 0.85
     """Of the rollouts; `entropy(0.3)`: the one at which this checkpoint's first rollouts have that mean entropy, nats a
     token, so that arms begin to explore alike (arXiv 2506.13284; oxa/rl/temperature.py)."""
@@ -128,6 +133,14 @@ class Rlvr(Section):
             )
         if k and self.scale_rewards != "group":
             raise ValueError(f"advantage {self.advantage} scales by itself: leave scale_rewards out")
+        return self
+
+    @model_validator(mode="after")
+    def _resamples_itself(self) -> Rlvr:
+        if self.sampling == "dynamic" and self.engine != "torch":
+            raise ValueError(
+                "sampling: dynamic takes the engine torch; TRL draws vLLM's rollouts once a step"
+            )
         return self
 
     @model_validator(mode="after")

@@ -38,6 +38,7 @@ EXPLAINED = {
     "truncated": "Rollouts cut before their answer earn nothing; a high share means that the limit is too low.",
     "all_right": "A group that is all right has no advantage and teaches nothing: the problems are too easy.",
     "all_wrong": "A group that is all wrong teaches nothing either: the problems are too hard.",
+    "replaced": "With dynamic sampling: how many groups of equal rewards gave way before the step was full.",
     "weight": "1 where rollouts are drawn with the probabilities that training computes; steps differ as it does.",
     "weight_size": "How many equally weighed rollouts, or tokens, the weighed ones are worth.",
     "weight_cut": "Shares of tokens or rollouts whose weight was cut to the bound, or to 0.",

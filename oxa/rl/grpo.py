@@ -44,7 +44,7 @@ from oxa.config.rlvr import Rlvr, entropy_of, k_of
 from oxa.config.section import Verdict
 from oxa.model import log_probs
 from oxa.rl import advantages, weights
-from oxa.rl.rollouts import Rollouts
+from oxa.rl.rollouts import Judged, Rollouts
 from oxa.runtime import journal
 from oxa.training.steps import Quiet, last, means, not_finite, settings
 
@@ -99,17 +99,22 @@ class RLVRTrainer(Quiet, GRPOTrainer):
         self._step_begun = time.perf_counter()
         return super().get_batch_samples(*args)
 
-    def _reward(self, completion_ids: list[list[int]], problem_id: list[str], **_: Any) -> list[float]:
+    def _reward(
+        self,
+        completion_ids: list[list[int]],
+        problem_id: list[str],
+        judged: list[Judged] | None = None,
+        **_: Any,
+    ) -> list[float]:
         """1 for a rollout whose answer is correct, else 0; every process calls this once a step, with its own part.
 
         Of `pass_at_k` the advantages themselves: their mean over a group is 0, so TRL takes nothing off them.
         """
-        judged = self._rollouts.grade(problem_id, completion_ids)
-        rows = [
-            [VERDICTS.index(one.verdict), int(one.truncated), len(ids)]
-            for one, ids in zip(judged, completion_ids, strict=True)
-        ]
-        self._judged = self.accelerator.gather(torch.tensor(rows, device=self.args.device)).cpu()
+        if judged is None:
+            judged = self._rollouts.grade(problem_id, completion_ids)
+            self._judged = self.accelerator.gather(_rows(judged).to(self.args.device)).cpu()
+        else:
+            self._judged = _rows(self._rollouts.judged)
         rewards = torch.tensor([float(one.verdict == "correct") for one in judged])
         if k := k_of(self._rollouts.section.advantage):
             right = (
@@ -200,6 +205,7 @@ class RLVRTrainer(Quiet, GRPOTrainer):
             "truncated": truncated.double().mean().item(),
             "num_tokens": int(num_tokens.sum()),
             "num_groups": len(right),
+            **self._num_resampled(len(right)),
             "num_all_right": int(right.all(1).sum()),
             "num_all_wrong": int((~right).all(1).sum()),
             **{f"num_{name}": int((verdict == i).sum()) for i, name in enumerate(VERDICTS)},
@@ -207,14 +213,25 @@ class RLVRTrainer(Quiet, GRPOTrainer):
             "loss": logs["loss"],
         }
 
-    def _history(self) -> list[dict[str, Any]]:
+    def _num_resampled(self, num_groups: int) -> dict[str, int]:
+        """Of a dynamic step: groups over those it trains on, and problems it read."""
+        section = self._rollouts.section
+        if section.sampling != "dynamic":
+            return {}
+        before = sum(row["num_read"] for row in self.history())
+        return {
+            "num_replaced": num_groups - section.num_prompts,
+            "num_read": self._rollouts.num_read - before,
+        }
+
+    def history(self) -> list[dict[str, Any]]:
         """Every step's metrics so far, those before a resume included."""
         rows: list[Any] = self.state.log_history
         return [row["rlvr"] for row in rows if row.get("rlvr")]
 
     def summary(self) -> dict[str, Any]:
         """Counts over all steps, and means over the last ones."""
-        history = self._history()
+        history = self.history()
         shown = [_shown(row) for row in last(history)]
         total = {name: sum(row[name] for row in history) for name in history[0] if name.startswith("num_")}
         mean_weight = means(history, {"weight": "weight"})
@@ -235,6 +252,7 @@ class RLVRTrainer(Quiet, GRPOTrainer):
                 "all_wrong": total["num_all_wrong"],
                 "mixed": mixed,
             },
+            **{name[4:]: total[name] for name in ("num_replaced",) if name in total},
             "verdicts": {name: total[f"num_{name}"] for name in VERDICTS},
             "final": means(shown, {name: name for name in shown[0]}),
         }
@@ -250,6 +268,12 @@ class Keeper(TrainerCallback):
         self._trainer.keep(state.global_step)
 
 
+def _rows(judged: Sequence[Judged]) -> Tensor:
+    """[B, 3]: verdict, whether truncated, number of tokens."""
+    rows = [[VERDICTS.index(one.verdict), int(one.truncated), one.num_tokens] for one in judged]
+    return torch.tensor(rows, dtype=torch.int64)
+
+
 def _shown(step: dict[str, float]) -> dict[str, float]:
     """What is logged of a step's metrics: shares in place of counts."""
     shown = {name: value for name, value in step.items() if not name.startswith("num_")}
@@ -257,6 +281,7 @@ def _shown(step: dict[str, float]) -> dict[str, float]:
     return shown | {
         "all_right": step["num_all_right"] / step["num_groups"],
         "all_wrong": step["num_all_wrong"] / step["num_groups"],
+        **({"replaced": step["num_replaced"]} if "num_replaced" in step else {}),
         "unsure": step["num_unsure"] / rollouts,
         "unparsable": step["num_unparsable"] / rollouts,
         "timeout": step["num_timeout"] / rollouts,

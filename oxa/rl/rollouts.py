@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from oxa import hashes
@@ -20,6 +22,7 @@ from oxa.generation import sampler
 from oxa.generation.requests import Request
 from oxa.grading.grader import Grader
 from oxa.rl import temperature
+from oxa.rl.order import passes, unseen
 from oxa.training.steps import not_finite
 
 
@@ -42,6 +45,13 @@ class Judged(NamedTuple):
     verdict: str
     truncated: bool
     """Whether it reached max_tokens or the model's context without an end token."""
+    num_tokens: int
+
+
+class Rollout(NamedTuple):
+    problem_id: str
+    drawn: Drawn
+    judged: Judged
 
 
 class Rollouts:
@@ -63,30 +73,80 @@ class Rollouts:
         self.section = section
         self._problems, self._tokenizer, self._ends = problems, tokenizer, ends
         self._context, self._grader, self._seed = context, grader, seed
+        self.judged: list[Judged] = []
+        """Of all that a dynamic step drew, group after group, what gave way included."""
+        self.num_read = 0
+        """How far a dynamic step has read the order of problems."""
         self.temperature = math.nan if isinstance(section.temperature, str) else section.temperature
 
     def draw(self, problem_ids: Sequence[str], trainer: Any) -> dict[str, Any]:
         """This process's rollouts of the next step, for TRL's `rollout_func`; one for every entry of `problem_ids`.
 
-        TRL lays a step's rollouts out problem by problem and hands every process one part of them, in its turn.
+        TRL lays a step's rollouts out problem by problem and hands every process one part of them, in its turn. Dynamic
+        sampling finds problems of its own; further entries then go to the trainer's reward.
         """
-        first, step = trainer.accelerator.process_index * len(problem_ids), trainer.state.global_step
-        requests = [
-            self._request(problem_id, f"{step}/{place % self.section.num_generations}")
-            for place, problem_id in enumerate(problem_ids, first)
-        ]
-        model = trainer.model
+        first = trainer.accelerator.process_index * len(problem_ids)
+        places = [place % self.section.num_generations for place in range(first, first + len(problem_ids))]
+        names, of_reward = list(problem_ids), {}
+        if self.section.sampling == "dynamic":
+            whole = self._resampled(trainer)
+            part = whole[first : first + len(problem_ids)]
+            names, drawn = [one.problem_id for one in part], [one.drawn for one in part]
+            of_reward = {"problem_id": names, "judged": [one.judged for one in part]}
+        else:
+            drawn = self._drawn(trainer, list(zip(names, places, strict=True)))
+        return {
+            "prompt_ids": [self._problems[name].prompt for name in names],
+            "completion_ids": [one.tokens for one in drawn],
+            "logprobs": [one.log_p for one in drawn] if self._is_rough else None,
+            **of_reward,
+        }
+
+    def _drawn(self, trainer: Any, rows: Sequence[tuple[str, int]]) -> list[Drawn]:
+        """To each problem, the rollout of that place in its group, by the policy as it is."""
+        model, step = trainer.model, trainer.state.global_step
         model.eval()  # in training mode, gradient checkpointing would take the cache away
         try:
             with trainer.accelerator.autocast():
-                drawn = self._complete(model, requests, step, self.temperature)
+                requests = [self._request(name, f"{step}/{place}") for name, place in rows]
+                return self._complete(model, requests, step, self.temperature)
         finally:
             model.train()
-        return {
-            "prompt_ids": [request.prompt for request in requests],
-            "completion_ids": [one.tokens for one in drawn],
-            "logprobs": [one.log_p for one in drawn] if self._is_rough else None,
-        }
+
+    def _resampled(self, trainer: Any) -> list[Rollout]:
+        """A step's rollouts, of all processes: groups of unequal rewards as far as they can be had.
+
+        How far earlier steps have read the order of problems stands in their log, which checkpoints keep.
+        """
+        section, process = self.section, trainer.accelerator
+        self.num_read = sum(row["num_read"] for row in trainer.history())
+        order = chain.from_iterable(passes(sorted(self._problems), self._seed))
+        stream = islice(order, self.num_read, None)
+        unequal: list[list[Rollout]] = []
+        equal: list[list[Rollout]] = []
+        seen: set[str] = set()
+        self.judged = []
+        for _ in range(1 + section.max_resamplings):
+            missing = section.num_prompts - len(unequal)
+            names, num_read = unseen(stream, seen, missing, len(self._problems))
+            self.num_read += num_read
+            rows = [(name, place) for name in names for place in range(section.num_generations)]
+            start, end = (
+                len(rows) * i // process.num_processes
+                for i in (process.process_index, process.process_index + 1)
+            )
+            drawn = self._drawn(trainer, rows[start:end])
+            own = [name for name, _ in rows[start:end]]
+            judged = self.grade(own, [one.tokens for one in drawn])
+            found: list[Rollout] = gather_object(list(map(Rollout, own, drawn, judged)))
+            self.judged += [one.judged for one in found]
+            for at in range(0, len(found), section.num_generations):
+                group = found[at : at + section.num_generations]
+                rewards = {one.judged.verdict == "correct" for one in group}
+                (unequal if len(rewards) > 1 else equal).append(group)
+            if len(unequal) == section.num_prompts or len(seen) == len(self._problems):
+                break
+        return list(chain.from_iterable((unequal + equal)[: section.num_prompts]))
 
     @property
     def _is_rough(self) -> bool:
@@ -148,4 +208,7 @@ class Rollouts:
             for problem_id, text, short in zip(problem_ids, texts, truncated, strict=True)
         ]
         graded = self._grader.grade(items, description="")
-        return [Judged(grade.verdict, short) for grade, short in zip(graded, truncated, strict=True)]
+        return [
+            Judged(grade.verdict, short, len(ids))
+            for grade, short, ids in zip(graded, truncated, completions, strict=True)
+        ]

@@ -25,7 +25,7 @@ from oxa.config.rlvr import Rlvr
 from oxa.errors import ConfigError, DataError
 from oxa.model import loading
 from oxa.records import schemas, tables
-from oxa.rl import grpo, rollouts
+from oxa.rl import grpo, order, rollouts
 from oxa.stages import rlvr
 
 
@@ -42,6 +42,11 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def unbroken(speller: Path, problems: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
     return fit(speller, problems, tmp_path_factory.mktemp("unbroken"))
+
+
+@pytest.fixture(scope="module")
+def dynamic(speller: Path, problems: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return fit(speller, problems, tmp_path_factory.mktemp("dynamic"), sampling="dynamic")
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +123,40 @@ def test_a_step_equals_plain_arithmetic_on_rollouts_drawn_outside_the_training(
         assert loss == "grpo" or abs(row["loss"]) > 1e-3
 
 
+@pytest.mark.parametrize("max_resamplings", [1, 3])
+def test_a_dynamic_step_trains_on_groups_of_unequal_rewards_in_the_seeded_order(
+    speller: Path, problems: Path, tmp_path: Path, dynamic: Result, max_resamplings: int
+) -> None:
+    changed: dict[str, Any] = {"sampling": "dynamic", "max_resamplings": max_resamplings}
+    done = dynamic if max_resamplings == 3 else fit(speller, problems, tmp_path, steps=2, **changed)
+    section, num_read = Rlvr(**{**SECTION, **changed}), 0
+    passes = islice(order.passes(sorted(row["problem_id"] for row in PROBLEMS), 0), 9)
+    stream = [problem_id for one in passes for problem_id in one]
+    for step, policy in ((1, speller), (2, done.output / "step-1")):
+        seen: list[str] = []
+        unequal: list[str] = []
+        for _ in range(1 + max_resamplings):
+            fresh = 3 - len(unequal)
+            while fresh and len(seen) < len(PROBLEMS):
+                fresh -= stream[num_read] not in seen
+                seen += [stream[num_read]] * (stream[num_read] not in seen)
+                num_read += 1
+            drawn = Reference(policy, speller, section, step, tmp_path, seen)
+            groups = drawn.rewards.view(-1, 8)
+            unequal = [name for name, group in zip(seen, groups, strict=True) if 0 < group.sum() < 8]
+        equal = [name for name in seen if name not in unequal]
+        trained = Reference(policy, speller, section, step, tmp_path, (unequal + equal)[:3]).logged()
+        row = done.log.rows[step - 1]
+        for name in ("loss", "grad_norm", "kl", "entropy"):
+            assert row[name] == pytest.approx(trained[name], rel=1e-4, abs=2e-6), name
+        assert row["reward"] == pytest.approx(float(drawn.rewards.mean()))  # of all that was drawn
+        assert row["replaced"] == len(seen) - 3
+    replaced = [row["replaced"] for row in done.log.rows]
+    assert done.metrics["replaced"] == sum(replaced) > 0
+    assert done.metrics["rollouts"] == 8 * sum(done.metrics["groups"].values())
+    assert sum(done.metrics["groups"].values()) == 3 * len(replaced) + sum(replaced)
+
+
 def test_the_reward_rises(speller: Path, problems: Path, tmp_path: Path) -> None:
     done = fit(
         speller,
@@ -141,6 +180,14 @@ def test_micro_batches_batches_and_recomputation_do_not_change_the_training(
 ) -> None:
     other = fit(speller, problems, tmp_path, micro_batch_size=24, batch_size=5, gradient_checkpointing=True)
     assert_close(unbroken, other)
+
+
+def test_nor_do_they_change_what_a_dynamic_step_draws(
+    speller: Path, problems: Path, tmp_path: Path, dynamic: Result
+) -> None:
+    assert_close(
+        dynamic, fit(speller, problems, tmp_path, micro_batch_size=24, batch_size=5, sampling="dynamic")
+    )
 
 
 def test_arms_differ_in_their_checkpoint_alone(
@@ -224,34 +271,38 @@ def child(
 
 
 @pytest.mark.whole
+@pytest.mark.parametrize("sampling", ["fixed", "dynamic"])
 def test_kill_9_and_run_again_ends_with_the_same_bits(
-    speller: Path, problems: Path, tmp_path: Path, unbroken: Result
+    speller: Path, problems: Path, tmp_path: Path, unbroken: Result, dynamic: Result, sampling: str
 ) -> None:
-    assert child([sys.executable], speller, problems, tmp_path, kill_after=3) == -signal.SIGKILL
+    unbroken = unbroken if sampling == "fixed" else dynamic
+    code = child([sys.executable], speller, problems, tmp_path, kill_after=3, sampling=sampling)
+    assert code == -signal.SIGKILL
     assert not (tmp_path / "output").exists()
     assert {path.name for path in (tmp_path / "scratch/kept").iterdir()} == {"step-1", "step-2", "step-3"}
-    resumed = fit(speller, problems, tmp_path)
+    resumed = fit(speller, problems, tmp_path, sampling=sampling)
     assert resumed.log.curve() == unbroken.log.curve()[2:]
     assert_same_bits(unbroken, resumed)
     shutil.rmtree(tmp_path / "output")
-    again = fit(speller, problems, tmp_path)
+    again = fit(speller, problems, tmp_path, sampling=sampling)
     assert again.log.rows == []
     assert_same_bits(unbroken, again)
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("temperature", [0.9, "entropy(2.25)"])
+@pytest.mark.parametrize("setting", [{}, {"temperature": "entropy(2.25)"}, {"sampling": "dynamic"}])
 def test_two_processes_train_like_one(
-    speller: Path, problems: Path, tmp_path: Path, unbroken: Result, matched: Result, temperature: Any
+    speller: Path, problems: Path, tmp_path: Path, request: pytest.FixtureRequest, setting: dict[str, Any]
 ) -> None:
     preset = Path(__file__).resolve().parents[2] / "presets/accelerate/multi-gpu.yaml"
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(preset)]
     launcher += ["--num_processes", "2", "--main_process_port", "0"]
-    changed = {"micro_batch_size": 4, "temperature": temperature}
+    changed = {"micro_batch_size": 4, **setting}
+    of_one = {"temperature": "matched", "sampling": "dynamic"}.get(next(iter(setting), ""), "unbroken")
     assert child(launcher, speller, problems, tmp_path, kill_after=-1, **changed) == 0
     log = Kept()
     log.rows = [json.loads(line) for line in (tmp_path / "log.txt").read_text().splitlines()]
-    assert_close(unbroken if temperature == 0.9 else matched, Result({}, tmp_path / "output", log))
+    assert_close(request.getfixturevalue(of_one), Result({}, tmp_path / "output", log))
 
 
 def test_a_step_is_a_checkpoint_with_the_files_and_the_type_of_the_one_it_came_from(
@@ -285,13 +336,13 @@ def test_a_step_is_a_checkpoint_with_the_files_and_the_type_of_the_one_it_came_f
 
 def test_every_step_takes_different_problems_and_every_pass_all_that_fill_a_step() -> None:
     ids = [f"p{i}" for i in range(10)]
-    steps = list(islice(rlvr._steps(ids, 3, seed=0), 9))
+    steps = list(islice(order.steps(ids, 3, seed=0), 9))
     assert all(len(set(step)) == 3 for step in steps)
     for start in (0, 3, 6):
         assert len({problem for step in steps[start : start + 3] for problem in step}) == 9
     assert steps[:3] != steps[3:6]
-    assert steps == list(islice(rlvr._steps(ids[::-1], 3, seed=0), 9))
-    assert steps != list(islice(rlvr._steps(ids, 3, seed=1), 9))
+    assert steps == list(islice(order.steps(ids[::-1], 3, seed=0), 9))
+    assert steps != list(islice(order.steps(ids, 3, seed=1), 9))
 
 
 def chosen(model: Path, rows: list[dict[str, Any]], folder: Path, **section: Any) -> rlvr.Chosen:

@@ -114,12 +114,15 @@ def fit(
     log = log or Kept()
     scratch, output = folder / "scratch", folder / "output"
     scratch.mkdir(parents=True, exist_ok=True)
+    pass_rates = scratch / "pass_rates.parquet"
+    tables.write(pass_rates, [], schemas.PASS_RATES)
     metrics = rlvr.run(
         Rlvr(**{**SECTION, **section}),
         Prompt(suffix=""),
         VERIFY,
         model=model,
         problems=problems,
+        pass_rates=pass_rates,
         output=output,
         scratch=scratch,
         seed=seed,

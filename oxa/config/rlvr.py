@@ -62,6 +62,9 @@ class Rlvr(Section):
     """Steps between checkpoints to resume from."""
     num_problems: Count | None = None
     """Take this many problems, chosen by hash; none takes all (the paper: 10,000)."""
+    pass_rate: tuple[Share, Share] | None = None
+    """Keep the problems that were solved in a share of the answers between these two, both included, as the stage
+    `pass_rate` measured it, for all arms alike; `[0.1, 0.9]`; none keeps all."""
     num_prompts: Count = 64
     """Problems a step."""
     num_generations: Annotated[int, Field(ge=2)] = 8
@@ -133,6 +136,12 @@ class Rlvr(Section):
             )
         if k and self.scale_rewards != "group":
             raise ValueError(f"advantage {self.advantage} scales by itself: leave scale_rewards out")
+        return self
+
+    @model_validator(mode="after")
+    def _pass_rates_rise(self) -> Rlvr:
+        if self.pass_rate and self.pass_rate[0] > self.pass_rate[1]:
+            raise ValueError("pass_rate must be [low, high], and its first number is above its second")
         return self
 
     @model_validator(mode="after")

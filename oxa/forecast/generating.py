@@ -12,8 +12,9 @@ from oxa.forecast.cost import BYTES, GIB, Memory, Shape
 from oxa.forecast.devices import Machine
 from oxa.forecast.shape import published
 from oxa.forecast.steps import Step, step_of
-from oxa.forecast.workload import Rows, Workload
+from oxa.forecast.workload import Rows, Workload, generated
 
+PROBLEMS_OF = {"train": "training problems", "rlvr": "problems for RL"}  # as the printout calls them
 VLLM_SHARE = 0.9  # of a GPU, where generate.vllm.memory_share does not say
 VLLM_CPU_CACHE = 4 * GIB  # on a CPU
 
@@ -27,6 +28,18 @@ def sample(params: Params, shape: Shape, device: Machine, work: Workload) -> Ste
         remark = f"{section.model}'s config.json is not at hand; taken for as large as the student"
     step = generation("sample", params, shape, device, work, section, rows, section.num_samples)
     return step._replace(remark=remark or step.remark)
+
+
+def pass_rate(params: Params, shape: Shape, device: Machine, work: Workload) -> Step:
+    section = params.pass_rate
+    if not section.splits:
+        return Step("pass_rate", 1, "from params", remark="makes nothing: pass_rate.splits is empty")
+    num = sum(work.numbers[PROBLEMS_OF[split]].value for split in section.splits)
+    origins = [work.numbers[PROBLEMS_OF[split]].origin for split in section.splits]
+    answers = generated(params, section.max_tokens, shape.context, num * section.num_samples, *origins)
+    known = published(section.model) if section.model else None
+    shape = known._replace(context=shape.context) if known else shape
+    return generation("pass_rate", params, shape, device, work, section, answers, section.num_samples)
 
 
 def generation(

@@ -123,7 +123,11 @@ def rlvr(params: Params, shape: Shape, device: Machine, work: Workload) -> Step:
     step = step_of("rlvr", device, rows, learning, section.dtype, memory, runs=runs, steps=section.steps)
     draws = step_of("rlvr", device, rows, writing, device.native, memory, runs=runs, read=read)
     flops, hours = (step.flops or 0) + (draws.flops or 0), (step.hours or 0) + (draws.hours or 0)
-    return step._replace(flops=flops, hours=hours, cannot=cannot, lighter=_lighter(section, "rlvr", device))
+    remark = ""
+    if section.sampling == "dynamic":
+        remark = f"dynamic sampling draws 1 to {1 + section.max_resamplings} times these rollouts"
+    lighter = _lighter(section, "rlvr", device)
+    return step._replace(flops=flops, hours=hours, cannot=cannot, lighter=lighter, remark=remark)
 
 
 def adapters(params: Params, shape: Shape) -> dict[str, Number]:

@@ -94,8 +94,10 @@ def render(
     training: Curves,
     rlvr: Curves,
     traces: Mapping[str, Any] | None,
+    pass_rates: Mapping[str, Any],
 ) -> str:
-    """The whole page; `made` says how it was made, `traces` is the viewer's data, None where nothing was traced."""
+    """The whole page; `made` says how it was made, `traces` is the viewer's data, None where nothing was traced,
+    `pass_rates` what the stage of that name measured, by split."""
     draw = _Drawer()
     arms = plots.arms_of(summary)
     groups = sorted(summary["groups"], key=lambda name: name != POOLED)
@@ -126,6 +128,14 @@ def render(
         phases=_phases(summary["answer"]["claims"]),
         sides=sides,
         losses=losses,
+        pass_rates=[
+            draw(
+                f"Pass rates of the problems of split {split}",
+                f"{measured['num_problems']:,} problems, {100 * measured['pass_rate']:.0f}% of the answers right.",
+                partial(plots.pass_rates, histogram=measured["histogram"]),
+            )
+            for split, measured in pass_rates.items()
+        ],
         chosen=_ppl(draw, arms, panels, origins),
         lengths=training_sets.lengths(panels),
         longest_first=[arm for panel in panels if panel.within_bin == "longest" for arm in panel.arms],

@@ -71,6 +71,7 @@ def run(
     *,
     model: Path,
     problems: Path,
+    pass_rates: Path,
     output: Path,
     scratch: Path,
     seed: int,
@@ -99,7 +100,7 @@ def run(
             module.attention_dropout = 0.0  # a number, which TRL's disable_dropout does not reach
     context = loading.context_length(network.config)
     lora = adapters.settings(section.adapter, network)
-    chosen = _choose(section, prompt, problems, tokenizer, context)
+    chosen = _choose(section, prompt, problems, pass_rates, tokenizer, context)
     order = list(islice(steps(sorted(chosen.problems), section.num_prompts, seed), section.steps))
     ends = loading.end_ids(network, tokenizer)  # before the trainer edits the model's settings
     checkpoints, for_output = resume.folder(scratch), scratch / "kept"
@@ -173,8 +174,10 @@ class Chosen(NamedTuple):
     num_control: int  # problems that spell a control token, which is read as text
 
 
-def _choose(section: Rlvr, prompt: Prompt, path: Path, tokenizer: Any, context: int) -> Chosen:
-    """The problems of lowest id whose prompts fit, from split `rlvr`, without one from split `train`."""
+def _choose(
+    section: Rlvr, prompt: Prompt, path: Path, pass_rates: Path, tokenizer: Any, context: int
+) -> Chosen:
+    """The problems of lowest id whose prompts and pass rates fit, from split `rlvr`, without one from split `train`."""
     table = tables.read(path, schemas.PROBLEMS, ["problem_id", "question", "answers", "split"])
     split = "rlvr" if "rlvr" in table["split"].unique().to_pylist() else "train"
     rows = table.filter(pc.equal(table["split"], split)).to_pylist()
@@ -185,6 +188,8 @@ def _choose(section: Rlvr, prompt: Prompt, path: Path, tokenizer: Any, context: 
     # TRL hands prompts to vLLM as texts, and would read what a problem spells as control
     keeps_control = section.engine == "torch"
     dropped = {"too_long": 0, "no_room": 0} | ({} if keeps_control else {"control_token": 0})
+    misses = _out_of_range(section, pass_rates)
+    dropped |= dict.fromkeys(misses.reasons, 0)
     problems: dict[str, Problem] = {}
     for row in sorted(rows, key=lambda row: str(row["problem_id"])):
         user = prompts.user_turn(row["question"], prompt.suffix)
@@ -195,8 +200,15 @@ def _choose(section: Rlvr, prompt: Prompt, path: Path, tokenizer: Any, context: 
             dropped["no_room"] += 1
         elif not keeps_control and prompts.holds_control(tokenizer, user):
             dropped["control_token"] += 1
+        elif reason := misses.of(row["problem_id"]):
+            dropped[reason] += 1
         else:
             problems[row["problem_id"]] = Problem(user, ids, row["answers"])
+    if not problems and misses.reasons and any(dropped[reason] for reason in misses.reasons):
+        raise DataError(
+            f"{path}: no problem for RL has a pass rate within rlvr.pass_rate {list(section.pass_rate or ())}; widen "
+            "it, or look at the histogram in metrics/pass_rate.json"
+        )
     if not problems:
         raise DataError(
             f"{path}: all {len(rows)} prompts for RL are longer than rlvr.max_prompt_tokens "
@@ -210,6 +222,29 @@ def _choose(section: Rlvr, prompt: Prompt, path: Path, tokenizer: Any, context: 
         )
     num_control = sum(prompts.holds_control(tokenizer, one.user) for one in problems.values())
     return Chosen(problems, split, dropped, num_control)
+
+
+class _Misses(NamedTuple):
+    """Why a problem is left out for its pass rate."""
+
+    reasons: tuple[str, ...]
+    by_problem: dict[str, str]
+    """Of those that were measured; "" where it is within."""
+
+    def of(self, problem_id: str) -> str:
+        return self.by_problem.get(problem_id, "unmeasured") if self.reasons else ""
+
+
+def _out_of_range(section: Rlvr, pass_rates: Path) -> _Misses:
+    if section.pass_rate is None:
+        return _Misses((), {})
+    low, high = section.pass_rate
+    table = tables.read(pass_rates, schemas.PASS_RATES, ["problem_id", "num_samples", "num_correct"])
+    by_problem = {}
+    for row in table.to_pylist():
+        rate = row["num_correct"] / row["num_samples"]
+        by_problem[row["problem_id"]] = "too_hard" if rate < low else "too_easy" if rate > high else ""
+    return _Misses(("too_hard", "too_easy", "unmeasured"), by_problem)
 
 
 def _dataset(section: Rlvr, problems: dict[str, Problem], order: list[list[str]]) -> Dataset:

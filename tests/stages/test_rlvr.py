@@ -199,6 +199,7 @@ def test_arms_differ_in_their_checkpoint_alone(
         "verify",
         "model",
         "problems",
+        "pass_rates",
         "output",
         "scratch",
         "seed",
@@ -236,6 +237,7 @@ def main():
     from oxa.config.prompt import Prompt
     from oxa.config.rlvr import Rlvr
     from oxa.config.verify import Verify
+    from oxa.records import schemas, tables
     from oxa.stages import rlvr
 
     model, problems, folder, section, kill_after = (json.loads(argument) for argument in sys.argv[1:])
@@ -249,8 +251,10 @@ def main():
         if step == kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    tables.write(folder / "pass_rates.parquet", [], schemas.PASS_RATES)
     rlvr.run(Rlvr(**section), Prompt(suffix=""), Verify(workers=1), model=Path(model), problems=Path(problems),
-             output=folder / "output", scratch=folder / "scratch", seed=0, log=log)
+             pass_rates=folder / "pass_rates.parquet", output=folder / "output",
+             scratch=folder / "scratch", seed=0, log=log)
 
 if __name__ == "__main__":
     main()
@@ -345,12 +349,44 @@ def test_every_step_takes_different_problems_and_every_pass_all_that_fill_a_step
     assert steps != list(islice(order.steps(ids, 3, seed=1), 9))
 
 
-def chosen(model: Path, rows: list[dict[str, Any]], folder: Path, **section: Any) -> rlvr.Chosen:
-    tables.write(folder / "problems.parquet", rows, schemas.PROBLEMS)
-    tokenizer = loading.load_tokenizer(model)
-    return rlvr._choose(
-        Rlvr(**{**SECTION, **section}), Prompt(suffix="?"), folder / "problems.parquet", tokenizer, 32
+def chosen(
+    model: Path,
+    rows: list[dict[str, Any]],
+    folder: Path,
+    rates: dict[str, int] | None = None,
+    **section: Any,
+) -> rlvr.Chosen:
+    problems, pass_rates = folder / "problems.parquet", folder / "pass_rates.parquet"
+    tables.write(problems, rows, schemas.PROBLEMS)
+    tables.write(
+        pass_rates,
+        [
+            {"problem_id": name, "split": "rlvr", "model": "m"}
+            | {"num_samples": 4, "num_correct": num, "num_truncated": 0}
+            for name, num in (rates or {}).items()
+        ],
+        schemas.PASS_RATES,
     )
+    made, tokenizer = Rlvr(**{**SECTION, **section}), loading.load_tokenizer(model)
+    return rlvr._choose(made, Prompt(suffix="?"), problems, pass_rates, tokenizer, 32)
+
+
+def test_problems_out_of_the_range_of_pass_rates_are_dropped_and_counted(
+    speller: Path, tmp_path: Path
+) -> None:
+    names = sorted(row["problem_id"] for row in PROBLEMS)
+    rates = dict(zip(names, (0, 1, 2, 3, 4, 4, 3), strict=False))  # of 4; the last one is not measured
+    found = chosen(speller, PROBLEMS, tmp_path, rates, pass_rate=[0.25, 0.75])
+    assert found.dropped == {"too_long": 0, "no_room": 0, "too_hard": 1, "too_easy": 2, "unmeasured": 1}
+    assert list(found.problems) == [names[i] for i in (1, 2, 3, 6)]
+    few = chosen(speller, PROBLEMS, tmp_path, rates, pass_rate=[0.25, 0.75], num_problems=3)
+    assert list(few.problems) == [names[i] for i in (1, 2, 3)]
+    with pytest.raises(
+        DataError, match=r"no problem for RL has a pass rate within rlvr.pass_rate \[0.9, 0.95\]"
+    ):
+        chosen(speller, PROBLEMS, tmp_path, rates, pass_rate=[0.9, 0.95])
+    with pytest.raises(ValueError, match="its first number is above its second"):
+        Rlvr(**{**SECTION, "pass_rate": [0.9, 0.1]})
 
 
 def test_problems_are_chosen_by_hash_and_prompts_that_do_not_fit_are_counted(

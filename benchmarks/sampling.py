@@ -154,7 +154,7 @@ def with_oxa(folder: Path) -> Callable[[Work, int], int]:
         requests = [Request(str(i), prompt) for i, (prompt, _) in enumerate(work)]
         for start in range(0, len(work), batch_size):
             limits = [limit for _, limit in work[start : start + batch_size]]
-            _, counts, _, _ = sampler.complete(
+            _, counts, *_ = sampler.complete(
                 model,
                 requests[start : start + batch_size],
                 limits,

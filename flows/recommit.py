@@ -51,6 +51,7 @@ VERIFIER = GRADING | MORE | {"verify"}
 GRADERS = {
     "gates": "what the base can do",
     "ingest": "which problems are sound",
+    "pass_rate": "how hard problems are",
     "warm_up": "what is said of the sampler",
     "verify": "training sets",
     "rlvr": "rewards of RL",

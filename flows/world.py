@@ -88,13 +88,16 @@ def _room(bench: _Bench, model: Path) -> dict[str, Any]:
 
     arm = bench.params.report.baseline
     problems, training_set = _training_set(bench, arm, model)
+    pass_rates = bench.folder / "pass_rates.parquet"
+    bench.run("pass_rate", {"model": model, "problems": problems, "output": pass_rates})
     before: list[Mapping[str, Any]] = []
     after: list[Mapping[str, Any]] = []
     for seed in bench.params.seeds:
         tell(f"G5: {arm}, seed {seed}: fine-tuning, RL, and evaluation before and after")
         tuned, ended = bench.folder / f"{arm}-{seed}", bench.folder / f"{arm}-{seed}-rl"
         bench.run("train", {"model": model, "data": training_set, "output": tuned}, arm=arm, seed=seed)
-        bench.run("rlvr", {"model": tuned, "problems": problems, "output": ended}, arm=arm, seed=seed)
+        given = {"model": tuned, "problems": problems, "pass_rates": pass_rates}
+        bench.run("rlvr", given | {"output": ended}, arm=arm, seed=seed)
         before.append(bench.evaluated(tuned, problems))
         last = max(ended.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
         after.append(bench.evaluated(last, problems))

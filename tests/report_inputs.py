@@ -87,6 +87,8 @@ def make_inputs(
     exams = {name: {"guess_rate": 1.8 / (place + 100)} for place, name in enumerate(benchmarks)}
     records.write_json(folder / "metrics" / "ingest.json", {"totals": totals, "benchmarks": exams})
     records.write_json(folder / "metrics" / "warm_up.json", {})
+    of_rl = {"num_problems": 20, "pass_rate": 0.4875, "truncated": 0.1, "histogram": [5, 3, 4, 4, 4]}
+    records.write_json(folder / "metrics" / "pass_rate.json", {"rlvr": of_rl})
     for origin, verdicts in (
         ("teacher", {"correct": 900, "incorrect": 80, "timeout": 1, "unparsable": 19}),
         ("self", {"correct": 400, "incorrect": 500, "unparsable": 100}),

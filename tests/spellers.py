@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from conftest import Kept
 from oxa import hashes, prompts
 from oxa.config.generate import Generate
 from oxa.config.prompt import Prompt
-from oxa.config.rlvr import Rlvr
+from oxa.config.rlvr import Rlvr, k_of
 from oxa.config.section import Sampling
 from oxa.config.verify import Verify
 from oxa.generation import generate
@@ -22,6 +22,7 @@ from oxa.generation.requests import Request
 from oxa.grading.grader import Grader
 from oxa.model import loading
 from oxa.records import schemas, tables
+from oxa.rl.order import steps
 from oxa.stages import rlvr
 
 SECTION: dict[str, Any] = {
@@ -113,12 +114,15 @@ def fit(
     log = log or Kept()
     scratch, output = folder / "scratch", folder / "output"
     scratch.mkdir(parents=True, exist_ok=True)
+    pass_rates = scratch / "pass_rates.parquet"
+    tables.write(pass_rates, [], schemas.PASS_RATES)
     metrics = rlvr.run(
         Rlvr(**{**SECTION, **section}),
         Prompt(suffix=""),
         VERIFY,
         model=model,
         problems=problems,
+        pass_rates=pass_rates,
         output=output,
         scratch=scratch,
         seed=seed,
@@ -127,15 +131,34 @@ def fit(
     return Result(metrics, output, log)
 
 
+def over_subsets(rewards: list[float], k: int) -> torch.Tensor:
+    """Each rollout's mean advantage over all subsets of k, written out (arXiv 2508.10751, before it is solved)."""
+    subsets = list(combinations(range(len(rewards)), k))
+    worth = torch.tensor([max(rewards[i] for i in subset) for subset in subsets]).double()
+    if worth.std(correction=0) == 0:
+        return torch.zeros(len(rewards)).double()
+    scaled = (worth - worth.mean()) / worth.std(correction=0)
+    of = [torch.tensor([i in subset for subset in subsets]) for i in range(len(rewards))]
+    return torch.stack([scaled[mine].mean() for mine in of])
+
+
 class Reference:
     """What a step should log, from responses drawn outside the training and plain logits in float32."""
 
-    def __init__(self, policy: Path, start: Path, section: Rlvr, step: int, scratch: Path) -> None:
+    def __init__(
+        self,
+        policy: Path,
+        start: Path,
+        section: Rlvr,
+        step: int,
+        scratch: Path,
+        order: list[str] | None = None,
+    ) -> None:
         self.section = section
         network, tokenizer = loading.load(policy)
         reference, _ = loading.load(start)
         ids = sorted(row["problem_id"] for row in PROBLEMS)
-        order = list(islice(rlvr._steps(ids, section.num_prompts, 0), step))[-1]
+        order = order or list(islice(steps(ids, section.num_prompts, 0), step))[-1]
         question = {row["problem_id"]: row["question"] for row in PROBLEMS}
         golds = {row["problem_id"]: row["answers"] for row in PROBLEMS}
         requests = [
@@ -181,10 +204,14 @@ class Reference:
     def advantages(self) -> torch.Tensor:
         groups = self.rewards.view(-1, self.section.num_generations)
         difference = groups - groups.mean(1, keepdim=True)
+        if k := k_of(self.section.advantage):
+            return torch.cat([over_subsets(group.tolist(), k) for group in groups])
         if self.section.scale_rewards == "group":
             difference = difference / (groups.std(1, keepdim=True) + 1e-4)
         elif self.section.scale_rewards == "batch":
             difference = difference / (self.rewards.std() + 1e-4)
+        if self.section.advantage == "nsr":
+            difference = difference * (1 - 0.9 * (difference > 0))
         return difference.view(-1)
 
     def logged(self) -> dict[str, float]:

@@ -26,12 +26,13 @@ GRAPH: dict[str, dict[str, Any]] = {
 ARROWS = {
     "flows": "cli stages study report forecast comparison tracking grading model records runtime config",
     "cli": "data grading tracking runtime config",  # stages it imports by name, when they run
-    "stages": "report comparison training selection generation model data grading records runtime config",
+    "stages": "report comparison rl training selection generation model data grading records runtime config",
     "study": "report comparison data records runtime config",
     "report": "comparison records runtime",
     "forecast": "training generation model data records config",
     "comparison": "records config",
-    "training": "generation model grading records runtime config",
+    "rl": "training generation model grading runtime config",
+    "training": "model records runtime config",
     "generation": "model runtime config",
     "model": "data runtime config",
     "data": "grading records config",

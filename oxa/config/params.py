@@ -21,6 +21,7 @@ from oxa.config.gates import Gates
 from oxa.config.generate import Generate
 from oxa.config.ingest import Ingest
 from oxa.config.operations import Flow, Registry, Tracking
+from oxa.config.pass_rate import PassRate
 from oxa.config.predictors import Predictors
 from oxa.config.prompt import Prompt
 from oxa.config.report import Report
@@ -55,6 +56,7 @@ class Params(Section):
     score: Score
     selection: Selection
     train: Train
+    pass_rate: PassRate
     rlvr: Rlvr
     evaluate: Evaluate
     predictors: Predictors
@@ -102,6 +104,12 @@ class Params(Section):
                         f"arm {arm!r} of train.after ({pair[0]}: {pair[1]}) is not one of arms; add it there or take "
                         "the pair out"
                     )
+        of_rl = "rlvr" if self.ingest.rlvr else "train"
+        if self.rlvr.pass_rate and of_rl not in self.pass_rate.splits:
+            raise ValueError(
+                "source rlvr.pass_rate: it keeps problems by a pass rate that nothing measures; set pass_rate.splits "
+                f"to [{of_rl}]"
+            )
         for name in self.ingest.benchmarks:
             if name in ("train", "rlvr", "pooled"):
                 raise ValueError(

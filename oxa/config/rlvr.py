@@ -10,6 +10,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from oxa.config.fine_tuning import Adapter
 from oxa.config.section import Address, Count, Positive, Section, Share, argument, is_number
 
+RolloutCorrection = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "none"]
+
+_PASS_AT_K = re.compile(r"pass_at_k\((\d+)\)")
 _ENTROPY = re.compile(r"entropy\((\d*\.?\d+)\)")
 
 
@@ -17,6 +20,18 @@ def entropy_of(temperature: float | str) -> float | None:
     """x of `entropy(x)`, nats a token; None of a number."""
     x = argument(_ENTROPY, temperature)
     return None if x is None else float(x)
+
+
+def k_of(advantage: str) -> int | None:
+    """K of `pass_at_k(K)`; None of another advantage."""
+    k = argument(_PASS_AT_K, advantage)
+    return None if k is None else int(k)
+
+
+def _advantage(value: Any) -> Any:
+    if value not in ("group", "nsr") and not (isinstance(value, str) and k_of(value)):
+        raise ValueError("expected `group`, `nsr`, or `pass_at_k(K)` with K rollouts above 0")
+    return value
 
 
 def _temperature(value: Any) -> Any:
@@ -47,13 +62,21 @@ class Rlvr(Section):
     """Steps between checkpoints to resume from."""
     num_problems: Count | None = None
     """Take this many problems, chosen by hash; none takes all (the paper: 10,000)."""
+    pass_rate: tuple[Share, Share] | None = None
+    """Keep the problems that were solved in a share of the answers between these two, both included, as the stage
+    `pass_rate` measured it, for all arms alike; `[0.1, 0.9]`; none keeps all."""
     num_prompts: Count = 64
     """Problems a step."""
     num_generations: Annotated[int, Field(ge=2)] = 8
     """Rollouts a problem: the group over which advantages are taken."""
+    sampling: Literal["fixed", "dynamic"] = "fixed"
+    """`dynamic`: groups whose rollouts are all right or all wrong give way to further problems, until the step is full
+    (DAPO, arXiv 2503.14476); engine torch alone."""
+    max_resamplings: Count = 3
+    """How often a dynamic step draws anew for what is missing; what then still is, is filled with such groups."""
     temperature: Annotated[float | str, BeforeValidator(_temperature)] = 0.85
     """Of the rollouts; `entropy(0.3)`: the one at which this checkpoint's first rollouts have that token entropy, in
-    nats, so that arms begin to explore alike (arXiv 2506.13284; oxa/training/temperature.py)."""
+    nats, so that arms begin to explore alike (arXiv 2506.13284; oxa/rl/temperature.py)."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus of the rollouts; 1 keeps all."""
     max_prompt_tokens: Count = 1536
@@ -63,6 +86,10 @@ class Rlvr(Section):
     loss: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
     """How tokens are averaged: `grpo` over each rollout, then over rollouts (arXiv 2402.03300); `dapo` over all tokens
     of a step (2503.14476); `dr_grpo` by max_tokens, a constant (2503.20783)."""
+    advantage: Annotated[str, BeforeValidator(_advantage)] = "group"
+    """What a rollout's reward is held against: `group` its group's mean (GRPO); `nsr` the same, with right rollouts at
+    a tenth (arXiv 2506.01347); `pass_at_k(4)` what all subsets of 4 of its group achieve (2508.10751), which scales by
+    itself (oxa/rl/advantages.py)."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """Advantages are divided by the standard deviation of the rewards in the group, in the step, or not (Dr. GRPO)."""
     kl_weight: Annotated[float, Field(ge=0)] = 1e-3
@@ -89,10 +116,41 @@ class Rlvr(Section):
     optimizer state stay float32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    rollout_correction: RolloutCorrection = "token_truncate"
+    """How rollouts count whose probabilities, as drawn, were not those that training computes: each token or each
+    whole rollout by the ratio of the two, truncated at `rollout_bound` or left out beyond it (oxa/rl/weights.py)."""
+    rollout_bound: Positive = 3.0
+    """Largest weight of a token or rollout."""
     engine: Literal["torch", "vllm_colocate", "vllm_server"] = "torch"
     """What generates: this process, vLLM in it, or a vLLM server of TRL's."""
     vllm: RlvrVllm = RlvrVllm()
     """Settings of the vLLM engines."""
+
+    @model_validator(mode="after")
+    def _pass_at_k_fits(self) -> Rlvr:
+        k = k_of(self.advantage)
+        if k and k > self.num_generations:
+            raise ValueError(
+                f"advantage {self.advantage} takes subsets of a group, and num_generations is {self.num_generations}: "
+                "take a smaller K or more rollouts"
+            )
+        if k and self.scale_rewards != "group":
+            raise ValueError(f"advantage {self.advantage} scales by itself: leave scale_rewards out")
+        return self
+
+    @model_validator(mode="after")
+    def _pass_rates_rise(self) -> Rlvr:
+        if self.pass_rate and self.pass_rate[0] > self.pass_rate[1]:
+            raise ValueError("pass_rate must be [low, high], and its first number is above its second")
+        return self
+
+    @model_validator(mode="after")
+    def _resamples_itself(self) -> Rlvr:
+        if self.sampling == "dynamic" and self.engine != "torch":
+            raise ValueError(
+                "sampling: dynamic takes the engine torch; TRL draws vLLM's rollouts once a step"
+            )
+        return self
 
     @model_validator(mode="after")
     def _adapter_is_of_one_policy(self) -> Rlvr:

@@ -20,7 +20,7 @@ from oxa.data.world import STRATEGIES
 from oxa.forecast import cost, training
 from oxa.forecast.cost import GIB, Memory, Shape
 from oxa.forecast.devices import Machine, machine
-from oxa.forecast.generating import evaluate, generation, sample
+from oxa.forecast.generating import evaluate, generation, pass_rate, sample
 from oxa.forecast.learning import adapters, rlvr, train, warm_up
 from oxa.forecast.shape import student
 from oxa.forecast.steps import Step, step_of
@@ -56,6 +56,7 @@ def _stages(params: Params, shape: Shape, device: Machine, work: Workload) -> It
         responses = exam.num_problems * (exam.num_samples + len(STRATEGIES))
         rows = generated(params, exam.max_tokens, shape.context, responses)
         yield generation("gates@world", params, shape, device, work, exam, rows, exam.num_samples)
+    yield pass_rate(params, shape, device, work)
     if params.sample.warm_up:
         yield warm_up(params.sample.warm_up, params, shape, device, work)
     else:

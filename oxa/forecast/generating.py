@@ -14,6 +14,7 @@ from oxa.forecast.shape import published
 from oxa.forecast.steps import Step, step_of
 from oxa.forecast.workload import Rows, Workload, generated
 
+PROBLEMS_OF = {"train": "training problems", "rlvr": "problems for RL"}  # as the printout calls them
 VLLM_SHARE = 0.9  # of a GPU, where generate.vllm.memory_share does not say
 VLLM_CPU_CACHE = 4 * GIB  # on a CPU
 
@@ -53,6 +54,18 @@ def evaluate(
     flops = cost.forward_flops(shape, whole.tokens, whole.squares, apart.tokens)
     hours = runs * device.hours(flops, device.native, 1)
     return step._replace(flops=(step.flops or 0) + runs * flops, hours=(step.hours or 0) + hours)
+
+
+def pass_rate(params: Params, shape: Shape, device: Machine, work: Workload) -> Step:
+    section = params.pass_rate
+    if not section.splits:
+        return Step("pass_rate", 1, "from params", remark="makes nothing: pass_rate.splits is empty")
+    num = sum(work.numbers[PROBLEMS_OF[split]].value for split in section.splits)
+    origins = [work.numbers[PROBLEMS_OF[split]].origin for split in section.splits]
+    answers = generated(params, section.max_tokens, shape.context, num * section.num_samples, *origins)
+    known = published(section.model) if section.model else None
+    shape = known._replace(context=shape.context) if known else shape
+    return generation("pass_rate", params, shape, device, work, section, answers, section.num_samples)
 
 
 def generation(

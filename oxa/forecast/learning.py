@@ -95,8 +95,11 @@ def rlvr(params: Params, shape: Shape, device: Machine, work: Workload) -> Step:
     adapter, sizes = _adapter(shape, section, "rlvr"), (shape, whole.tokens, whole.squares, rows.tokens)
     checkpointing = section.gradient_checkpointing
     learning = training.training_flops(*sizes, checkpointing=checkpointing, adapter=adapter)
-    # the reference takes another forward pass, and vLLM's probabilities are corrected for by one of the policy's own
-    forwards = (section.kl_weight > 0) + (section.engine != "torch")
+    # the reference takes another forward pass, and rollouts are weighed by one of the policy's own
+    weighed = section.rollout_correction != "none" and (
+        section.engine != "torch" or section.dtype == "bfloat16"
+    )
+    forwards = (section.kl_weight > 0) + weighed
     learning += forwards * cost.forward_flops(*sizes)
     writing = cost.generation_flops(
         shape, rows.num, rows.tokens, rows.squares, prompt, reused=section.num_generations
@@ -128,7 +131,11 @@ def rlvr(params: Params, shape: Shape, device: Machine, work: Workload) -> Step:
     step = step_of("rlvr", device, rows, learning, section.dtype, memory, runs=runs, steps=section.steps)
     draws = step_of("rlvr", device, rows, writing, device.native, memory, runs=runs, read=read)
     flops, hours = (step.flops or 0) + (draws.flops or 0), (step.hours or 0) + (draws.hours or 0)
-    return step._replace(flops=flops, hours=hours, cannot=cannot, lighter=_lighter(section, "rlvr", device))
+    remark = ""
+    if section.sampling == "dynamic":
+        remark = f"dynamic sampling draws 1 to {1 + section.max_resamplings} times these rollouts"
+    lighter = _lighter(section, "rlvr", device)
+    return step._replace(flops=flops, hours=hours, cannot=cannot, lighter=lighter, remark=remark)
 
 
 def adapters(params: Params, shape: Shape) -> dict[str, Number]:

@@ -147,8 +147,21 @@ def workload(params: Params, context: int, data: Path | None) -> Workload:
     num = max(1, problems.value - apart) * params.sample.num_samples
     teacher = teacher or estimated(problems.value * each.value, length.value, context, *origins)
     samples = samples or generated(params, limit, context, num, problems.origin)
+    limits = [one.limit or 0 for one in params.ingest.rlvr]
+    of_rl = _first(
+        (splits.get("rlvr"), "measured", table),
+        (
+            any(one.source == "world" for one in params.ingest.rlvr) and world.num_rlvr,
+            "from params",
+            "sources.world.num_rlvr",
+        ),
+        (all(limits) * sum(limits), "from params", "at most, ingest.rlvr[].limit"),
+        (params.rlvr.num_problems, "assumed", "as rlvr.num_problems"),
+        (PROBLEMS, "assumed", "nothing says"),
+    )
     numbers = {
         "training problems": problems,
+        **({"problems for RL": of_rl} if "rlvr" in params.pass_rate.splits else {}),
         **{f"problems of {name}": number for name, number in benchmarks.items()},
         "teacher responses a problem": each,
         "tokens of a teacher response": length,

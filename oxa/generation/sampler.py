@@ -49,16 +49,18 @@ FEW = 16  # a nucleus of a trained model is narrower than this part of the vocab
 ROUNDING = 1e-9  # relative; more than sums of a million float64 in two orders differ by
 
 
-def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
-    """Tokens [B] and entropies [B] (float64) from logits [B, V] and uniforms [B] (float64).
+def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens [B], entropies [B] and the tokens' ln p [B] (both float64) from logits [B, V] and uniforms [B] (float64).
 
-    Temperature 0 takes the most likely token. The entropy is the model's own, whatever temperature and top_p.
+    Temperature 0 takes the most likely token. The entropy is the model's own, whatever temperature and top_p; p is at
+    the temperature, before the nucleus.
     """
     rows = max(1, DRAW_ELEMENTS["cpu" if logits.device.type == "cpu" else "cuda"] // logits.shape[1])
     if len(logits) > rows:
         parts = zip(logits.split(rows), uniform.split(rows), strict=True)
-        tokens, entropies = zip(*(draw(part, u, temperature, top_p) for part, u in parts), strict=True)
-        return torch.cat(tokens), torch.cat(entropies)
+        drawn = zip(*(draw(part, u, temperature, top_p) for part, u in parts), strict=True)
+        token, entropy, log_p = map(torch.cat, drawn)
+        return token, entropy, log_p
     shifted = logits.to(torch.float64, copy=True)
     shifted.sub_(shifted.amax(-1, keepdim=True))
     # e**-800 is 0 in float64, and 0 · 800 is 0 where 0 · ∞ is not a number
@@ -67,9 +69,11 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> t
     total = probs.sum(-1)
     entropy = total.log() - torch.linalg.vecdot(probs, shifted) / total
     if temperature == 0:
-        return logits.argmax(-1), entropy
+        return logits.argmax(-1), entropy, torch.zeros_like(entropy)
     if temperature != 1:
         probs = (shifted / temperature).exp_()
+        total = probs.sum(-1)
+    whole, of_whole = total, probs
     if top_p < 1:
         probs = probs.where(probs >= least_of_nucleus(probs, top_p), 0)
     cumulative = probs.cumsum(-1)
@@ -77,7 +81,8 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> t
     # u < 1, but u · total may round up to total, behind the last token
     target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
     token = torch.searchsorted(cumulative, target, right=True)[:, 0]
-    return token.clamp(max=logits.shape[1] - 1), entropy  # only NaN is ever clamped; the caller looks for it
+    token = token.clamp(max=logits.shape[1] - 1)  # only NaN is ever clamped; the caller looks for it
+    return token, entropy, (of_whole.gather(-1, token[:, None])[:, 0] / whole).log()
 
 
 def least_of_nucleus(probs: Tensor, top_p: float) -> Tensor:
@@ -140,7 +145,7 @@ def torch_engine(
             yield index, list(made.values())
             continue
         limits = [min(sampling.max_tokens, context - len(request.prompt)) for request in fitting]
-        tokens, num_tokens, stopped, entropy = complete(model, fitting, limits, ends, sampling)
+        tokens, num_tokens, stopped, entropy, _ = complete(model, fitting, limits, ends, sampling)
         if not entropy.isfinite().all():
             raise DataError(
                 f"{model_path}: the model's probabilities are not numbers (NaN); its weights are broken"
@@ -156,8 +161,9 @@ def torch_engine(
 @torch.inference_mode()
 def complete(
     model: Any, shard: Shard, limits: list[int], end_ids: Tensor, sampling: Sampling
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draws a shard's responses: tokens [B, max limit], num_tokens [B], stopped [B], summed entropies [B], on the CPU.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Draws a shard's responses: tokens [B, max limit], num_tokens [B], stopped [B], summed entropies [B], and the
+    tokens' ln p [B, max limit] (float32) as `draw` gives it, on the CPU.
 
     Each distinct prompt is read once and its keys and values are then handed to all its rows. Rows are padded on the
     left; a shard of equal lengths needs no mask. Only the last position's logits are ever computed.
@@ -169,6 +175,7 @@ def complete(
     num_tokens = torch.zeros(len(shard), dtype=torch.long, device=device)
     stopped = torch.zeros(len(shard), dtype=torch.bool, device=device)
     entropies = torch.zeros(len(shard), dtype=torch.float64, device=device)
+    log_p = torch.zeros(tokens.shape, device=device)
 
     distinct = dict.fromkeys(tuple(request.prompt) for request in shard)  # in the shard's order
     prompts = {prompt: i for i, prompt in enumerate(distinct)}
@@ -200,9 +207,9 @@ def complete(
     visible = mask[:, None, None].bool() if padded and sees_all(model, cache) else None
     for step in range(max(limits)):
         uniform = torch.from_numpy(uniforms(keys, step)).to(device)
-        token, entropy = draw(logits, uniform, sampling.temperature, sampling.top_p)
+        token, entropy, of_token = draw(logits, uniform, sampling.temperature, sampling.top_p)
         ended = torch.isin(token, end_ids)
-        tokens[rows, step] = token
+        tokens[rows, step], log_p[rows, step] = token, of_token.float()
         entropies[rows] += entropy * alive
         num_tokens[rows] += alive
         stopped[rows] |= ended & alive
@@ -226,4 +233,4 @@ def complete(
         logits = model(input_ids=token[:, None], past_key_values=cache, use_cache=True, **around).logits[
             :, -1
         ]
-    return tokens.cpu(), num_tokens.cpu(), stopped.cpu(), entropies.cpu()
+    return tokens.cpu(), num_tokens.cpu(), stopped.cpu(), entropies.cpu(), log_p.cpu()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -27,6 +27,9 @@ from oxa.errors import DataError
 LN_2, LOG2_E = math.log(2), 1 / math.log(2)
 TILE = {"cpu": 1 << 21, "cuda": 1 << 24}
 """Logits that exist at the same time: what stays in a processor's caches between the passes over it."""
+CPU_TOKENS = 1024
+"""Tokens of one pass on a CPU, padding included: what passes between layers then stays in its caches, and rows of unequal
+length hold little padding. SmolLM2 scores GSM8K's solutions 1.26 times as fast as in passes of 8,192."""
 NARROW = 64
 """A product of fewer columns than this, in or out, is not worth oneDNN's copies; an adapter has its rank."""
 MIN_WIDTH = 256
@@ -233,19 +236,40 @@ def batch_statistics(
     *,
     ranks: bool = False,
 ) -> tuple[TokenStatistics, np.ndarray]:
-    """Statistics of B sequences of ids, each from its start on, row by row; and the int64 [B] numbers of positions."""
-    width = max(map(len, sequences))
-    input_ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    """Statistics of B sequences of ids, each from its start on, row by row; and the int64 [B] numbers of positions.
+
+    On a CPU a few at a time, as CPU_TOKENS says.
+    """
+    limit = CPU_TOKENS if model.device.type == "cpu" else None
+    parts = []
+    for part in _passes([len(ids) for ids in sequences], limit):
+        ids, mask, scored = (tensor.to(model.device) for tensor in _padded(sequences[part], starts[part]))
+        parts.append(token_statistics(model, ids, mask, scored, chunk, temperature, ranks=ranks))
+    whole = (torch.cat(values) for values in zip(*(part[: 2 + ranks] for part in parts), strict=True))
+    counts = np.array([max(0, len(ids) - start) for ids, start in zip(sequences, starts, strict=True)])
+    return TokenStatistics(*whole), counts
+
+
+def _passes(lengths: Sequence[int], limit: int | None) -> Iterator[slice]:
+    """Cuts sequences into runs that take `limit` tokens at most, padding included, or hold one sequence."""
+    start = 0
+    for end in range(1, len(lengths) + 1):
+        is_last = end == len(lengths)
+        if is_last or (limit is not None and (end + 1 - start) * max(lengths[start : end + 1]) > limit):
+            yield slice(start, end)
+            start = end
+
+
+def _padded(sequences: Sequence[np.ndarray], starts: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """input_ids, attention_mask and scored for `token_statistics`."""
+    input_ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
     attention_mask = torch.zeros_like(input_ids)
     scored = torch.zeros_like(input_ids, dtype=torch.bool)
     for row, (ids, start) in enumerate(zip(sequences, starts, strict=True)):
         input_ids[row, : len(ids)] = torch.from_numpy(ids)
         attention_mask[row, : len(ids)] = 1
         scored[row, start : len(ids)] = True
-    device = model.device
-    batch = (input_ids.to(device), attention_mask.to(device), scored.to(device))
-    statistics = token_statistics(model, *batch, chunk, temperature, ranks=ranks)
-    return statistics, scored.sum(1).numpy()
+    return input_ids, attention_mask, scored
 
 
 @torch.no_grad()

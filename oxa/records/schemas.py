@@ -43,6 +43,18 @@ JUDGED = VERDICTS.append(
 """VERDICTS where a second check by a language model is on (verify.judge)."""
 
 
+PASS_RATES = pa.schema(
+    [
+        ("problem_id", pa.string()),
+        ("split", pa.string()),  # rlvr, train
+        ("model", pa.string()),  # that answered
+        ("num_samples", pa.int32()),  # answers drawn
+        ("num_correct", pa.int32()),
+        ("num_truncated", pa.int32()),  # cut by pass_rate.max_tokens
+    ]
+)
+
+
 SCORES = pa.schema(
     [
         ("response_id", pa.string()),

@@ -29,6 +29,10 @@ RLVR = {
     "truncated": ("Rollouts cut by length", "share of rollouts"),
     "all_right": ("Groups with every rollout right", "share of groups"),
     "all_wrong": ("Groups with every rollout wrong", "share of groups"),
+    "replaced": ("Groups replaced by further problems", "groups"),
+    "weight": ("Mean weight of the rollouts", "π / μ"),
+    "weight_size": ("Effective share of the rollouts", "share"),
+    "weight_cut": ("Weights that the bound cut", "share"),
     "grad_norm": ("Gradient norm before clipping", "norm"),
 }
 

@@ -38,6 +38,10 @@ EXPLAINED = {
     "truncated": "Rollouts cut before their answer earn nothing; a high share means that the limit is too low.",
     "all_right": "A group that is all right has no advantage and teaches nothing: the problems are too easy.",
     "all_wrong": "A group that is all wrong teaches nothing either: the problems are too hard.",
+    "replaced": "With dynamic sampling: how many groups of equal rewards gave way before the step was full.",
+    "weight": "1 where rollouts are drawn with the probabilities that training computes; steps differ as it does.",
+    "weight_size": "How many equally weighed rollouts, or tokens, the weighed ones are worth.",
+    "weight_cut": "Shares of tokens or rollouts whose weight was cut to the bound, or to 0.",
     "grad_norm": "Spikes show steps that clipping had to tame.",
     "ce_loss": "How well the arm fits its own CE set; sets differ, so the levels do, too.",
     "ce_entropy": "Openness of the student on right responses while it learns them.",
@@ -90,8 +94,10 @@ def render(
     training: Curves,
     rlvr: Curves,
     traces: Mapping[str, Any] | None,
+    pass_rates: Mapping[str, Any],
 ) -> str:
-    """The whole page; `made` says how it was made, `traces` is the viewer's data, None where nothing was traced."""
+    """The whole page; `made` says how it was made, `traces` is the viewer's data, None where nothing was traced,
+    `pass_rates` what the stage of that name measured, by split."""
     draw = _Drawer()
     arms = plots.arms_of(summary)
     groups = sorted(summary["groups"], key=lambda name: name != POOLED)
@@ -123,6 +129,14 @@ def render(
         phases=_phases(summary["answer"]["claims"]),
         sides=sides,
         losses=losses,
+        pass_rates=[
+            draw(
+                f"Pass rates of the problems of split {split}",
+                f"{measured['num_problems']:,} problems, {100 * measured['pass_rate']:.0f}% of the answers right.",
+                partial(plots.pass_rates, histogram=measured["histogram"]),
+            )
+            for split, measured in pass_rates.items()
+        ],
         chosen=_ppl(draw, arms, panels, origins),
         lengths=training_sets.lengths(panels),
         longest_first=[arm for panel in panels if panel.within_bin == "longest" for arm in panel.arms],
@@ -130,6 +144,7 @@ def render(
         predictors=page_tables.predictors(summary),
         groups=[_group(draw, summary, name) for name in groups],
         training=_curves(draw, arms, training, curves.TRAINING),
+        unequal=wording.unequal_steps(rlvr.get("weight", {})),
         rlvr=_curves(draw, arms, rlvr, curves.RLVR),
         viewer=_asset("viewer.html") if traces else None,
         traces=json_block("traces", traces) if traces else None,

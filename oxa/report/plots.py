@@ -281,6 +281,14 @@ def along_rl(axis: Any, summary: Mapping[str, Any], group: str, metric: Metric) 
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
+def pass_rates(axis: Any, histogram: Sequence[int]) -> None:
+    """How many problems were solved in 0, 1, … of the answers."""
+    most = len(histogram) - 1
+    axis.bar([num / most for num in range(most + 1)], histogram, width=0.8 / most, color=GREY)
+    axis.set_xlabel(f"share of {most} answers that are right")
+    axis.set_ylabel("problems")
+
+
 def funnel(axis: Any, arms: Sequence[str], steps: Sequence[Step]) -> None:
     """How many responses are left after each condition, and where the others went."""
     largest = max(1, *(step.num_responses for step in steps))

@@ -18,6 +18,8 @@ ENTROPIES = (
     "Response entropy is a mean over responses, then problems, token entropy one over all tokens; both are exact, of "
     "responses drawn for it at temperature 1."
 )
+EQUAL_WEIGHTS = (0.9, 1.1)
+"""Mean weights of an arm's rollouts, over RL, between which steps are called equally large (oxa/rl/weights.py)."""
 GATE_TITLES = ["gate", "what", "measured", "wanted", "verdict"]
 
 
@@ -193,6 +195,20 @@ def gates(measured: Mapping[str, Any]) -> str:
             "little to differ in."
         )
     return " ".join(sentences)
+
+
+def unequal_steps(weights: Mapping[str, tuple[Any, Any]]) -> str:
+    """A warning of arms' mean weights along RL, (steps, values) by arm; "" where all are near 1."""
+    means = {arm: float(values.mean()) for arm, (_, values) in weights.items()}
+    far = [
+        f"{arm} {mean:.2f}" for arm, mean in means.items() if not EQUAL_WEIGHTS[0] <= mean <= EQUAL_WEIGHTS[1]
+    ]
+    if not far:
+        return ""
+    return (
+        f"Beware: the mean weight of the rollouts is far from 1 for {listed(far)}, so the arms' steps differ in size "
+        "and with them what RL adds (rlvr.rollout_correction)."
+    )
 
 
 def gate_rows(measured: Mapping[str, Any]) -> list[list[str]]:

@@ -67,6 +67,12 @@ STAGES = {
         ("ingest", "sources", "verify"),
         outputs=("problems", "responses", "rejects", "contamination"),
     ),
+    "pass_rate": Stage(
+        "measure how often the base, or another model, solves each problem",
+        "oxa.stages.pass_rate",
+        ("pass_rate", "generate", "prompt", "verify"),
+        inputs=("model", "problems"),
+    ),
     "warm_up": Stage(
         "make what samples out of a base that does not write <think> yet",
         "oxa.stages.warm_up",
@@ -133,7 +139,7 @@ STAGES = {
         "go on from an arm's checkpoint by reinforcement learning from verifiable rewards",
         "oxa.stages.rlvr",
         ("rlvr", "prompt", "verify"),
-        inputs=("model", "problems"),
+        inputs=("model", "problems", "pass_rates"),
         items=("arm", "seed"),
         journal=True,
         launched=True,

@@ -110,6 +110,7 @@ def run(
         training=training,
         rlvr=rlvr,
         traces=viewer.data(traced) if traced else None,
+        pass_rates=files.read_json(metrics / "pass_rate.json"),
     )
     with files.atomic(output / "index.html") as temporary:
         temporary.write_text(html, encoding="utf-8")

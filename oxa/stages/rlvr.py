@@ -3,8 +3,13 @@
 A rollout is worth 1 when what stands behind its last </think> verifies, else 0 (METHOD §5). The stage is told nothing
 of the arm: arms differ in the checkpoint alone.
 
+With `sampling: dynamic` (Yu et al. 2025, DAPO, arXiv 2503.14476) a step goes on drawing until num_prompts groups have
+unequal rewards, or max_resamplings is reached: groups that are all right or all wrong give way to the next problems of
+the seeded order, and only what is still missing then is filled with such groups. Which problems an arm trains on then
+depends on what it can do; metrics and log are of all that was drawn, the replaced groups included.
+
 What one run does depends on the section, the problems, the checkpoint and the seed, and not on micro-batches,
-processes or batches of generation. The problems of every step are fixed beforehand, by hashes of (seed, pass,
+processes or batches of generation. The order of problems is fixed beforehand, by hashes of (seed, pass,
 problem_id), and token t of a rollout is drawn at uniform(seed, response_id, t), where the id names the problem, the
 step and the place in the group (sampler.py): all arms are trained on the same problems with the same random numbers.
 
@@ -15,8 +20,8 @@ settings and their prompts' tokens; nothing has been generated with them yet.
 The work can be killed at any time. Checkpoints lie in scratch, a rerun goes on from the last whole one, and on a CPU
 with the engine `torch` ends with the same bits as an unbroken run.
 
-Left out on purpose: no entropy bonus, no penalty for length, no format reward, no filtering of groups with equal
-rewards (they are counted), no several updates a batch of rollouts, no dropout, no change of the reference model.
+Left out on purpose: no entropy bonus, no penalty for length, no format reward, no several updates a batch of rollouts,
+no dropout, no change of the reference model.
 
 With an adapter (oxa/training/adapters.py) the rollouts come from the model as it trains, frozen weights and adapter
 apart: a sum taken for them would have to be taken back, and what is left of that, step after step, changes the base.
@@ -25,12 +30,11 @@ TRL does so for vLLM, in float32; the checkpoints are merged into the base read 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,10 +56,12 @@ from oxa.grading.grader import Grader
 from oxa.model import loading
 from oxa.model.trainer import on_one_device
 from oxa.records import schemas, tables
+from oxa.rl import grpo, temperature
+from oxa.rl.grpo import RLVRTrainer
+from oxa.rl.order import steps
+from oxa.rl.rollouts import Problem, Rollouts
 from oxa.runtime import journal
-from oxa.training import adapters, batches, grpo, resume, temperature
-from oxa.training.grpo import RLVRTrainer
-from oxa.training.rollouts import Problem, Rollouts
+from oxa.training import adapters, batches, resume
 
 
 def run(
@@ -65,6 +71,7 @@ def run(
     *,
     model: Path,
     problems: Path,
+    pass_rates: Path,
     output: Path,
     scratch: Path,
     seed: int,
@@ -74,8 +81,10 @@ def run(
 
     Logs, each step: reward (mean), token_entropy and kl (k3 to `model`; only where it has a weight), nats at the
     sampling temperature, mean_tokens and truncated (share) of the rollouts, all_right and all_wrong (shares of the
-    groups, which teach nothing), unsure, unparsable and timeout (shares of the rollouts, worth 0 like wrong ones),
-    grad_norm, loss, learning_rate and tokens_per_second (generated tokens over the whole step). Returns counts, the
+    groups, which teach nothing), replaced (groups over the step's; with dynamic sampling alone), unsure, unparsable and
+    timeout (shares of the rollouts, worth 0 like wrong ones), weight, weight_size and weight_cut where rollouts are
+    weighed (oxa/rl/weights.py: mean, effective share, share cut), grad_norm, loss, learning_rate and tokens_per_second
+    (generated tokens over the whole step). Returns counts, the
     temperature and the means over the last tenth of the steps.
 
     Under torchrun or accelerate every process calls this; the first alone logs and writes.
@@ -91,8 +100,8 @@ def run(
             module.attention_dropout = 0.0  # a number, which TRL's disable_dropout does not reach
     context = loading.context_length(network.config)
     lora = adapters.settings(section.adapter, network)
-    chosen = _choose(section, prompt, problems, tokenizer, context)
-    order = list(islice(_steps(sorted(chosen.problems), section.num_prompts, seed), section.steps))
+    chosen = _choose(section, prompt, problems, pass_rates, tokenizer, context)
+    order = list(islice(steps(sorted(chosen.problems), section.num_prompts, seed), section.steps))
     ends = loading.end_ids(network, tokenizer)  # before the trainer edits the model's settings
     checkpoints, for_output = resume.folder(scratch), scratch / "kept"
     settings = on_one_device(grpo.config(section, micro_batch_size, accumulation, context, checkpoints, seed))
@@ -165,8 +174,10 @@ class Chosen(NamedTuple):
     num_control: int  # problems that spell a control token, which is read as text
 
 
-def _choose(section: Rlvr, prompt: Prompt, path: Path, tokenizer: Any, context: int) -> Chosen:
-    """The problems of lowest id whose prompts fit, from split `rlvr`, without one from split `train`."""
+def _choose(
+    section: Rlvr, prompt: Prompt, path: Path, pass_rates: Path, tokenizer: Any, context: int
+) -> Chosen:
+    """The problems of lowest id whose prompts and pass rates fit, from split `rlvr`, without one from split `train`."""
     table = tables.read(path, schemas.PROBLEMS, ["problem_id", "question", "answers", "split"])
     split = "rlvr" if "rlvr" in table["split"].unique().to_pylist() else "train"
     rows = table.filter(pc.equal(table["split"], split)).to_pylist()
@@ -177,6 +188,8 @@ def _choose(section: Rlvr, prompt: Prompt, path: Path, tokenizer: Any, context: 
     # TRL hands prompts to vLLM as texts, and would read what a problem spells as control
     keeps_control = section.engine == "torch"
     dropped = {"too_long": 0, "no_room": 0} | ({} if keeps_control else {"control_token": 0})
+    misses = _out_of_range(section, pass_rates)
+    dropped |= dict.fromkeys(misses.reasons, 0)
     problems: dict[str, Problem] = {}
     for row in sorted(rows, key=lambda row: str(row["problem_id"])):
         user = prompts.user_turn(row["question"], prompt.suffix)
@@ -187,8 +200,15 @@ def _choose(section: Rlvr, prompt: Prompt, path: Path, tokenizer: Any, context: 
             dropped["no_room"] += 1
         elif not keeps_control and prompts.holds_control(tokenizer, user):
             dropped["control_token"] += 1
+        elif reason := misses.of(row["problem_id"]):
+            dropped[reason] += 1
         else:
             problems[row["problem_id"]] = Problem(user, ids, row["answers"])
+    if not problems and misses.reasons and any(dropped[reason] for reason in misses.reasons):
+        raise DataError(
+            f"{path}: no problem for RL has a pass rate within rlvr.pass_rate {list(section.pass_rate or ())}; widen "
+            "it, or look at the histogram in metrics/pass_rate.json"
+        )
     if not problems:
         raise DataError(
             f"{path}: all {len(rows)} prompts for RL are longer than rlvr.max_prompt_tokens "
@@ -204,17 +224,27 @@ def _choose(section: Rlvr, prompt: Prompt, path: Path, tokenizer: Any, context: 
     return Chosen(problems, split, dropped, num_control)
 
 
-def _steps(problem_ids: Sequence[str], num_prompts: int, seed: int) -> Iterator[list[str]]:
-    """Each step's problems, all different, for ever: pass after pass over the problems, each in an order of its own.
+class _Misses(NamedTuple):
+    """Why a problem is left out for its pass rate."""
 
-    The problems that are left when a pass cannot fill another step are left out of it.
-    """
-    for epoch in count():
-        ordered = sorted(
-            problem_ids, key=lambda problem: hashlib.sha256(f"{seed}\0{epoch}\0{problem}".encode()).digest()
-        )
-        for start in range(0, len(ordered) - num_prompts + 1, num_prompts):
-            yield ordered[start : start + num_prompts]
+    reasons: tuple[str, ...]
+    by_problem: dict[str, str]
+    """Of those that were measured; "" where it is within."""
+
+    def of(self, problem_id: str) -> str:
+        return self.by_problem.get(problem_id, "unmeasured") if self.reasons else ""
+
+
+def _out_of_range(section: Rlvr, pass_rates: Path) -> _Misses:
+    if section.pass_rate is None:
+        return _Misses((), {})
+    low, high = section.pass_rate
+    table = tables.read(pass_rates, schemas.PASS_RATES, ["problem_id", "num_samples", "num_correct"])
+    by_problem = {}
+    for row in table.to_pylist():
+        rate = row["num_correct"] / row["num_samples"]
+        by_problem[row["problem_id"]] = "too_hard" if rate < low else "too_easy" if rate > high else ""
+    return _Misses(("too_hard", "too_easy", "unmeasured"), by_problem)
 
 
 def _dataset(section: Rlvr, problems: dict[str, Problem], order: list[list[str]]) -> Dataset:

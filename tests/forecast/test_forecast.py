@@ -177,6 +177,20 @@ def test_a_warm_up_is_a_stage_and_keeps_its_problems_from_the_samples():
     assert stages(planned(raw))["sample"].rows == plain["sample"].rows
 
 
+def test_pass_rates_cost_what_their_answers_cost_and_nothing_while_off():
+    assert "makes nothing: pass_rate.splits is empty" in text.text(planned(raw_of(ROOT / "params.yaml")))
+    settings: dict[str, Any] = {"splits": ["rlvr"], "num_samples": 8, "max_tokens": 80}
+    raw = raw_of(ROOT / "params.yaml", plan={"device": CPU}, pass_rate=settings)
+    steps = stages(planned(raw))
+    assert steps["pass_rate"].rows == 8 * raw["sources"]["world"]["num_rlvr"]
+    assert steps["pass_rate"].hours
+    raw["pass_rate"]["splits"] = ["train"]
+    num_train = raw["sources"]["world"]["num_train"]
+    assert stages(planned(raw))["pass_rate"].rows == 8 * num_train
+    raw["rlvr"]["sampling"] = "dynamic"
+    assert "dynamic sampling draws 1 to 4 times these rollouts" in text.text(planned(raw))
+
+
 def test_batches_that_do_not_fit_are_named_with_the_settings_that_decide():
     changes: dict[str, Any] = {
         "plan": {"device": CPU | {"memory": 2.5}, "devices": 1, "shape": SMALL | {"num_layers": 12}},

@@ -40,7 +40,7 @@ def test_greedy_equals_transformers_generate_token_for_token(talker: Path) -> No
     attention.share_keys_among_query_heads(model)
     ends = torch.tensor(model.generation_config.eos_token_id)
     greedy = Sampling(max_tokens=40, temperature=0)
-    tokens, num_tokens, stopped, _ = sampler.complete(model, requests, [40] * 24, ends, greedy)
+    tokens, num_tokens, stopped, _, _ = sampler.complete(model, requests, [40] * 24, ends, greedy)
     drawn = [row[:n].tolist() for row, n in zip(tokens, num_tokens, strict=True)]
     assert drawn == expected
     assert stopped.tolist() == [tokens[-1] in ends for tokens in expected]
@@ -66,17 +66,19 @@ def test_a_model_that_has_sampled_trains_as_if_it_had_not(talker: Path) -> None:
         assert torch.equal(gradient, gradients[1][name]), name
 
 
-def test_entropies_equal_those_of_the_scoring_path(talker: Path) -> None:
+def test_entropies_and_log_probabilities_equal_those_of_the_scoring_path(talker: Path) -> None:
     model, _ = loading.load(talker)
     requests = [Request(f"r{i}", [20 + (i // 3 * j) % 200 for j in range(4 + i // 3 % 6)]) for i in range(9)]
     sampling = SAMPLING.model_copy(update={"temperature": 0.6, "top_p": 0.9})  # neither may enter the entropy
     ends = torch.tensor(model.generation_config.eos_token_id)
-    tokens, num_tokens, _, sums = sampler.complete(model, requests, [30] * 9, ends, sampling)
-    for request, row, n, total in zip(requests, tokens, num_tokens, sums, strict=True):
+    tokens, num_tokens, _, sums, log_p = sampler.complete(model, requests, [30] * 9, ends, sampling)
+    for request, row, n, total, drawn in zip(requests, tokens, num_tokens, sums, log_p, strict=True):
         ids = torch.tensor([request.prompt + row[:n].tolist()])
         scored = torch.arange(ids.shape[1])[None] >= len(request.prompt)
         entropies = log_probs.token_statistics(model, ids, torch.ones_like(ids), scored, 1000).entropies
         assert float(total / n) == pytest.approx(float(entropies.mean()), rel=1e-5)
+        at_temperature = log_probs.token_statistics(model, ids, torch.ones_like(ids), scored, 1000, 0.6)
+        torch.testing.assert_close(drawn[:n], at_temperature.log_probs, rtol=1e-5, atol=1e-5)
 
 
 def test_a_prompt_is_read_once_and_logits_exist_for_last_positions_only(talker: Path) -> None:
@@ -150,7 +152,7 @@ def test_draw_inverts_the_nucleus_of_a_plain_reference(
     ordered = np.sort(_nucleus(logits, temperature, 1))[::-1].cumsum()
     if np.abs(steps[1:-1] - uniform).min(initial=1) < 1e-9 or np.abs(ordered - top_p).min() < 1e-9:
         return  # a tie at the last bit has no one answer
-    token, _ = draw(torch.tensor([logits]).double(), torch.tensor([uniform]).double(), temperature, top_p)
+    token, *_ = draw(torch.tensor([logits]).double(), torch.tensor([uniform]).double(), temperature, top_p)
     assert steps[int(token)] <= uniform < steps[int(token) + 1]
     assert probs[int(token)] > 0
 
@@ -195,7 +197,7 @@ def test_the_nucleus_ends_within_rounding_of_top_p_as_in_a_whole_sort() -> None:
 
 def test_weights_that_are_not_numbers_are_told_by_the_entropy() -> None:
     logits = torch.stack([torch.full((40,), torch.nan), torch.zeros(40)])
-    tokens, entropy = draw(logits, torch.full((2,), 0.5, dtype=torch.float64), 1.0, 0.9)
+    tokens, entropy, _ = draw(logits, torch.full((2,), 0.5, dtype=torch.float64), 1.0, 0.9)
     assert entropy.isnan().tolist() == [True, False]
     assert ((tokens >= 0) & (tokens < 40)).all()
 
@@ -204,7 +206,7 @@ def test_weights_that_are_not_numbers_are_told_by_the_entropy() -> None:
 def test_frequencies_follow_temperature_and_top_p(temperature: float, top_p: float) -> None:
     logits = torch.linspace(-2, 3, 40)[torch.randperm(40, generator=torch.Generator().manual_seed(0))]
     uniform = torch.from_numpy(hashes.uniforms(hashes.stream_keys(1, [str(i) for i in range(20_000)]), 7))
-    tokens, _ = draw(logits.expand(20_000, -1), uniform, temperature, top_p)
+    tokens, *_ = draw(logits.expand(20_000, -1), uniform, temperature, top_p)
     expected = _nucleus(logits.tolist(), temperature, top_p) * 20_000
     counts = np.bincount(tokens, minlength=40)
     assert counts[expected == 0].sum() == 0
@@ -224,7 +226,7 @@ def test_entropy_is_that_of_the_models_own_distribution() -> None:
 def test_the_ends_of_the_unit_interval_never_draw_an_impossible_token(uniform: float) -> None:
     logits = torch.full((200, 30), -torch.inf)
     logits[:, 3:20] = torch.randn(200, 17, generator=torch.Generator().manual_seed(0))
-    tokens, _ = draw(logits, torch.full((200,), uniform, dtype=torch.float64), 0.8, 1.0)
+    tokens, *_ = draw(logits, torch.full((200,), uniform, dtype=torch.float64), 0.8, 1.0)
     assert Counter(tokens.tolist()) == {3 if uniform == 0 else 19: 200}
 
 
@@ -236,3 +238,4 @@ def test_a_large_vocabulary_is_drawn_in_blocks_of_rows(monkeypatch: pytest.Monke
     parts = draw(logits, uniform, 0.9, 0.9)
     assert torch.equal(whole[0], parts[0])
     assert torch.equal(whole[1], parts[1])
+    assert torch.equal(whole[2], parts[2])

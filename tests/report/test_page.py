@@ -86,6 +86,11 @@ def test_every_number_on_the_page_is_the_summary_s(paths: dict[str, Path], html:
             assert number == pytest.approx(scale * value, abs=0.0501), key
 
 
+def test_the_page_shows_how_hard_the_problems_of_rl_are(html: str) -> None:
+    assert "Pass rates of the problems of split rlvr" in html
+    assert "20 problems, 49% of the answers right." in html
+
+
 def test_an_interval_reads_from_its_low_end_to_its_high_end(html: str) -> None:
     keys = [key for key, _, _ in Parsed(html).numbers]
     lows = [place for place, key in enumerate(keys) if re.search(r"[._]low$", key)]

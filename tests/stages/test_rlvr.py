@@ -25,8 +25,8 @@ from oxa.config.rlvr import Rlvr
 from oxa.errors import ConfigError, DataError
 from oxa.model import loading
 from oxa.records import schemas, tables
+from oxa.rl import grpo, order, rollouts
 from oxa.stages import rlvr
-from oxa.training import grpo, rollouts
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,11 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def unbroken(speller: Path, problems: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
     return fit(speller, problems, tmp_path_factory.mktemp("unbroken"))
+
+
+@pytest.fixture(scope="module")
+def dynamic(speller: Path, problems: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return fit(speller, problems, tmp_path_factory.mktemp("dynamic"), sampling="dynamic")
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +91,25 @@ def test_an_entropy_out_of_reach_is_refused(speller: Path, problems: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("loss", "scale_rewards"), [("grpo", "group"), ("dapo", "batch"), ("dr_grpo", "none")]
+    ("loss", "scale_rewards", "advantage"),
+    [
+        ("grpo", "group", "group"),
+        ("dapo", "batch", "group"),
+        ("dr_grpo", "none", "group"),
+        ("dapo", "group", "nsr"),
+        ("dapo", "group", "pass_at_k(3)"),
+    ],
 )
 def test_a_step_equals_plain_arithmetic_on_rollouts_drawn_outside_the_training(
-    speller: Path, problems: Path, tmp_path: Path, unbroken: Result, loss: str, scale_rewards: str
+    speller: Path,
+    problems: Path,
+    tmp_path: Path,
+    unbroken: Result,
+    loss: str,
+    scale_rewards: str,
+    advantage: str,
 ) -> None:
-    changed: dict[str, Any] = {"loss": loss, "scale_rewards": scale_rewards}
+    changed: dict[str, Any] = {"loss": loss, "scale_rewards": scale_rewards, "advantage": advantage}
     changed["top_p"] = 0.9 if loss == "dr_grpo" else 1.0
     done = unbroken if loss == "grpo" else fit(speller, problems, tmp_path, steps=2, **changed)
     for step, policy in ((1, speller), (2, done.output / "step-1")):
@@ -103,6 +121,40 @@ def test_a_step_equals_plain_arithmetic_on_rollouts_drawn_outside_the_training(
         assert row["grad_norm"] > 0.05
         assert row["kl"] < 1e-9 if step == 1 else row["kl"] > 1e-4
         assert loss == "grpo" or abs(row["loss"]) > 1e-3
+
+
+@pytest.mark.parametrize("max_resamplings", [1, 3])
+def test_a_dynamic_step_trains_on_groups_of_unequal_rewards_in_the_seeded_order(
+    speller: Path, problems: Path, tmp_path: Path, dynamic: Result, max_resamplings: int
+) -> None:
+    changed: dict[str, Any] = {"sampling": "dynamic", "max_resamplings": max_resamplings}
+    done = dynamic if max_resamplings == 3 else fit(speller, problems, tmp_path, steps=2, **changed)
+    section, num_read = Rlvr(**{**SECTION, **changed}), 0
+    passes = islice(order.passes(sorted(row["problem_id"] for row in PROBLEMS), 0), 9)
+    stream = [problem_id for one in passes for problem_id in one]
+    for step, policy in ((1, speller), (2, done.output / "step-1")):
+        seen: list[str] = []
+        unequal: list[str] = []
+        for _ in range(1 + max_resamplings):
+            fresh = 3 - len(unequal)
+            while fresh and len(seen) < len(PROBLEMS):
+                fresh -= stream[num_read] not in seen
+                seen += [stream[num_read]] * (stream[num_read] not in seen)
+                num_read += 1
+            drawn = Reference(policy, speller, section, step, tmp_path, seen)
+            groups = drawn.rewards.view(-1, 8)
+            unequal = [name for name, group in zip(seen, groups, strict=True) if 0 < group.sum() < 8]
+        equal = [name for name in seen if name not in unequal]
+        trained = Reference(policy, speller, section, step, tmp_path, (unequal + equal)[:3]).logged()
+        row = done.log.rows[step - 1]
+        for name in ("loss", "grad_norm", "kl", "entropy"):
+            assert row[name] == pytest.approx(trained[name], rel=1e-4, abs=2e-6), name
+        assert row["reward"] == pytest.approx(float(drawn.rewards.mean()))  # of all that was drawn
+        assert row["replaced"] == len(seen) - 3
+    replaced = [row["replaced"] for row in done.log.rows]
+    assert done.metrics["replaced"] == sum(replaced) > 0
+    assert done.metrics["rollouts"] == 8 * sum(done.metrics["groups"].values())
+    assert sum(done.metrics["groups"].values()) == 3 * len(replaced) + sum(replaced)
 
 
 def test_the_reward_rises(speller: Path, problems: Path, tmp_path: Path) -> None:
@@ -130,6 +182,14 @@ def test_micro_batches_batches_and_recomputation_do_not_change_the_training(
     assert_close(unbroken, other)
 
 
+def test_nor_do_they_change_what_a_dynamic_step_draws(
+    speller: Path, problems: Path, tmp_path: Path, dynamic: Result
+) -> None:
+    assert_close(
+        dynamic, fit(speller, problems, tmp_path, micro_batch_size=24, batch_size=5, sampling="dynamic")
+    )
+
+
 def test_arms_differ_in_their_checkpoint_alone(
     speller: Path, problems: Path, tmp_path: Path, unbroken: Result
 ) -> None:  # METHOD §6.4
@@ -139,6 +199,7 @@ def test_arms_differ_in_their_checkpoint_alone(
         "verify",
         "model",
         "problems",
+        "pass_rates",
         "output",
         "scratch",
         "seed",
@@ -176,6 +237,7 @@ def main():
     from oxa.config.prompt import Prompt
     from oxa.config.rlvr import Rlvr
     from oxa.config.verify import Verify
+    from oxa.records import schemas, tables
     from oxa.stages import rlvr
 
     model, problems, folder, section, kill_after = (json.loads(argument) for argument in sys.argv[1:])
@@ -189,8 +251,10 @@ def main():
         if step == kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    tables.write(folder / "pass_rates.parquet", [], schemas.PASS_RATES)
     rlvr.run(Rlvr(**section), Prompt(suffix=""), Verify(workers=1), model=Path(model), problems=Path(problems),
-             output=folder / "output", scratch=folder / "scratch", seed=0, log=log)
+             pass_rates=folder / "pass_rates.parquet", output=folder / "output",
+             scratch=folder / "scratch", seed=0, log=log)
 
 if __name__ == "__main__":
     main()
@@ -211,34 +275,38 @@ def child(
 
 
 @pytest.mark.whole
+@pytest.mark.parametrize("sampling", ["fixed", "dynamic"])
 def test_kill_9_and_run_again_ends_with_the_same_bits(
-    speller: Path, problems: Path, tmp_path: Path, unbroken: Result
+    speller: Path, problems: Path, tmp_path: Path, unbroken: Result, dynamic: Result, sampling: str
 ) -> None:
-    assert child([sys.executable], speller, problems, tmp_path, kill_after=3) == -signal.SIGKILL
+    unbroken = unbroken if sampling == "fixed" else dynamic
+    code = child([sys.executable], speller, problems, tmp_path, kill_after=3, sampling=sampling)
+    assert code == -signal.SIGKILL
     assert not (tmp_path / "output").exists()
     assert {path.name for path in (tmp_path / "scratch/kept").iterdir()} == {"step-1", "step-2", "step-3"}
-    resumed = fit(speller, problems, tmp_path)
+    resumed = fit(speller, problems, tmp_path, sampling=sampling)
     assert resumed.log.curve() == unbroken.log.curve()[2:]
     assert_same_bits(unbroken, resumed)
     shutil.rmtree(tmp_path / "output")
-    again = fit(speller, problems, tmp_path)
+    again = fit(speller, problems, tmp_path, sampling=sampling)
     assert again.log.rows == []
     assert_same_bits(unbroken, again)
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("temperature", [0.9, "entropy(2.25)"])
+@pytest.mark.parametrize("setting", [{}, {"temperature": "entropy(2.25)"}, {"sampling": "dynamic"}])
 def test_two_processes_train_like_one(
-    speller: Path, problems: Path, tmp_path: Path, unbroken: Result, matched: Result, temperature: Any
+    speller: Path, problems: Path, tmp_path: Path, request: pytest.FixtureRequest, setting: dict[str, Any]
 ) -> None:
     preset = Path(__file__).resolve().parents[2] / "presets/accelerate/multi-gpu.yaml"
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(preset)]
     launcher += ["--num_processes", "2", "--main_process_port", "0"]
-    changed = {"micro_batch_size": 4, "temperature": temperature}
+    changed = {"micro_batch_size": 4, **setting}
+    of_one = {"temperature": "matched", "sampling": "dynamic"}.get(next(iter(setting), ""), "unbroken")
     assert child(launcher, speller, problems, tmp_path, kill_after=-1, **changed) == 0
     log = Kept()
     log.rows = [json.loads(line) for line in (tmp_path / "log.txt").read_text().splitlines()]
-    assert_close(unbroken if temperature == 0.9 else matched, Result({}, tmp_path / "output", log))
+    assert_close(request.getfixturevalue(of_one), Result({}, tmp_path / "output", log))
 
 
 def test_a_step_is_a_checkpoint_with_the_files_and_the_type_of_the_one_it_came_from(
@@ -260,26 +328,65 @@ def test_a_step_is_a_checkpoint_with_the_files_and_the_type_of_the_one_it_came_f
         before["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.up_proj.weight"]
     )
     assert done.log.rows[0]["token_entropy"] == pytest.approx(2.29, abs=0.02)
+    for row in done.log.rows:  # the cache rounds otherwise than training: every weight is near 1, few are 1
+        assert row["weight"] == pytest.approx(1, abs=0.02)
+        assert 0.99 < row["weight_size"] < 1
+        assert row["weight_cut"] == 0
+    assert done.metrics["weight"] == pytest.approx(sum(row["weight"] for row in done.log.rows) / 2)
+    unweighed = fit(base, problems, tmp_path / "none", steps=1, **rough, rollout_correction="none")
+    assert "weight" not in unweighed.log.rows[0] | unweighed.metrics
     assert [row["learning_rate"] for row in done.log.rows] == [0.0, 1e-2]
 
 
 def test_every_step_takes_different_problems_and_every_pass_all_that_fill_a_step() -> None:
     ids = [f"p{i}" for i in range(10)]
-    steps = list(islice(rlvr._steps(ids, 3, seed=0), 9))
+    steps = list(islice(order.steps(ids, 3, seed=0), 9))
     assert all(len(set(step)) == 3 for step in steps)
     for start in (0, 3, 6):
         assert len({problem for step in steps[start : start + 3] for problem in step}) == 9
     assert steps[:3] != steps[3:6]
-    assert steps == list(islice(rlvr._steps(ids[::-1], 3, seed=0), 9))
-    assert steps != list(islice(rlvr._steps(ids, 3, seed=1), 9))
+    assert steps == list(islice(order.steps(ids[::-1], 3, seed=0), 9))
+    assert steps != list(islice(order.steps(ids, 3, seed=1), 9))
 
 
-def chosen(model: Path, rows: list[dict[str, Any]], folder: Path, **section: Any) -> rlvr.Chosen:
-    tables.write(folder / "problems.parquet", rows, schemas.PROBLEMS)
-    tokenizer = loading.load_tokenizer(model)
-    return rlvr._choose(
-        Rlvr(**{**SECTION, **section}), Prompt(suffix="?"), folder / "problems.parquet", tokenizer, 32
+def chosen(
+    model: Path,
+    rows: list[dict[str, Any]],
+    folder: Path,
+    rates: dict[str, int] | None = None,
+    **section: Any,
+) -> rlvr.Chosen:
+    problems, pass_rates = folder / "problems.parquet", folder / "pass_rates.parquet"
+    tables.write(problems, rows, schemas.PROBLEMS)
+    tables.write(
+        pass_rates,
+        [
+            {"problem_id": name, "split": "rlvr", "model": "m"}
+            | {"num_samples": 4, "num_correct": num, "num_truncated": 0}
+            for name, num in (rates or {}).items()
+        ],
+        schemas.PASS_RATES,
     )
+    made, tokenizer = Rlvr(**{**SECTION, **section}), loading.load_tokenizer(model)
+    return rlvr._choose(made, Prompt(suffix="?"), problems, pass_rates, tokenizer, 32)
+
+
+def test_problems_out_of_the_range_of_pass_rates_are_dropped_and_counted(
+    speller: Path, tmp_path: Path
+) -> None:
+    names = sorted(row["problem_id"] for row in PROBLEMS)
+    rates = dict(zip(names, (0, 1, 2, 3, 4, 4, 3), strict=False))  # of 4; the last one is not measured
+    found = chosen(speller, PROBLEMS, tmp_path, rates, pass_rate=[0.25, 0.75])
+    assert found.dropped == {"too_long": 0, "no_room": 0, "too_hard": 1, "too_easy": 2, "unmeasured": 1}
+    assert list(found.problems) == [names[i] for i in (1, 2, 3, 6)]
+    few = chosen(speller, PROBLEMS, tmp_path, rates, pass_rate=[0.25, 0.75], num_problems=3)
+    assert list(few.problems) == [names[i] for i in (1, 2, 3)]
+    with pytest.raises(
+        DataError, match=r"no problem for RL has a pass rate within rlvr.pass_rate \[0.9, 0.95\]"
+    ):
+        chosen(speller, PROBLEMS, tmp_path, rates, pass_rate=[0.9, 0.95])
+    with pytest.raises(ValueError, match="its first number is above its second"):
+        Rlvr(**{**SECTION, "pass_rate": [0.9, 0.1]})
 
 
 def test_problems_are_chosen_by_hash_and_prompts_that_do_not_fit_are_counted(
@@ -324,6 +431,11 @@ def test_vllm_gets_the_same_tokens_and_its_own_settings(
     assert (settings.use_vllm, settings.vllm_mode) == (True, "colocate")
     assert settings.vllm_max_model_length == 1536 + 3
     assert settings.vllm_gpu_memory_utilization == 0.3
+    assert settings.vllm_importance_sampling_mode == "token_truncate"
+    assert settings.vllm_importance_sampling_clip_max == 3.0
+    assert settings.vllm_importance_sampling_correction is True
+    unweighed = section.model_copy(update={"rollout_correction": "none"})
+    assert grpo.config(unweighed, 6, 4, 4096, tmp_path, 0).vllm_importance_sampling_correction is False
     server = Rlvr(**{**SECTION, "engine": "vllm_server", "vllm": {"url": "http://gpu:1"}})
     settings = grpo.config(server, 6, 4, 512, tmp_path, 0)
     assert (settings.vllm_mode, settings.vllm_server_base_url) == ("server", "http://gpu:1")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from oxa.errors import ConfigError
 from oxa.model import loading
-from oxa.training import temperature
+from oxa.rl import temperature
 
 
 @given(st.floats(0.11, 2.9), st.floats(0.3, 3))

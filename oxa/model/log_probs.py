@@ -28,8 +28,8 @@ LN_2, LOG2_E = math.log(2), 1 / math.log(2)
 TILE = {"cpu": 1 << 21, "cuda": 1 << 24}
 """Logits that exist at the same time: what stays in a processor's caches between the passes over it."""
 CPU_TOKENS = 1024
-"""Tokens of one pass on a CPU, padding included: what passes between layers then stays in its caches, and rows of unequal
-length hold little padding. SmolLM2 scores GSM8K's solutions 1.26 times as fast as in passes of 8,192."""
+"""Tokens of one pass on a CPU, padding included: what passes between layers then stays in its caches, and rows of
+unequal length hold little padding. SmolLM2 scores GSM8K's solutions 1.26 times as fast as in passes of 8,192."""
 NARROW = 64
 """A product of fewer columns than this, in or out, is not worth oneDNN's copies; an adapter has its rank."""
 MIN_WIDTH = 256

@@ -105,8 +105,7 @@ def stage(
     before = {path: Fingerprint.of(path, own) for path in inputs.values()}
     key = _key(config, module, {label: before[path].content() for label, path in inputs.items()})
     folder = work / name / key
-    staged = {label: folder / "out" / path.name for label, path in outputs.items()}
-    assert len({path.name for path in outputs.values()}) == len(outputs)
+    staged = {label: folder / "out" / label / path.name for label, path in outputs.items()}
     run = Run(
         scratch=folder / "scratch",
         outputs=staged,
@@ -118,10 +117,11 @@ def stage(
     if not is_first_process():
         yield run
         return
-    _make_folder(folder / "out")
+    _make_folder(folder)
     with _only_one(folder, name):
+        _remove(folder / "out")
         for path in staged.values():
-            _remove(path)
+            _make_folder(path.parent)
         in_place = False
 
         def keep() -> None:

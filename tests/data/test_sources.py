@@ -505,7 +505,12 @@ def test_the_paper_presets_hold_the_papers_settings(preset: str) -> None:
         "hf:agentica-org/DeepScaleR-Preview-Dataset:train"
     ]
     assert (rl.num_problems, rl.num_prompts, rl.num_generations, rl.temperature) == (10_000, 64, 8, 0.85)
-    assert (rl.learning_rate, rl.kl_weight, rl.max_prompt_tokens, rl.loss) == (2e-6, 1e-3, 1536, "grpo")
+    assert (rl.learning_rate, rl.kl_weight, rl.max_prompt_tokens, rl.loss) == (2e-6, 1e-3, 1536, "dapo")
+    assert (rl.weight_decay, rl.rollout_correction, rl.max_tokens) == (
+        0.01,
+        "token_truncate",
+        16_384,
+    )
     draws = params.evaluate
     assert (draws.num_samples, draws.num_samples_by_benchmark) == (128, {"minerva": 64})
     assert (draws.temperature, draws.top_p, draws.max_tokens) == (0.6, 0.95, 32_768)

@@ -147,7 +147,7 @@ def test_a_dynamic_step_trains_on_groups_of_unequal_rewards_in_the_seeded_order(
         equal = [name for name in seen if name not in unequal]
         trained = Reference(policy, speller, section, step, tmp_path, (unequal + equal)[:3]).logged()
         row = done.log.rows[step - 1]
-        for name in ("loss", "grad_norm", "kl", "entropy"):
+        for name in ("loss", "grad_norm", "kl", "token_entropy"):
             assert row[name] == pytest.approx(trained[name], rel=1e-4, abs=2e-6), name
         assert row["reward"] == pytest.approx(float(drawn.rewards.mean()))  # of all that was drawn
         assert row["replaced"] == len(seen) - 3

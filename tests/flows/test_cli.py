@@ -330,7 +330,9 @@ def test_a_hub_that_does_not_answer_exits_with_75(project, monkeypatch):
 
 
 TRAIN = ["train", "--arm", "sft", "--seed", "0"]
-TRAIN += [w for name in ("model", "data", "output", "metrics", "journal") for w in (f"--{name}", name)]
+TRAIN += [
+    w for name in ("model", "data", "output", "trained", "metrics", "journal") for w in (f"--{name}", name)
+]
 
 SLEEPER = """
 import os, time

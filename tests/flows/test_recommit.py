@@ -228,7 +228,7 @@ def test_other_stages_that_the_old_verifier_made_are_named(evaluated: Repository
 
 def test_the_stages_that_may_stand_on_an_old_verifier_are_those_of_the_graph():
     stages = yaml.safe_load((Path(__file__).resolve().parents[2] / "dvc.yaml").read_text())["stages"]
-    using = {name for name, stage in stages.items() if "verify" in stage.get("do", stage)["params"]}
+    using = {name for name, stage in stages.items() if "verify" in stage.get("do", stage).get("params", [])}
     assert {name for name in using if not name.startswith("evaluate")} == set(recommit.GRADERS)
 
 
@@ -280,11 +280,17 @@ def test_generations_that_somebody_else_has_changed_are_left_alone(evaluated: Re
     assert len(verdicts("base")) == 2
 
 
+def numbers_of(generations: Any) -> dict[str, Any]:
+    return evaluate.summarize(
+        generations, tables.read(Path("data/entropies/base.parquet"), schemas.ENTROPIES)
+    )
+
+
 def test_killed_before_dvc_was_told_the_next_run_goes_on(evaluated: Repository):
     Path("oxa/grading/grader.py").write_text("# new\n")
     table, metrics = Path("data/generations/base.parquet"), Path("metrics/evaluate/base.json")
     regraded = regrade(SECTION, table, Path("data/problems.parquet"))
-    numbers = evaluate.summarize(regraded.table)
+    numbers = numbers_of(regraded.table)
     recommit._write(regraded, numbers, table, metrics, Path(".work/regrade/base.json"), [])
     assert verdicts("base") == list(TEXTS.values())
     assert "evaluate_base" in dvc("status", "--json")
@@ -301,7 +307,7 @@ def test_killed_while_it_wrote_the_changes_are_said_once(evaluated: Repository, 
     table, metrics = Path("data/generations/base.parquet"), Path("metrics/evaluate/base.json")
     old = [path.read_bytes() for path in (table, metrics)]
     regraded = regrade(SECTION, table, Path("data/problems.parquet"))
-    numbers = evaluate.summarize(regraded.table)
+    numbers = numbers_of(regraded.table)
     recommit._write(regraded, numbers, table, metrics, Path(".work/regrade/base.json"), [])
     for path, content in list(zip((table, metrics), old, strict=True))[num_placed:]:
         path.write_bytes(content)  # as if it had not been replaced yet
@@ -316,7 +322,7 @@ def test_a_verifier_that_changes_again_after_a_kill_adds_its_changes(evaluated: 
     table, metrics = Path("data/generations/base.parquet"), Path("metrics/evaluate/base.json")
     note = Path(".work/regrade/base.json")
     regraded = regrade(SECTION, table, Path("data/problems.parquet"))
-    recommit._write(regraded, evaluate.summarize(regraded.table), table, metrics, note, [])
+    recommit._write(regraded, numbers_of(regraded.table), table, metrics, note, [])
     evaluated.set("verify.require_think", True)
     strict = SECTION.model_copy(update={"require_think": True})
     again = "of 4 generations: 2 correct -> unparsable, 1 incorrect -> unparsable"

@@ -19,6 +19,8 @@ from oxa.errors import ConfigError, DataError, tell
 from oxa.runtime import guard
 from oxa.runtime.stages import STAGES
 
+PASS_RATES = "pass_rates.parquet"
+
 
 def check(params_path: Path, model: Path) -> bool:
     """Measures the gates, prints them; whether all are passed.
@@ -88,15 +90,13 @@ def _room(bench: _Bench, model: Path) -> dict[str, Any]:
 
     arm = bench.params.report.baseline
     problems, training_set = _training_set(bench, arm, model)
-    pass_rates = bench.folder / "pass_rates.parquet"
-    bench.run("pass_rate", {"model": model, "problems": problems, "output": pass_rates})
     before: list[Mapping[str, Any]] = []
     after: list[Mapping[str, Any]] = []
     for seed in bench.params.seeds:
         tell(f"G5: {arm}, seed {seed}: fine-tuning, RL, and evaluation before and after")
         tuned, ended = bench.folder / f"{arm}-{seed}", bench.folder / f"{arm}-{seed}-rl"
         bench.run("train", {"model": model, "data": training_set, "output": tuned}, arm=arm, seed=seed)
-        given = {"model": tuned, "problems": problems, "pass_rates": pass_rates}
+        given = {"model": tuned, "problems": problems, "pass_rates": bench.folder / PASS_RATES}
         bench.run("rlvr", given | {"output": ended}, arm=arm, seed=seed)
         before.append(bench.evaluated(tuned, problems))
         last = max(ended.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
@@ -130,7 +130,10 @@ def _training_set(bench: _Bench, arm: str, model: Path) -> tuple[Path, Path]:
     )
     training_set = bench.folder / "training-set"
     training_set.mkdir()
-    bench.run("selection_ce", read | {"scores": scores, "output": training_set / "ce.parquet"}, arm=arm)
+    pass_rates = bench.folder / PASS_RATES
+    bench.run("pass_rate", {"model": model, "problems": read["problems"], "output": pass_rates})
+    read |= {"scores": scores, "pass_rates": pass_rates, "output": training_set / "ce.parquet"}
+    bench.run("selection_ce", read, arm=arm)
     return read["problems"], training_set
 
 

@@ -198,12 +198,14 @@ def select(folder: Path, arms: dict[str, Arm], draws: np.random.Generator) -> No
         ):
             if rule is None:
                 continue
+            beside = {"pass_rates": data / "pass_rates.parquet"} if objective == "ce" else {}
             described = stage.run(
                 shared,
                 rule,
                 Prompt(suffix=""),
                 FineTuning(),
                 **paths[origin],
+                **beside,
                 output=data / "train" / arm / f"{objective}.parquet",
                 log=lambda step, **values: None,
                 scratch=folder,

@@ -71,8 +71,9 @@ def write_tables(
     own: Sequence[Row],
     splits: dict[str, str] | None = None,
     apart: Sequence[str] = (),
+    pass_rates: Sequence[dict[str, Any]] = (),
 ) -> dict[str, dict[str, Path]]:
-    """Writes the eight tables; the path keywords of a selection's `run` by origin."""
+    """Writes the nine tables; the path keywords of a selection's `run` by origin."""
     names = sorted({row.problem for row in (*teacher, *own)})
     records.write(
         folder / "problems.parquet",
@@ -147,6 +148,8 @@ def write_tables(
             schemas.scores(next((row.measures for row in rows), {})),
             {schemas.CONTEXT: CONTEXT},
         )
+    paths["teacher"]["pass_rates"] = folder / "pass_rates.parquet"
+    records.write(paths["teacher"]["pass_rates"], pass_rates or [], schemas.PASS_RATES)
     return paths
 
 

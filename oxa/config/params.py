@@ -79,6 +79,11 @@ class Params(Section):
                 raise ValueError(
                     f"arm {arm!r}: selection.ce.{arm} chooses by {by}, which is not scored; add it to score.measures"
                 )
+            if by == "pass_rate" and "train" not in self.pass_rate.splits:
+                raise ValueError(
+                    f"arm {arm!r}: selection.ce.{arm} chooses by pass_rate, which nothing measures of training problems; "
+                    "add train to pass_rate.splits"
+                )
             if arm not in self.train.arms:
                 raise ValueError(f"arm {arm!r} has no entry in train.arms")
             unlikelihood, per_step = self.selection.ul.get(arm), self.train.arms[arm].num_ul

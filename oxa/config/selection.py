@@ -48,16 +48,17 @@ def _number_or_tokens(value: Any) -> Any:
 CeRule = Literal["random", "lowest", "highest", "gaussian"]
 """A rule of the CE set, by its name in selection/rules.py."""
 
-By = Literal["ppl", "rsr", "hes", "ifd", "length"]
-"""What a response is chosen by: a column of the scores, `length` being that of its tokens."""
+By = Literal["ppl", "rsr", "hes", "ifd", "length", "pass_rate"]
+"""What a response is chosen by: a column of the scores, `length` being that of its tokens, or how often its problem was
+solved."""
 
 
 class CeSet(Section):
     """How an arm's CE set is chosen. A rule's name alone, as in `oxa_mle: gaussian`, is that rule by ppl."""
 
     by: By = "ppl"
-    """What the rule looks at: perplexity, a measure that score computes where `score.measures` names it, or the
-    response's tokens."""
+    """What the rule looks at: perplexity, a measure that score computes where `score.measures` names it, the response's
+    tokens, or the share of answers that solved its problem, where `pass_rate.splits` names train."""
     rule: CeRule
     """`lowest` and `highest` take those from one end, `gaussian` those whose values follow one, and `random` looks at
     none."""

@@ -107,7 +107,7 @@ STAGES = {
         "choose the teacher's responses that an arm learns from",
         "oxa.stages.selection_ce",
         ("selection.shared", "selection.ce.{arm}", "prompt", "train.shared"),
-        inputs=("problems", "apart", "responses", "verdicts", "scores"),
+        inputs=("problems", "pass_rates", "apart", "responses", "verdicts", "scores"),
         items=("arm",),
     ),
     "selection_ul": Stage(

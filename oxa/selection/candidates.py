@@ -73,13 +73,15 @@ def read(
     max_length: int,
     whole: bool = False,
     by: str = "ppl",
+    pass_rates: Path | None = None,
 ) -> tuple[Candidates, dict[str, int]]:
     """Scored responses to training problems with one of `verdicts`, and how many were left after each condition.
 
     None to a problem of the table `apart`. Only those that can be trained on: with prompt and end token not longer
     than `max_length`, nor than the context of the model that scored them. `whole`: only those that no limit cut,
     neither the sampler's nor the scorer's. A ppl that is not finite is no score, nor is any measure that the scores
-    hold beside it, whether `by` asks for it or not: every rule chooses among the same responses.
+    hold beside it, whether `by` asks for it or not: every rule chooses among the same responses. `pass_rates` is read
+    where `by` is `pass_rate`.
     """
     columns: Columns = {"response_id": hash_texts, "problem_id": hash_texts}
     if whole:
@@ -99,6 +101,7 @@ def read(
     problem = np.append(train, np.int32(-1))[
         problem
     ]  # rows of the whole table; -1, none, is the one appended
+    rates = _rates(pass_rates, table["problem_id"], train) if by == "pass_rate" and pass_rates else None
     number = int((~np.isin(named[problem < 0], table["problem_id"])).sum())
     del named, table
     if number:
@@ -139,9 +142,12 @@ def read(
     row = np.flatnonzero(keep).astype(np.int32)
     score_row = score_row[row]
     ppl = score["ppl"][score_row]
-    value = (
-        ppl if by == "ppl" else score["num_tokens" if by == "length" else by][score_row].astype(np.float64)
-    )
+    if by == "ppl":
+        value = ppl
+    elif rates is not None:
+        value = rates[problem[row]]
+    else:
+        value = score["num_tokens" if by == "length" else by][score_row].astype(np.float64)
     return Candidates(
         row=row,
         score_row=score_row,
@@ -152,6 +158,27 @@ def read(
         num_tokens=score["num_tokens"][score_row],
         order=mix(key[row] ^ mix(np.array([seed], np.uint64))),
     ), funnel
+
+
+def _rates(path: Path, problems: Hashes, train: Ints) -> Floats:
+    """Of every row of the problems table the share of answers that solved it; NaN of those that are none of `train`.
+
+    Raises DataError where one of those was not measured.
+    """
+    columns: Columns = {"problem_id": hash_texts, "split": partial(_is_one_of, ["train"])}
+    columns |= dict.fromkeys(("num_samples", "num_correct"), _numbers)
+    table = _arrays(path, schemas.PASS_RATES, columns)
+    table = {name: values[table["split"]] for name, values in table.items()}
+    wanted = problems[train]
+    at = _find(wanted, _sorting(wanted), table["problem_id"], path)
+    if missing := int((at < 0).sum()):
+        raise DataError(
+            f"{path}: holds no pass rate of {missing} of {len(train)} training problems; add train to pass_rate.splits "
+            "and run `dvc repro`"
+        )
+    rates = np.full(len(problems), np.nan)
+    rates[train] = table["num_correct"][at] / table["num_samples"][at]
+    return rates
 
 
 def _context(scores: Path) -> int:

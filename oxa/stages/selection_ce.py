@@ -32,6 +32,7 @@ def run(
     train: FineTuning,
     *,
     problems: Path,
+    pass_rates: Path,
     apart: Path,
     responses: Path,
     verdicts: Path,
@@ -47,7 +48,14 @@ def run(
     """
     files = Files(problems, responses, verdicts, scores)
     eligible, funnel = candidates.read(
-        files, apart, ["correct"], shared.seed, max_length=train.max_length, whole=True, by=ce.by
+        files,
+        apart,
+        ["correct"],
+        shared.seed,
+        max_length=train.max_length,
+        whole=True,
+        by=ce.by,
+        pass_rates=pass_rates,
     )
     rule = rule_of(ce)
     num = num_sequences(rule, eligible, shared)

@@ -70,6 +70,7 @@ def test_no_name_in_params_is_obeyed_by_a_shell(tmp_path: Path) -> None:
     inputs = [
         "problems.parquet",
         "apart.parquet",
+        "pass_rates.parquet",
         *(f"{name}/teacher.parquet" for name in ("responses", "verdicts", "scores")),
     ]
     paths = [*(f"data/{name}" for name in inputs), "models/base/file"]

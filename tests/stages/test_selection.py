@@ -149,6 +149,27 @@ def test_every_measure_chooses_among_the_same_responses(tmp_path: Path, log: Any
         run(tmp_path, bare, small(num_ce=4), log, ce={"by": "hes", "rule": "lowest"})
 
 
+def test_problems_are_chosen_by_how_often_they_are_solved(tmp_path: Path, log: Any) -> None:
+    teacher = [Row(f"t{i}-{j}", f"p{i}", 1.1 + i / 10) for i in range(9) for j in range(2)]
+
+    def rates(*solved: int) -> list[dict[str, Any]]:
+        named = enumerate(solved)
+        row = {"split": "train", "model": "base", "num_samples": 8, "num_truncated": 0}
+        return [row | {"problem_id": f"p{i}", "num_correct": num} for i, num in named]
+
+    solved = (3, 8, 0, 5, 2, 7, 1, 4, 6)
+    of_rl = [row | {"split": "rlvr", "num_correct": 0} for row in rates(*solved)]
+    paths = write_tables(tmp_path, teacher, [], pass_rates=[*of_rl, *rates(*solved)])
+    for rule, expected in (("lowest", {"p2", "p6", "p4"}), ("highest", {"p1", "p5", "p8"})):
+        chosen, metrics = run(tmp_path, paths, small(num_ce=3), log, ce={"by": "pass_rate", "rule": rule})
+        assert {row["problem_id"] for row in chosen} == expected
+        assert metrics["ce"]["eligible"] == 18
+    assert max(metrics["ce"]["quantiles"].values()) <= 1
+    short = write_tables(tmp_path / "short", teacher, [], pass_rates=rates(*solved)[:7])
+    with pytest.raises(DataError, match=r"no pass rate of 2 of 9 training problems; add train to"):
+        run(tmp_path, short, small(num_ce=3), log, ce={"by": "pass_rate", "rule": "lowest"})
+
+
 def test_no_arm_chooses_from_problems_kept_apart(tmp_path: Path, log: Any) -> None:
     teacher = [Row(f"t{i}", f"p{i}") for i in range(6)]
     own = [Row(f"s{i}", f"p{i}", 1.5, verdict="incorrect") for i in range(6)]

@@ -92,7 +92,13 @@ def soak(folder: Path) -> dict[str, Any]:
     tables.write(folder / "apart.parquet", [], schemas.APART)
     given |= {"scores": folder / "scores.parquet", "apart": folder / "apart.parquet"}
     chosen = selection_ce.run(
-        shared, CeSet(rule="gaussian"), prompt, train, output=folder / "ce.parquet", **given
+        shared,
+        CeSet(rule="gaussian"),
+        prompt,
+        train,
+        pass_rates=folder / "pass_rates.parquet",
+        output=folder / "ce.parquet",
+        **given,
     )
     chosen |= selection_ul.run(
         shared, UnlikelihoodSet(num=500), prompt, train, output=folder / "ul.parquet", **given

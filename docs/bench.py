@@ -1,0 +1,75 @@
+"""Writes the tables of docs/bench.md from a run of presets/bench.yaml.
+
+    python docs/bench.py [metrics/summary.json]
+
+What a run was made with, and the words between the tables, are the page's own.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from oxa.comparison.measures import METRICS, pass_at
+from oxa.comparison.outcomes import RL
+from oxa.report.markdown import aligned, cell, difference
+from oxa.report.wording import predictor_rows
+
+PAGE = Path(__file__).parent / "bench.md"
+ENTROPY = [metric for metric in METRICS if metric.name.endswith("entropy")]
+MARKERS = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+Summary = dict[str, Any]
+
+
+def page(summary: Summary) -> str:
+    """docs/bench.md with the tables of this summary in it."""
+    return MARKERS.sub(
+        lambda found: f"{found[1]}\n{TABLES[found[2]](summary)}\n{found[3]}", PAGE.read_text("utf-8")
+    )
+
+
+def arms(summary: Summary) -> str:
+    """Every arm before and after RL, and its difference to the baseline there."""
+    group, rate, baseline = summary["groups"][-1], pass_at(1), summary["baseline"]
+    rows = []
+    for arm in summary["predictors"]["arms"]:
+        row = [f"`{arm}`"]
+        for name in (arm, arm + RL):
+            row.append(cell(summary["arms"][name][group], rate))
+            compared = summary["differences"].get(name, {}).get(group, {})
+            row.append("" if arm == baseline else difference(compared.get(rate.name), rate))
+        rows.append(row)
+    header = ["arm", "pass@1, %", f"− {baseline}", "after RL, %", f"− {baseline}{RL}"]
+    return "\n".join(aligned(header, rows)) + "\n"
+
+
+def entropies(summary: Summary) -> str:
+    """Both entropies of every arm before RL, and the differences."""
+    group, baseline = summary["groups"][-1], summary["baseline"]
+    rows = []
+    for arm in summary["predictors"]["arms"]:
+        row = [f"`{arm}`"]
+        for metric in ENTROPY:
+            row.append(cell(summary["arms"][arm][group], metric))
+            compared = summary["differences"].get(arm, {}).get(group, {})
+            row.append("" if arm == baseline else difference(compared.get(metric.name), metric))
+        rows.append(row)
+    header = ["arm", *(text for metric in ENTROPY for text in (metric.heading, f"− {baseline}"))]
+    return "\n".join(aligned(header, rows)) + "\n"
+
+
+def predictors(summary: Summary) -> str:
+    """Of each predictor the rank correlation with pass@1 after RL, and every arm's value."""
+    header, rows = predictor_rows(summary)
+    *of_arms, rho = rows
+    turned = [[header[i], rho[i], *(row[i] for row in of_arms)] for i in range(1, len(header) - 1)]
+    return "\n".join(aligned(["predictor", "ρ", *(row[0] for row in of_arms)], turned)) + "\n"
+
+
+TABLES: dict[str, Callable[[Summary], str]] = {"arms": arms, "entropies": entropies, "predictors": predictors}
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1] if len(sys.argv) > 1 else "metrics/summary.json")
+    PAGE.write_text(page(json.loads(path.read_text("utf-8"))), encoding="utf-8")

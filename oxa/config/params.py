@@ -81,8 +81,8 @@ class Params(Section):
                 )
             if by == "pass_rate" and "train" not in self.pass_rate.splits:
                 raise ValueError(
-                    f"arm {arm!r}: selection.ce.{arm} chooses by pass_rate, which nothing measures of training problems; "
-                    "add train to pass_rate.splits"
+                    f"arm {arm!r}: selection.ce.{arm} chooses by pass_rate, which nothing measures of training "
+                    "problems; add train to pass_rate.splits"
                 )
             if arm not in self.train.arms:
                 raise ValueError(f"arm {arm!r} has no entry in train.arms")

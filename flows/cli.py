@@ -11,7 +11,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows import lockfile
+from flows import lockfile, placement
 from flows.commands import add, command, either, option, subcommand
 from oxa import cli
 from oxa.cli import add_params
@@ -22,7 +22,7 @@ from oxa.runtime import files
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
-    return cli.main(argv, add)
+    return cli.main(argv, add, placement.send)
 
 
 VERSION = option("version", metavar="VERSION", help="number or alias (champion, challenger)")

@@ -47,7 +47,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed, Crashed, Failed
 from pydantic import Field
 
-from flows import bridge, schedule, servers, warm, workspace
+from flows import bridge, placement, schedule, servers, warm, workspace
 from flows.terminal import Terminal
 from oxa.config.operations import Flow, Tracking
 from oxa.config.params import Params, load_params
@@ -194,7 +194,8 @@ def _run(params: Params, settings: Flow, targets: list[str], force: bool, regist
 def _stages_environment(nodes: list[bridge.Node], settings: Flow) -> Iterator[dict[str, str]]:
     """What stages start with: where there are several to run, PATH begins with the `oxa` of a warm process."""
     own = bridge.own_environment()
-    if not (settings.warm and warm.possible() and len(schedule.stale(nodes)) > FEW):
+    elsewhere = placement.chosen(settings.placement) != "local"
+    if elsewhere or not (settings.warm and warm.possible() and len(schedule.stale(nodes)) > FEW):
         yield own
         return
     if settings.max_workers > 1:  # libraries read it once; as in schedule.environment
@@ -207,7 +208,9 @@ def _walk(
     nodes: list[bridge.Node], settings: Flow, force: bool, terminal: Terminal, children: bridge.Children
 ) -> dict[str, State[Any]]:
     """Runs the stages; returns the end state of each that was run."""
-    plan = schedule.Schedule(nodes, max_workers=settings.max_workers, accelerators=settings.accelerators)
+    elsewhere = placement.chosen(settings.placement) != "local"
+    accelerators = settings.max_workers if elsewhere else settings.accelerators  # there the scheduler counts
+    plan = schedule.Schedule(nodes, max_workers=settings.max_workers, accelerators=accelerators)
     gpus = schedule.devices()
     run_id = f"{runtime.flow_run.name}-{str(runtime.flow_run.id)[:8]}"
     common = {"OXA_PIPELINE_RUN": run_id, progress.VARIABLE: "1"}
@@ -225,9 +228,8 @@ def _walk(
             for node, slot in plan.ready():
                 # what DVC restored may be other content than the plan has seen
                 fresh = any(states[name].message != UNCHANGED for name in node.upstream)
-                environment = common | schedule.environment(
-                    slot, settings.accelerators, plan.sharing(node.name), gpus
-                )
+                sharing = 1 if elsewhere else plan.sharing(node.name)
+                environment = common | schedule.environment(slot, accelerators, sharing, gpus)
                 terminal.started(node.name)
                 futures[node.name] = stage.submit(
                     node.name,

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from oxa.config.operations import Tracking
+from oxa.config.operations import Placement, Tracking
 from oxa.config.params import Params, Values, check_no_password, check_params, read_params
 from oxa.config.section import Section
 from oxa.config.verify import Verify
@@ -37,13 +37,23 @@ THEIRS = (
 )  # what a disk or a path may be at fault for, and the user can mend
 
 
-def main(argv: Sequence[str] | None = None, add: Callable[[Any], None] = lambda commands: None) -> int:
-    """Runs one command, a stage or one that `add` has added to argparse's subparsers; returns the exit code."""
+Place = Callable[[str, Sequence[str], Placement], int | None]
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    add: Callable[[Any], None] = lambda commands: None,
+    place: Place = lambda stage, words, settings: None,
+) -> int:
+    """Runs one command, a stage or one that `add` has added to argparse's subparsers; returns the exit code.
+
+    `place` is asked first of a stage: it runs it elsewhere and returns its exit code, or None where it runs here.
+    """
     _set_environment()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         arguments = _parser(add).parse_args(words)
-        arguments.words = words
+        arguments.words, arguments.place = words, place
         return int(arguments.command(arguments) or 0)
     except UserError as error:
         tell(str(error))
@@ -144,16 +154,19 @@ def _checked(path: Path, raw: dict[str, Any]) -> Params:
     return params
 
 
-def _run_stage(arguments: argparse.Namespace) -> None:
+def _run_stage(arguments: argparse.Namespace) -> int:
     stage = STAGES[arguments.stage]
     if fault := child.socket_fault():
         raise ConfigError(fault)
-    if stage.launched and os.environ.get("OXA_LAUNCH"):
-        launch.become(arguments.words)
     raw = read_params(arguments.params)  # once: what is read is what the stage has worked with
     if "DVC_STAGE" in os.environ:
         check_no_password(raw, str(arguments.params))
     params = _checked(arguments.params, raw)
+    code: int | None = arguments.place(arguments.stage, arguments.words, params.flow.placement)
+    if code is not None:
+        return code
+    if stage.launched and os.environ.get("OXA_LAUNCH"):
+        launch.become(arguments.words)
     options = launch.begun(launch.filled(vars(arguments)), params.train.after)
     sections = sections_of(params, stage, options)
     names = [list(_section(params, key)) for key in stage.names]
@@ -197,7 +210,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
             *sections, *names, **inputs, **written, **extra, scratch=run.scratch, log=log
         )
         if not first:
-            return
+            return 0
         if stage.metrics:
             files.write_json(run.outputs["metrics"], metrics)
         if stage.journal:
@@ -213,6 +226,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(os.EX_OK)
+    return 0
 
 
 def _seed(text: str) -> int:

@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from oxa.config.section import Count, Name, Section
+from oxa.config.section import Count, Name, Positive, Section
+
+
+class Needs(Section):
+    """What stages take of a cluster; of several that match a stage, a later one says what an earlier one leaves out."""
+
+    stages: Annotated[str, Field(min_length=1)]
+    """Name or pattern, such as `train@*`."""
+    where: Literal["cluster", "head"] | None = None
+    """`head`: on this machine, whatever flow.placement says; a stage that needs the network, for example."""
+    nodes: Count | None = None
+    """Machines; several only for stages that OXA_LAUNCH starts (default 1)."""
+    gpus: Annotated[int, Field(ge=0)] | None = None
+    """GPUs of each (default: 1 for stages that load a model, where placement.gpus; else 0)."""
+    cpus: Count | None = None
+    """Cores of each (default: what the scheduler gives)."""
+    memory: Positive | None = None
+    """Main memory of each, GiB (default: what the scheduler gives)."""
+    hours: Positive | None = None
+    """Longest time, after which the scheduler ends the stage; it is started again and goes on where it was."""
+
+
+class Placement(Section):
+    """Where stages run. No result depends on it."""
+
+    by: Literal["local", "slurm", "ray"] = "local"
+    """`local`: on this machine. `slurm`: each by `srun`, in the allocation that `oxa run` was started in, or as a job
+    of its own. `ray`: each as a task of the Ray cluster at `address`."""
+    address: str = "auto"
+    """Of a Ray cluster (`ray://host:10001`, `host:6379`); `auto` finds the one that runs on this machine."""
+    flags: list[str] = []
+    """Further words for `srun`, such as `--partition=long`."""
+    gpus: bool = True
+    """Whether stages that load a model ask for a GPU each."""
+    needs: list[Needs] = []
+    """What stages take, the first entry first."""
 
 
 class Flow(Section):
@@ -16,6 +51,8 @@ class Flow(Section):
     """Stages that run at the same time."""
     accelerators: Count = 1
     """Of these, stages that load a model (`accelerator: true` in dvc.yaml); visible GPUs are shared out among them."""
+    placement: Placement = Placement()
+    """Where stages run: on this machine, or on the nodes of a cluster with the same folder."""
     warm: bool = True
     """Fork stages from one process that has imported their libraries, where there is no GPU (Linux alone); false: each
     imports them itself."""

@@ -77,11 +77,11 @@ def socket_fault() -> str | None:
     )
 
 
-def die_with_parent() -> None:
-    """Asks the kernel (Linux) to kill this process when the one that started it is gone."""
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Asks the kernel (Linux) to send this process that signal when the one that started it is gone."""
     if sys.platform == "linux":
         parent, pr_set_pdeathsig = os.getppid(), 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, number)
         if os.getppid() != parent:
             sys.exit("the process that started this one ended before it began")
 

@@ -1,0 +1,202 @@
+"""Where a stage runs: what stands between DVC and `oxa STAGE` when that is to be a node of a cluster.
+
+    dvc repro train@sft-0                     on the head, as ever
+      oxa train …                             this module: asks the scheduler for a place, waits, keeps a lease
+        srun … python -m flows.node …         the scheduler's own way there, and the stage's output back, line by line
+          oxa train …                         on the node, in the same folder
+
+DVC and Prefect stay on the head; the stage's own command travels, over a folder that all machines share. Which node,
+and when, the scheduler decides.
+
+The two ends hold each other by a lease, a file below .work/: the head writes a new number into it every few seconds. A
+stage whose lease is gone, or has stood still, is ended on its node, whatever the scheduler makes of it: a killed head
+or a cut network leaves nothing running. The stage's exit code comes back in a file beside it, since srun's is 0 where
+a node was lost. Without that file the stage counts as out of reach, and `oxa run` tries it again.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from oxa.config.operations import Needs, Placement
+from oxa.errors import ConfigError, UserError
+from oxa.runtime import child, files, guard
+from oxa.runtime.stages import STAGES
+
+VARIABLE = "OXA_PLACEMENT"
+WAYS = ("local", "slurm", "ray")
+BEAT = 2.0  # seconds between two numbers in a lease, and between two looks at it
+ARRIVAL = 15.0  # seconds in which a shared folder shows the head what a node has written
+PATIENCE = 4.0  # seconds for a scheduler to take a job back
+LEASE, EXIT = "lease", "exit"
+LAST_WORDS = 3  # lines of a scheduler's that are shown where it lost a stage
+
+
+def chosen(settings: Placement) -> str:
+    """How stages are placed: by the environment's word, else by flow.placement's."""
+    by = os.environ.get(VARIABLE, settings.by)
+    if by not in WAYS:
+        raise ConfigError(f"{VARIABLE}: expected {', '.join(WAYS[:-1])} or {WAYS[-1]}, found {by!r}")
+    return by
+
+
+def send(stage: str, words: Sequence[str], settings: Placement) -> int | None:
+    """Runs the stage where it is to run; its exit code, or None where that is here.
+
+    Raises ConfigError where the stage cannot take what it is said to need, and UserError, worth another try, where its
+    end was not seen: a node failed, or the scheduler took the place back.
+    """
+    name, by = os.environ.get("DVC_STAGE"), chosen(settings)
+    if name is None or by == "local":
+        return None
+    needs = needed(name, bool(_meta(stage).get("accelerator")), settings)
+    if needs.where == "head":
+        return None
+    if (needs.nodes or 1) > 1 and not (STAGES[stage].launched and os.environ.get("OXA_LAUNCH")):
+        several = ", ".join(name for name, one in STAGES.items() if one.launched)
+        raise ConfigError(
+            f"flow.placement.needs: {name} asks for {needs.nodes} nodes, which only a stage takes that OXA_LAUNCH "
+            f"starts ({several})"
+        )
+    child.die_with_parent()
+    with _leased(name) as folder:
+        command = [sys.executable, "-m", "flows.node", str(folder), *words]
+        through = by_slurm(name, needs, settings) if by == "slurm" else by_ray(name, needs, settings)
+        return _await(name, [*through, *command], folder)
+
+
+def needed(stage: str, loads_model: bool, settings: Placement) -> Needs:
+    """What applies to a stage: of every key what the last entry says that matches its name."""
+    found: dict[str, Any] = {"gpus": int(loads_model and settings.gpus)}
+    for entry in settings.needs:
+        kind = stage.partition("@")[0]
+        if entry.stages == kind or fnmatch.fnmatchcase(stage, entry.stages):
+            found |= {key: value for key, value in entry.model_dump().items() if value is not None}
+    return Needs(**(found | {"stages": stage}))
+
+
+def by_slurm(name: str, needs: Needs, settings: Placement) -> list[str]:
+    """srun's words before the command. In an allocation that makes a step of it, else a job of its own."""
+    nodes = needs.nodes or 1
+    words = ["srun", f"--job-name=oxa-{name}", f"--nodes={nodes}", f"--ntasks={nodes}", "--unbuffered"]
+    if needs.gpus:
+        words.append(f"--gres=gpu:{needs.gpus}")
+    if needs.cpus:
+        words.append(f"--cpus-per-task={needs.cpus}")
+    if needs.memory:
+        words.append(f"--mem={round(needs.memory * 1024)}M")
+    if needs.hours:
+        words.append(f"--time={max(1, round(needs.hours * 60))}")
+    if "SLURM_JOB_ID" in os.environ:
+        words.append("--exact")  # takes no more of the allocation than it asks for; the rest is the others'
+    return [*words, "--kill-on-bad-exit=1", *settings.flags]
+
+
+def by_ray(name: str, needs: Needs, settings: Placement) -> list[str]:
+    """A driver of its own, which Ray frees of its tasks when it ends, in whatever way."""
+    told = needs.model_dump() | {"stages": name, "address": settings.address}
+    return [sys.executable, "-m", "flows.ray_task", json.dumps(told)]
+
+
+def _meta(stage: str) -> dict[str, Any]:
+    """What dvc.yaml says of a stage beside what DVC reads."""
+    entry = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]
+    meta: dict[str, Any] = entry.get("do", entry).get("meta") or {}
+    return meta
+
+
+@contextmanager
+def _leased(name: str) -> Iterator[Path]:
+    """A folder for one placement; when it is gone, so is the lease."""
+    folder = guard.WORK / "placed" / f"{name}-{secrets.token_hex(4)}"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _await(name: str, command: Sequence[str], folder: Path) -> int:
+    """Runs the scheduler's command to its end, with new numbers in the lease; the stage's exit code."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    _beat(folder, 0)
+    try:
+        scheduler = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            preexec_fn=partial(child.die_with_parent, signal.SIGTERM),  # srun takes its job back on it
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"{command[0]}: {error.strerror}; flow.placement and {VARIABLE} name what places stages"
+        ) from None
+    assert scheduler.stderr is not None
+    heard: list[str] = []
+    listener = threading.Thread(target=_listen, args=(scheduler.stderr, heard), daemon=True)
+    listener.start()
+    number = 0
+    try:
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                status = scheduler.wait(BEAT)
+                break
+            _beat(folder, number := number + 1)
+    finally:
+        if scheduler.poll() is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            scheduler.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                scheduler.wait(PATIENCE)
+            scheduler.kill()
+    listener.join(1.0)
+    code = _exit_code(folder, status)
+    if code is None:
+        said = "; ".join(heard[-LAST_WORDS:]) or "nothing"
+        raise UserError(
+            f"{name}: lost by {Path(command[0]).name}, which ended with {status}; it said: {said}"
+        ) from ConnectionAbortedError()
+    return code
+
+
+def _beat(folder: Path, number: int) -> None:
+    with files.atomic(folder / LEASE) as temporary:
+        temporary.write_text(str(number))
+
+
+def _listen(stream: Any, heard: list[str]) -> None:
+    """Hands on what is said on stderr as it comes; keeps what the scheduler itself says."""
+    for line in stream:
+        sys.stderr.buffer.write(line)
+        sys.stderr.buffer.flush()
+        text = line.decode(errors="replace").strip()
+        if text.startswith(("srun: ", "slurmstepd", "ray: ")):
+            heard.append(text)
+
+
+def _exit_code(folder: Path, status: int) -> int | None:
+    """What the node has written; a moment is given to a shared folder to show it."""
+    deadline = time.monotonic() + ARRIVAL
+    while True:
+        os.listdir(folder)  # over NFS, this alone asks the server anew what there is
+        with suppress(FileNotFoundError):
+            return int((folder / EXIT).read_text())
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.2)

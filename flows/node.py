@@ -28,8 +28,9 @@ HEAD = "head"
 
 def run(folder: Path, words: Sequence[str]) -> int:
     """Runs the stage; its exit code, or EX_TEMPFAIL where the head let go of it."""
-    rank = int(os.environ.get("SLURM_PROCID") or os.environ.get("OXA_RANK") or 0)
-    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("OXA_NODES") or 1)
+    rank, nodes = (
+        int(os.environ.get(name) or n) for name, n in (("SLURM_PROCID", 0), ("SLURM_STEP_NUM_NODES", 1))
+    )
     environment = {**os.environ, VARIABLE: "local"}
     if "OXA_LAUNCH" in environment:
         values = {"@nodes": str(nodes), "@rank": str(rank), "@head": _first_host(folder, rank, nodes)}

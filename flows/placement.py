@@ -17,7 +17,6 @@ a node was lost. Without that file the stage counts as out of reach, and `oxa ru
 from __future__ import annotations
 
 import fnmatch
-import json
 import os
 import secrets
 import shutil
@@ -40,7 +39,7 @@ from oxa.runtime import child, files, guard
 from oxa.runtime.stages import STAGES
 
 VARIABLE = "OXA_PLACEMENT"
-WAYS = ("local", "slurm", "ray")
+WAYS = ("local", "slurm")
 BEAT = 2.0  # seconds between two numbers in a lease, and between two looks at it
 ARRIVAL = 15.0  # seconds in which a shared folder shows the head what a node has written
 PATIENCE = 4.0  # seconds for a scheduler to take a job back
@@ -52,7 +51,7 @@ def chosen(settings: Placement) -> str:
     """How stages are placed: by the environment's word, else by flow.placement's."""
     by = os.environ.get(VARIABLE, settings.by)
     if by not in WAYS:
-        raise ConfigError(f"{VARIABLE}: expected {', '.join(WAYS[:-1])} or {WAYS[-1]}, found {by!r}")
+        raise ConfigError(f"{VARIABLE}: expected {' or '.join(WAYS)}, found {by!r}")
     return by
 
 
@@ -77,8 +76,7 @@ def send(stage: str, words: Sequence[str], settings: Placement) -> int | None:
     child.die_with_parent()
     with _leased(name) as folder:
         command = [sys.executable, "-m", "flows.node", str(folder), *words]
-        through = by_slurm(name, needs, settings) if by == "slurm" else by_ray(name, needs, settings)
-        return _await(name, [*through, *command], folder)
+        return _await(name, [*by_slurm(name, needs, settings), *command], folder)
 
 
 def needed(stage: str, loads_model: bool, settings: Placement) -> Needs:
@@ -106,12 +104,6 @@ def by_slurm(name: str, needs: Needs, settings: Placement) -> list[str]:
     if "SLURM_JOB_ID" in os.environ:
         words.append("--exact")  # takes no more of the allocation than it asks for; the rest is the others'
     return [*words, "--kill-on-bad-exit=1", *settings.flags]
-
-
-def by_ray(name: str, needs: Needs, settings: Placement) -> list[str]:
-    """A driver of its own, which Ray frees of its tasks when it ends, in whatever way."""
-    told = needs.model_dump() | {"stages": name, "address": settings.address}
-    return [sys.executable, "-m", "flows.ray_task", json.dumps(told)]
 
 
 def _meta(stage: str) -> dict[str, Any]:
@@ -186,7 +178,7 @@ def _listen(stream: Any, heard: list[str]) -> None:
         sys.stderr.buffer.write(line)
         sys.stderr.buffer.flush()
         text = line.decode(errors="replace").strip()
-        if text.startswith(("srun: ", "slurmstepd", "ray: ")):
+        if text.startswith(("srun: ", "slurmstepd")):
             heard.append(text)
 
 

@@ -10,7 +10,7 @@ from oxa.config.section import Count, Name, Positive, Section
 
 
 class Needs(Section):
-    """What stages take of a cluster; of several that match a stage, a later one says what an earlier one leaves out."""
+    """What stages take of a cluster; where several name one stage, the later counts, key by key."""
 
     stages: Annotated[str, Field(min_length=1)]
     """Name or pattern, such as `train@*`."""
@@ -31,17 +31,15 @@ class Needs(Section):
 class Placement(Section):
     """Where stages run. No result depends on it."""
 
-    by: Literal["local", "slurm", "ray"] = "local"
-    """`local`: on this machine. `slurm`: each by `srun`, in the allocation that `oxa run` was started in, or as a job
-    of its own. `ray`: each as a task of the Ray cluster at `address`."""
-    address: str = "auto"
-    """Of a Ray cluster (`ray://host:10001`, `host:6379`); `auto` finds the one that runs on this machine."""
+    by: Literal["local", "slurm"] = "local"
+    """`local`: on this machine. `slurm`: each by `srun`, in the allocation that the command was started in, or as a job
+    of its own."""
     flags: list[str] = []
     """Further words for `srun`, such as `--partition=long`."""
     gpus: bool = True
     """Whether stages that load a model ask for a GPU each."""
     needs: list[Needs] = []
-    """What stages take, the first entry first."""
+    """What stages take; stages that no entry names take what the scheduler gives."""
 
 
 class Flow(Section):

@@ -55,7 +55,8 @@ ARGUMENTS = {
     "flows/commands.py",
     "oxa/runtime/child.py",
     "flows/warm.py",
-}  # the last two: processes of their own
+    "flows/node.py",
+}  # the last three: processes of their own
 
 
 def imports(path: Path) -> set[str]:

@@ -63,7 +63,7 @@ def run(
     ppl quantiles.
     """
     device = _device()
-    measures = section.measures if _are_the_teachers(responses) else []
+    measures = section.measures if section.measures and _are_the_teachers(responses) else []
     in_pass, other = [name for name in measures if name in scoring.OF_ONE_PASS], scratch / "other"
     network, tokenizer = loading.load(model, dtype=getattr(torch, section.dtype), device=device)
     with together() as shards:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oxa.model.log_probs import MIN_WIDTH, TILE, OneDnn, linear
+from oxa.model.log_probs import MIN_WIDTH, TILE, OneDnn, linear, padded
 
 
 class _Side(NamedTuple):
@@ -42,11 +42,7 @@ def batch_kl(
     Both models read every sequence once. Nothing stands before a sequence's first token: starts are above 0.
     """
     assert min(starts) > 0
-    input_ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
-    scored = torch.zeros_like(input_ids, dtype=torch.bool)
-    for row, (ids, start) in enumerate(zip(sequences, starts, strict=True)):
-        input_ids[row, : len(ids)] = torch.from_numpy(ids)
-        scored[row, start : len(ids)] = True
+    input_ids, _, scored = padded(sequences, starts)
     ours, theirs = (_side(model, input_ids.to(model.device), scored.to(model.device)) for model in (p, q))
     num = int(scored.sum())
     parts = [_tiled_kl(ours, theirs, slice(first, first + chunk)) for first in range(0, num, chunk)]

@@ -243,7 +243,7 @@ def batch_statistics(
     limit = CPU_TOKENS if model.device.type == "cpu" else None
     parts = []
     for part in _passes([len(ids) for ids in sequences], limit):
-        ids, mask, scored = (tensor.to(model.device) for tensor in _padded(sequences[part], starts[part]))
+        ids, mask, scored = (tensor.to(model.device) for tensor in padded(sequences[part], starts[part]))
         parts.append(token_statistics(model, ids, mask, scored, chunk, temperature, ranks=ranks))
     whole = (torch.cat(values) for values in zip(*(part[: 2 + ranks] for part in parts), strict=True))
     counts = np.array([max(0, len(ids) - start) for ids, start in zip(sequences, starts, strict=True)])
@@ -260,7 +260,7 @@ def _passes(lengths: Sequence[int], limit: int | None) -> Iterator[slice]:
             start = end
 
 
-def _padded(sequences: Sequence[np.ndarray], starts: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+def padded(sequences: Sequence[np.ndarray], starts: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """input_ids, attention_mask and scored for `token_statistics`."""
     input_ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
     attention_mask = torch.zeros_like(input_ids)

@@ -96,14 +96,19 @@ TRAIN = pa.schema(
 )
 
 
+SAMPLE: list[tuple[str, pa.DataType]] = [
+    ("benchmark", pa.string()),
+    ("problem_id", pa.string()),
+    ("tier", pa.string()),
+    ("step", pa.int32()),  # of RL; 0 before it
+    ("sample_index", pa.int32()),
+    ("text", pa.string()),
+]
+"""First columns of both tables of what a checkpoint writes to a benchmark's problem."""
+
 GENERATIONS = pa.schema(
     [
-        ("benchmark", pa.string()),
-        ("problem_id", pa.string()),
-        ("tier", pa.string()),
-        ("step", pa.int32()),  # of RL; 0 before it
-        ("sample_index", pa.int32()),
-        ("text", pa.string()),
+        *SAMPLE,
         ("num_tokens", pa.int32()),
         ("finish_reason", pa.string()),
         ("verdict", pa.string()),
@@ -114,12 +119,7 @@ GENERATIONS = pa.schema(
 
 ENTROPIES = pa.schema(
     [
-        ("benchmark", pa.string()),
-        ("problem_id", pa.string()),
-        ("tier", pa.string()),
-        ("step", pa.int32()),  # of RL; 0 before it
-        ("sample_index", pa.int32()),
-        ("text", pa.string()),
+        *SAMPLE,
         ("finish_reason", pa.string()),
         ("num_tokens", pa.int32()),  # positions at which a token was drawn, the end token's included
         ("entropy", pa.float64()),  # nats, summed over these; exact over the vocabulary

@@ -44,7 +44,7 @@ from oxa.grading import grouping
 from oxa.grading.grader import Grader
 from oxa.model import loading, log_probs, scoring
 from oxa.records import same_answers, schemas, tables
-from oxa.runtime import files, journal, progress
+from oxa.runtime import files, journal
 from oxa.training import batches
 
 logger = logging.getLogger(__name__)
@@ -193,23 +193,15 @@ def _drawn_ids(tokenizer: Any, generation: Generation) -> list[int]:
 
 def entropies_of(network: Any, sequences: Sequence[np.ndarray], starts: Sequence[int]) -> np.ndarray:
     """[rows, 2]: of sequences of token ids, entropy summed over the positions from `starts` on, nats, and how many."""
-    measured = np.zeros((len(sequences), 2))
-    lengths = [len(ids) for ids in sequences]
-    (scorable,) = np.nonzero(np.array(lengths) > np.array(starts))
-    if len(scorable):
+    if any(len(ids) > start for ids, start in zip(sequences, starts, strict=True)):
         shortest = min(sequences, key=len)[:64]
         log_probs.check_head(network, torch.from_numpy(shortest)[None].to(network.device))
-    with progress.bar(total=sum(lengths), desc="entropy", unit="tok", unit_scale=True) as bar:
-        for batch in batches.by_token_budget([lengths[row] for row in scorable], BATCH_TOKENS):
-            members = scorable[batch]
-            statistics, counts = log_probs.batch_statistics(
-                network, [sequences[row] for row in members], [starts[row] for row in members], CHUNK
-            )
-            bounds = np.concatenate([[0], np.cumsum(counts)[:-1]])
-            entropies = statistics.entropies.double().cpu().numpy()
-            measured[members] = np.stack([np.add.reduceat(entropies, bounds), counts], axis=1)
-            bar.update(sum(lengths[row] for row in members))
-    return measured
+
+    def of_batch(some: list[np.ndarray], begins: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        statistics, counts = log_probs.batch_statistics(network, some, begins, CHUNK)
+        return statistics.entropies.double().cpu().numpy(), counts
+
+    return batches.summed(sequences, starts, of_batch, BATCH_TOKENS, "entropy")
 
 
 def summarize(generations: pa.Table, entropies: pa.Table) -> dict[str, Any]:

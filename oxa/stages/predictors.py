@@ -13,7 +13,7 @@ is the same for all arms. All in nats a token.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,14 +28,11 @@ from oxa.config.prompt import Prompt
 from oxa.errors import ConfigError
 from oxa.model import divergence, loading, log_probs, scoring
 from oxa.records import schemas, tables
-from oxa.runtime import journal, progress
+from oxa.runtime import journal
 from oxa.selection import candidates
 from oxa.training import batches
 
 logger = logging.getLogger(__name__)
-
-OfBatch = Callable[[list[np.ndarray], list[int]], tuple[np.ndarray, np.ndarray]]
-"""Nats [N] of a batch of sequences of ids, each from its start on, and the [B] numbers of positions."""
 
 
 class Text(NamedTuple):
@@ -78,7 +75,7 @@ def run(
     }
     arm, tokenizer = loading.load(model)
     student, _ = loading.load(base)
-    of_batch: dict[str, OfBatch] = {
+    of_batch: dict[str, batches.OfBatch] = {
         "held_out_nll": lambda ids, starts: _nll(arm, ids, starts, section.chunk),
         "kl_base_arm": lambda ids, starts: _kl(student, arm, ids, starts, section.chunk),
         "kl_arm_base": lambda ids, starts: _kl(arm, student, ids, starts, section.chunk),
@@ -87,10 +84,12 @@ def run(
     rows: list[dict[str, Any]] = []
     metrics: dict[str, Any] = {}
     for name, each in texts.items():
-        sequences = [_ids(tokenizer, prompt, text, limit) for text in each]
+        ids = [_ids(tokenizer, prompt, text, limit) for text in each]
         kept = scratch / f"{name}.npy"
         if not kept.exists():
-            scoring.save(kept, _measured(name, sequences, of_batch[name], section.batch_tokens))
+            sequences, starts = [one for one, _ in ids], [start for _, start in ids]
+            measured = batches.summed(sequences, starts, of_batch[name], section.batch_tokens, name)
+            scoring.save(kept, measured)
         measured = np.load(kept)
         rows += [
             {"measure": name, "problem_id": text.problem_id, "nats": nats, "num_tokens": int(num)}
@@ -174,24 +173,6 @@ def _ids(tokenizer: Any, prompt: Prompt, one: Text, limit: int) -> tuple[np.ndar
     before = prompts.prompt_ids(tokenizer, prompts.user_turn(one.question, prompt.suffix))
     after = prompts.response_ids(tokenizer, one.text, end=False) + [0] * one.ended
     return np.array(before + after, np.int64)[:limit], len(before)
-
-
-def _measured(
-    name: str, sequences: Sequence[tuple[np.ndarray, int]], of_batch: OfBatch, budget: int
-) -> np.ndarray:
-    """[rows, 2]: nats, summed over the positions of each response, and how many these are."""
-    measured = np.zeros((len(sequences), 2))
-    readable = [row for row, (ids, start) in enumerate(sequences) if len(ids) > start]
-    lengths = [len(sequences[row][0]) for row in readable]
-    with progress.bar(total=sum(lengths), desc=name, unit="tok", unit_scale=True) as bar:
-        for batch in batches.by_token_budget(lengths, budget):
-            members = [readable[place] for place in batch]
-            ids, starts = zip(*(sequences[row] for row in members), strict=True)
-            nats, counts = of_batch(list(ids), list(starts))
-            bounds = np.concatenate([[0], np.cumsum(counts)[:-1]])
-            measured[members] = np.stack([np.add.reduceat(nats, bounds), counts], axis=1)
-            bar.update(sum(map(len, ids)))
-    return measured
 
 
 def _nll(model: Any, ids: list[np.ndarray], starts: list[int], chunk: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,11 +6,12 @@ Pure functions of lengths, counts and a seed. How a step is cut into micro-batch
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from oxa.errors import ConfigError
+from oxa.runtime import progress
 
 CE, UL = 0, 1
 
@@ -29,6 +30,30 @@ def by_token_budget(lengths: Sequence[int], budget: int) -> list[list[int]]:
         batches.append(order[start : start + num_rows].tolist())
         start += num_rows
     return batches
+
+
+OfBatch = Callable[[list[np.ndarray], list[int]], tuple[np.ndarray, np.ndarray]]
+"""Values [N] of a batch of sequences of ids, each from its start on, row by row, and the [B] numbers of positions."""
+
+
+def summed(
+    sequences: Sequence[np.ndarray], starts: Sequence[int], of_batch: OfBatch, budget: int, description: str
+) -> np.ndarray:
+    """[rows, 2]: values summed over the positions of each sequence from its start on, and how many these are.
+
+    Batches have at most `budget` tokens; sequences without a position are in none, and have zeros.
+    """
+    measured = np.zeros((len(sequences), 2))
+    rows = [row for row, ids in enumerate(sequences) if len(ids) > starts[row]]
+    lengths = [len(sequences[row]) for row in rows]
+    with progress.bar(total=sum(lengths), desc=description, unit="tok", unit_scale=True) as bar:
+        for batch in by_token_budget(lengths, budget):
+            members = [rows[place] for place in batch]
+            values, counts = of_batch([sequences[row] for row in members], [starts[row] for row in members])
+            bounds = np.concatenate([[0], np.cumsum(counts)[:-1]])
+            measured[members] = np.stack([np.add.reduceat(values, bounds), counts], axis=1)
+            bar.update(sum(len(sequences[row]) for row in members))
+    return measured
 
 
 def num_steps(num_ce_rows: int, n_ce: int, epochs: float) -> int:

@@ -194,8 +194,9 @@ def _run(params: Params, settings: Flow, targets: list[str], force: bool, regist
 def _stages_environment(nodes: list[bridge.Node], settings: Flow) -> Iterator[dict[str, str]]:
     """What stages start with: where there are several to run, PATH begins with the `oxa` of a warm process."""
     own = bridge.own_environment()
-    elsewhere = placement.chosen(settings.placement) != "local"
-    if elsewhere or not (settings.warm and warm.possible() and len(schedule.stale(nodes)) > FEW):
+    if placement.is_elsewhere(settings.placement) or not (
+        settings.warm and warm.possible() and len(schedule.stale(nodes)) > FEW
+    ):
         yield own
         return
     if settings.max_workers > 1:  # libraries read it once; as in schedule.environment
@@ -208,8 +209,8 @@ def _walk(
     nodes: list[bridge.Node], settings: Flow, force: bool, terminal: Terminal, children: bridge.Children
 ) -> dict[str, State[Any]]:
     """Runs the stages; returns the end state of each that was run."""
-    elsewhere = placement.chosen(settings.placement) != "local"
-    accelerators = settings.max_workers if elsewhere else settings.accelerators  # there the scheduler counts
+    elsewhere = placement.is_elsewhere(settings.placement)
+    accelerators = settings.max_workers if elsewhere else settings.accelerators
     plan = schedule.Schedule(nodes, max_workers=settings.max_workers, accelerators=accelerators)
     gpus = schedule.devices()
     run_id = f"{runtime.flow_run.name}-{str(runtime.flow_run.id)[:8]}"

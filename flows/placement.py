@@ -55,6 +55,11 @@ def chosen(settings: Placement) -> str:
     return by
 
 
+def is_elsewhere(settings: Placement) -> bool:
+    """Whether stages are placed by a scheduler, which then counts what they take."""
+    return chosen(settings) != "local"
+
+
 def send(stage: str, words: Sequence[str], settings: Placement) -> int | None:
     """Runs the stage where it is to run; its exit code, or None where that is here.
 

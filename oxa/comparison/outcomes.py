@@ -158,6 +158,7 @@ def _gathered(generated: pa.Table, entropies: pa.Table) -> Outcomes:
         ]
     )
     rng, rng_apart = np.random.default_rng(0), np.random.default_rng(1)
+    drawn_apart = _by_problem(entropies)
     parts, places = [], []
     for n in np.unique(num_samples):
         members = np.flatnonzero(num_samples == n)
@@ -165,7 +166,7 @@ def _gathered(generated: pa.Table, entropies: pa.Table) -> Outcomes:
         again = rng.integers(n, size=(len(members), NUM_REDRAWN, n))
         redrawn = of_problem[:, np.arange(len(members))[:, None, None], again]  # [3, p, M, n]
         first = starts[members]
-        apart, apart_again = _apart(benchmark[first], problem_id[first], entropies, rng_apart)
+        apart, apart_again = _apart(drawn_apart, benchmark[first], problem_id[first], rng_apart)
         parts.append(
             Outcomes(
                 **vars(_tally(of_problem, apart)),
@@ -180,25 +181,37 @@ def _gathered(generated: pa.Table, entropies: pa.Table) -> Outcomes:
     return joined(parts).only(np.argsort(np.concatenate(places)))
 
 
+EntropyAndTokens = list[tuple[float, int]]
+
+
+def _by_problem(entropies: pa.Table) -> dict[tuple[str, str], EntropyAndTokens]:
+    """Of every problem's responses that have a token; by benchmark and problem_id."""
+    columns = ("benchmark", "problem_id", "entropy", "num_tokens")
+    found: dict[tuple[str, str], EntropyAndTokens] = {}
+    for name, problem, entropy, tokens in zip(
+        *(entropies[column].to_pylist() for column in columns), strict=True
+    ):
+        if tokens:
+            found.setdefault((name, problem), []).append((entropy, tokens))
+    return found
+
+
 def _apart(
-    benchmark: NDArray[Any], problem_id: NDArray[Any], entropies: pa.Table, rng: np.random.Generator
+    by_problem: dict[tuple[str, str], EntropyAndTokens],
+    benchmark: NDArray[Any],
+    problem_id: NDArray[Any],
+    rng: np.random.Generator,
 ) -> tuple[Floats, Floats]:
     """[2, P, n]: entropy and tokens of each problem's responses that were drawn for it, and [2, P, M, n] drawn again.
 
     Those with a token come first; 0 where a problem has fewer than n.
     """
-    of_problem: dict[tuple[str, str], list[tuple[float, int]]] = {
-        key: [] for key in zip(benchmark.tolist(), problem_id.tolist(), strict=True)
-    }
-    columns = ("benchmark", "problem_id", "entropy", "num_tokens")
-    for name, problem, entropy, tokens in zip(
-        *(entropies[column].to_pylist() for column in columns), strict=True
-    ):
-        if tokens and (name, problem) in of_problem:
-            of_problem[name, problem].append((entropy, tokens))
-    num = np.array([len(each) for each in of_problem.values()])
+    of_problem = [
+        by_problem.get(key, []) for key in zip(benchmark.tolist(), problem_id.tolist(), strict=True)
+    ]
+    num = np.array([len(each) for each in of_problem])
     drawn = np.zeros((2, len(num), max(1, num.max())))
-    for place, each in enumerate(of_problem.values()):
+    for place, each in enumerate(of_problem):
         drawn[:, place, : len(each)] = np.array(each).reshape(-1, 2).T
     again = (rng.random((len(num), NUM_REDRAWN, drawn.shape[2])) * num[:, None, None]).astype(np.int64)
     redrawn = drawn[:, np.arange(len(num))[:, None, None], again]

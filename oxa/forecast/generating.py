@@ -41,10 +41,8 @@ def evaluate(
 ) -> Step:
     """Answers to grade and those that entropy is measured on, which the checkpoint reads once more."""
     section, drawn = params.evaluate, params.evaluate.num_samples_by_benchmark
-    problems, origins = (
-        sum(n.value for n in work.benchmarks.values()),
-        [n.origin for n in work.benchmarks.values()],
-    )
+    problems = sum(n.value for n in work.benchmarks.values())
+    origins = [n.origin for n in work.benchmarks.values()]
     num = sum(n.value * drawn.get(name, section.num_samples) for name, n in work.benchmarks.items())
     num_apart = problems * section.entropy_samples
     rows = generated(params, section.max_tokens, shape.context, num + num_apart, *origins).times(checkpoints)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +27,19 @@ LAUNCHED = "OXA_LAUNCHED"  # in the environment of the processes that a launcher
 
 def filled(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options' values, texts and paths, with their placeholders filled."""
-    return {
-        name: type(value)(_fill(str(value))) if isinstance(value, str | Path) else value
-        for name, value in options.items()
-    }
+    return _each_text(options, _fill)
 
 
 def begun(options: Mapping[str, Any], after: Mapping[str, str]) -> dict[str, Any]:
     """The options' values with what their arm goes on from filled in."""
     before = after.get(str(options.get("arm")))
     values = {"from": before or "", "start": f"{before}-{options.get('seed')}" if before else "base"}
+    return _each_text(options, lambda text: re.sub(r"@(from|start)\b", lambda match: values[match[1]], text))
+
+
+def _each_text(options: Mapping[str, Any], fill: Callable[[str], str]) -> dict[str, Any]:
     return {
-        name: type(value)(re.sub(r"@(from|start)\b", lambda match: values[match[1]], str(value)))
-        if isinstance(value, str | Path)
-        else value
+        name: type(value)(fill(str(value))) if isinstance(value, str | Path) else value
         for name, value in options.items()
     }
 

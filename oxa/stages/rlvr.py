@@ -188,8 +188,9 @@ def _choose(
     # TRL hands prompts to vLLM as texts, and would read what a problem spells as control
     keeps_control = section.engine == "torch"
     dropped = {"too_long": 0, "no_room": 0} | ({} if keeps_control else {"control_token": 0})
-    misses = _out_of_range(section, pass_rates)
-    dropped |= dict.fromkeys(misses.reasons, 0)
+    misses = _misses(section.pass_rate, pass_rates) if section.pass_rate else None
+    by_rate = ("too_hard", "too_easy", "unmeasured") if misses is not None else ()
+    dropped |= dict.fromkeys(by_rate, 0)
     problems: dict[str, Problem] = {}
     for row in sorted(rows, key=lambda row: str(row["problem_id"])):
         user = prompts.user_turn(row["question"], prompt.suffix)
@@ -200,11 +201,11 @@ def _choose(
             dropped["no_room"] += 1
         elif not keeps_control and prompts.holds_control(tokenizer, user):
             dropped["control_token"] += 1
-        elif reason := misses.of(row["problem_id"]):
+        elif misses is not None and (reason := misses.get(row["problem_id"], "unmeasured")):
             dropped[reason] += 1
         else:
             problems[row["problem_id"]] = Problem(user, ids, row["answers"])
-    if not problems and misses.reasons and any(dropped[reason] for reason in misses.reasons):
+    if not problems and any(dropped[reason] for reason in by_rate):
         raise DataError(
             f"{path}: no problem for RL has a pass rate within rlvr.pass_rate {list(section.pass_rate or ())}; widen "
             "it, or look at the histogram in metrics/pass_rate.json"
@@ -224,27 +225,15 @@ def _choose(
     return Chosen(problems, split, dropped, num_control)
 
 
-class _Misses(NamedTuple):
-    """Why a problem is left out for its pass rate."""
-
-    reasons: tuple[str, ...]
-    by_problem: dict[str, str]
-    """Of those that were measured; "" where it is within."""
-
-    def of(self, problem_id: str) -> str:
-        return self.by_problem.get(problem_id, "unmeasured") if self.reasons else ""
-
-
-def _out_of_range(section: Rlvr, pass_rates: Path) -> _Misses:
-    if section.pass_rate is None:
-        return _Misses((), {})
-    low, high = section.pass_rate
+def _misses(bounds: tuple[float, float], pass_rates: Path) -> dict[str, str]:
+    """Of every problem that was measured why its pass rate lies outside of the bounds, "" where it is within."""
+    low, high = bounds
     table = tables.read(pass_rates, schemas.PASS_RATES, ["problem_id", "num_samples", "num_correct"])
-    by_problem = {}
+    found = {}
     for row in table.to_pylist():
         rate = row["num_correct"] / row["num_samples"]
-        by_problem[row["problem_id"]] = "too_hard" if rate < low else "too_easy" if rate > high else ""
-    return _Misses(("too_hard", "too_easy", "unmeasured"), by_problem)
+        found[row["problem_id"]] = "too_hard" if rate < low else "too_easy" if rate > high else ""
+    return found
 
 
 def _dataset(section: Rlvr, problems: dict[str, Problem], order: list[list[str]]) -> Dataset:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from oxa.comparison.measures import METRICS, pass_at
+from oxa.comparison.measures import METRICS, Metric, pass_at
 from oxa.comparison.outcomes import RL
 from oxa.report.markdown import aligned, cell, difference
 from oxa.report.wording import predictor_rows
@@ -32,32 +32,29 @@ def page(summary: Summary) -> str:
 
 def arms(summary: Summary) -> str:
     """Every arm before and after RL, and its difference to the baseline there."""
-    group, rate, baseline = summary["groups"][-1], pass_at(1), summary["baseline"]
-    rows = []
-    for arm in summary["predictors"]["arms"]:
-        row = [f"`{arm}`"]
-        for name in (arm, arm + RL):
-            row.append(cell(summary["arms"][name][group], rate))
-            compared = summary["differences"].get(name, {}).get(group, {})
-            row.append("" if arm == baseline else difference(compared.get(rate.name), rate))
-        rows.append(row)
-    header = ["arm", "pass@1, %", f"− {baseline}", "after RL, %", f"− {baseline}{RL}"]
-    return "\n".join(aligned(header, rows)) + "\n"
+    rate, baseline = pass_at(1), summary["baseline"]
+    header = ["pass@1, %", f"− {baseline}", "after RL, %", f"− {baseline}{RL}"]
+    return _compared(summary, header, [("", rate), (RL, rate)])
 
 
 def entropies(summary: Summary) -> str:
     """Both entropies of every arm before RL, and the differences."""
-    group, baseline = summary["groups"][-1], summary["baseline"]
+    header = [text for metric in ENTROPY for text in (metric.heading, f"− {summary['baseline']}")]
+    return _compared(summary, header, [("", metric) for metric in ENTROPY])
+
+
+def _compared(summary: Summary, header: list[str], columns: list[tuple[str, Metric]]) -> str:
+    """A line an arm: of each column, the arm's ending and a metric, the value and its difference to the baseline."""
+    group = summary["groups"][-1]
     rows = []
     for arm in summary["predictors"]["arms"]:
         row = [f"`{arm}`"]
-        for metric in ENTROPY:
-            row.append(cell(summary["arms"][arm][group], metric))
-            compared = summary["differences"].get(arm, {}).get(group, {})
-            row.append("" if arm == baseline else difference(compared.get(metric.name), metric))
+        for ending, metric in columns:
+            row.append(cell(summary["arms"][arm + ending][group], metric))
+            compared = summary["differences"].get(arm + ending, {}).get(group, {})
+            row.append("" if arm == summary["baseline"] else difference(compared.get(metric.name), metric))
         rows.append(row)
-    header = ["arm", *(text for metric in ENTROPY for text in (metric.heading, f"− {baseline}"))]
-    return "\n".join(aligned(header, rows)) + "\n"
+    return "\n".join(aligned(["arm", *header], rows)) + "\n"
 
 
 def predictors(summary: Summary) -> str:

@@ -24,26 +24,34 @@ STILL = (
     120.0  # seconds after which a lease that does not change has ended; NFS may show a change a minute late
 )
 HEAD = "head"
+PLACE = "OXA_PLACE"  # NUMBER/NODES/NAME of this node among the stage's; without it SLURM's variables say it
 
 
 def run(folder: Path, words: Sequence[str]) -> int:
     """Runs the stage; its exit code, or EX_TEMPFAIL where the head let go of it."""
-    rank, nodes = (
-        int(os.environ.get(name) or n) for name, n in (("SLURM_PROCID", 0), ("SLURM_STEP_NUM_NODES", 1))
-    )
+    rank, nodes, name = _place()
     environment = {**os.environ, VARIABLE: "local"}
     if "OXA_LAUNCH" in environment:
         values = {"@nodes": str(nodes), "@rank": str(rank), "@head": _first_host(folder, rank, nodes)}
-        for name, value in values.items():
-            environment["OXA_LAUNCH"] = environment["OXA_LAUNCH"].replace(name, value)
+        for word, value in values.items():
+            environment["OXA_LAUNCH"] = environment["OXA_LAUNCH"].replace(word, value)
+    begun = time.time()
     with Child(
         [sys.executable, "-m", "flows.cli", *words], env=environment, stdin=subprocess.DEVNULL
     ) as stage:
         code = _watched(stage, folder / LEASE)
     if rank == 0 and folder.is_dir():
-        with files.atomic(folder / EXIT) as temporary:
-            temporary.write_text(str(code))
+        files.write_json(folder / EXIT, {"code": code, "node": name, "begun": begun, "ended": time.time()})
     return code
+
+
+def _place() -> tuple[int, int, str]:
+    """This node's number among the stage's, how many these are, and its name."""
+    if PLACE in os.environ:
+        rank, nodes, name = os.environ[PLACE].split("/", 2)
+        return int(rank), int(nodes), name
+    name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    return int(os.environ.get("SLURM_PROCID") or 0), int(os.environ.get("SLURM_STEP_NUM_NODES") or 1), name
 
 
 def _watched(stage: Child, lease: Path) -> int:

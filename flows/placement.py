@@ -2,7 +2,8 @@
 
     dvc repro train@sft-0                     on the head, as ever
       oxa train …                             this module: asks the scheduler for a place, waits, keeps a lease
-        srun … python -m flows.node …         the scheduler's own way there, and the stage's output back, line by line
+        srun … python -m flows.node …         the scheduler's way there, and the stage's output back, line by line;
+                                              for Ray it is flows/ray_task.py
           oxa train …                         on the node, in the same folder
 
 DVC and Prefect stay on the head; the stage's own command travels, over a folder that all machines share. Which node,
@@ -17,6 +18,8 @@ a node was lost. Without that file the stage counts as out of reach, and `oxa ru
 from __future__ import annotations
 
 import fnmatch
+import importlib.util
+import json
 import os
 import secrets
 import shutil
@@ -29,7 +32,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -39,19 +42,21 @@ from oxa.runtime import child, files, guard
 from oxa.runtime.stages import STAGES
 
 VARIABLE = "OXA_PLACEMENT"
-WAYS = ("local", "slurm")
+SCHEDULERS = ("srun: ", "slurmstepd", "ray: ")  # how their own lines begin, among the stage's
 BEAT = 2.0  # seconds between two numbers in a lease, and between two looks at it
 ARRIVAL = 15.0  # seconds in which a shared folder shows the head what a node has written
 PATIENCE = 4.0  # seconds for a scheduler to take a job back
 LEASE, EXIT = "lease", "exit"
+RECORD = guard.WORK / "placed.jsonl"  # which node ran what, from when to when, and how it ended
 LAST_WORDS = 3  # lines of a scheduler's that are shown where it lost a stage
 
 
 def chosen(settings: Placement) -> str:
     """How stages are placed: by the environment's word, else by flow.placement's."""
     by = os.environ.get(VARIABLE, settings.by)
-    if by not in WAYS:
-        raise ConfigError(f"{VARIABLE}: expected {' or '.join(WAYS)}, found {by!r}")
+    ways = get_args(Placement.model_fields["by"].annotation)
+    if by not in ways:
+        raise ConfigError(f"{VARIABLE}: expected {', '.join(ways[:-1])} or {ways[-1]}, found {by!r}")
     return by
 
 
@@ -80,8 +85,8 @@ def send(stage: str, words: Sequence[str], settings: Placement) -> int | None:
         )
     child.die_with_parent()
     with _leased(name) as folder:
-        command = [sys.executable, "-m", "flows.node", str(folder), *words]
-        return _await(name, [*by_slurm(name, needs, settings), *command], folder)
+        way = by_slurm(name, needs, settings) if by == "slurm" else by_ray(needs, settings)
+        return _await(name, [*way, sys.executable, "-m", "flows.node", str(folder), *words], folder)
 
 
 def needed(stage: str, loads_model: bool, settings: Placement) -> Needs:
@@ -109,6 +114,24 @@ def by_slurm(name: str, needs: Needs, settings: Placement) -> list[str]:
     if "SLURM_JOB_ID" in os.environ:
         words.append("--exact")  # takes no more of the allocation than it asks for; the rest is the others'
     return [*words, "--kill-on-bad-exit=1", *settings.flags]
+
+
+def by_ray(needs: Needs, settings: Placement) -> list[str]:
+    """flows/ray_task.py's words before the command."""
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("flow.placement.by: ray is not installed; pip install 'oxa[ray]' (make ray)")
+    words = [
+        sys.executable,
+        "-m",
+        "flows.ray_task",
+        f"--nodes={needs.nodes or 1}",
+        f"--gpus={needs.gpus or 0}",
+    ]
+    if needs.cpus:
+        words.append(f"--cpus={needs.cpus}")
+    if needs.memory:
+        words.append(f"--memory={round(needs.memory * 2**30)}")
+    return [*words, *settings.flags, "--"]
 
 
 def _meta(stage: str) -> dict[str, Any]:
@@ -163,13 +186,15 @@ def _await(name: str, command: Sequence[str], folder: Path) -> int:
                 scheduler.wait(PATIENCE)
             scheduler.kill()
     listener.join(1.0)
-    code = _exit_code(folder, status)
-    if code is None:
+    end = _end(folder)
+    if end is None:
         said = "; ".join(heard[-LAST_WORDS:]) or "nothing"
         raise UserError(
-            f"{name}: lost by {Path(command[0]).name}, which ended with {status}; it said: {said}"
+            f"{name}: lost by its scheduler, whose command ended with {status}; it said: {said}"
         ) from ConnectionAbortedError()
-    return code
+    with RECORD.open("a", encoding="utf-8") as record:
+        print(json.dumps({"stage": name, **end}), file=record)
+    return int(end["code"])
 
 
 def _beat(folder: Path, number: int) -> None:
@@ -183,17 +208,18 @@ def _listen(stream: Any, heard: list[str]) -> None:
         sys.stderr.buffer.write(line)
         sys.stderr.buffer.flush()
         text = line.decode(errors="replace").strip()
-        if text.startswith(("srun: ", "slurmstepd")):
+        if text.startswith(SCHEDULERS):
             heard.append(text)
 
 
-def _exit_code(folder: Path, status: int) -> int | None:
-    """What the node has written; a moment is given to a shared folder to show it."""
+def _end(folder: Path) -> dict[str, Any] | None:
+    """What the node has written of the stage's end; a moment is given to a shared folder to show it."""
     deadline = time.monotonic() + ARRIVAL
     while True:
         os.listdir(folder)  # over NFS, this alone asks the server anew what there is
         with suppress(FileNotFoundError):
-            return int((folder / EXIT).read_text())
+            end: dict[str, Any] = json.loads((folder / EXIT).read_text(encoding="utf-8"))
+            return end
         if time.monotonic() > deadline:
             return None
         time.sleep(0.2)

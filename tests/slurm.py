@@ -42,7 +42,7 @@ SwitchType=switch/none
 MailProg=/bin/true
 GresTypes=gpu
 ReturnToService=2
-SlurmdTimeout=5
+SlurmdTimeout=10
 KillWait=2
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=1 Gres=gpu:1 State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=1 Gres=gpu:1 State=UNKNOWN
@@ -51,6 +51,8 @@ PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 
 
 class Slurm:
+    kind = "slurm"
+
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._folder, self._stack = folder, stack
         self._daemons: dict[str, Child] = {}
@@ -84,6 +86,17 @@ class Slurm:
 
     def wait_until_idle(self) -> None:
         until(lambda: self.states() == {"idle"}, lambda: f"nodes are {self.states()}")
+
+    def drain(self, name: str) -> None:
+        """The node takes no more jobs; what runs there goes on."""
+        self.says("scontrol", "update", f"NodeName={name}", "State=DRAIN", "Reason=test")
+
+    def resume(self, name: str) -> None:
+        self.says("scontrol", "update", f"NodeName={name}", "State=RESUME")
+
+    def node_of(self, stage: psutil.Process) -> str:
+        """Where one of its processes runs."""
+        return stage.environ()["SLURMD_NODENAME"]
 
     def states(self) -> set[str]:
         return set(self.says("sinfo", "--noheader", "--Node", "--format=%T").split())

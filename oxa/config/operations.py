@@ -25,15 +25,15 @@ class Needs(Section):
     memory: Positive | None = None
     """Main memory of each, GiB (default: what the scheduler gives)."""
     hours: Positive | None = None
-    """Longest time, after which the scheduler ends the stage; it is started again and goes on where it was."""
+    """Longest time, after which SLURM ends the stage; it is started again and goes on where it was. Ray has none."""
 
 
 class Placement(Section):
     """Where stages run. No result depends on it."""
 
-    by: Literal["local", "slurm"] = "local"
+    by: Literal["local", "slurm", "ray"] = "local"
     """`local`: on this machine. `slurm`: each by `srun`, in the allocation that the command was started in, or as a job
-    of its own."""
+    of its own. `ray`: each as a task on the Ray cluster of RAY_ADDRESS, or the one that this machine belongs to."""
     flags: list[str] = []
     """Further words for `srun`, such as `--partition=long`."""
     gpus: bool = True

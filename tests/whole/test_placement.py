@@ -1,16 +1,32 @@
-"""Stages on the nodes of a real SLURM on this machine: the same bytes, and what is left where something dies."""
+"""Stages on the nodes of a real SLURM and of a real Ray: the same bytes, and what is left where something dies."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import signal
 import subprocess
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
 import pytest
+import ray_nodes
 import slurm
-from pipelines import contents, environment, make_repository, run
+from pipelines import (
+    FLOW,
+    Command,
+    assert_same,
+    change,
+    contents,
+    copied,
+    environment,
+    forget,
+    make_repository,
+    reference,
+    run,
+)
 from processes import PATIENCE, until, wait_until_left
 
 pytestmark = pytest.mark.whole
@@ -18,16 +34,19 @@ pytestmark = pytest.mark.whole
 BASE = ("dvc", "repro", "--single-item", "base")
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[slurm.Slurm]:
-    with slurm.cluster() as made:
+Cluster = slurm.Slurm | ray_nodes.Ray
+
+
+@pytest.fixture(scope="module", params=[slurm.cluster, ray_nodes.cluster], ids=["slurm", "ray"])
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    with request.param() as made:
         yield made
 
 
 @pytest.fixture
-def placed(cluster: slurm.Slurm) -> dict[str, str]:
+def placed(cluster: Cluster) -> dict[str, str]:
     """What has a stage placed on it."""
-    return cluster.environment | {"OXA_PLACEMENT": "slurm"}
+    return cluster.environment | {"OXA_PLACEMENT": cluster.kind}
 
 
 def started(folder: Path, placed: dict[str, str]) -> subprocess.Popen[str]:
@@ -43,15 +62,17 @@ def started(folder: Path, placed: dict[str, str]) -> subprocess.Popen[str]:
 
 def on_its_node(folder: Path, command: subprocess.Popen[str]) -> psutil.Process:
     """The stage's own process, once it holds its work."""
-
-    def found() -> psutil.Process | None:
-        for lock in (folder / ".work/base").glob("*/lock"):
-            with contextlib.suppress(ValueError, psutil.NoSuchProcess):
-                return psutil.Process(int(lock.read_text()))
-        return None
-
-    stage: psutil.Process = until(found, "no stage came to work on a node", command)
+    stage: psutil.Process = until(lambda: at_work(folder), "no stage came to work on a node", command)[0]
     return stage
+
+
+def at_work(folder: Path) -> list[psutil.Process]:
+    """Processes of stages that hold their work."""
+    found = []
+    for lock in (folder / ".work").glob("*/*/lock"):
+        with contextlib.suppress(ValueError, FileNotFoundError, psutil.NoSuchProcess):
+            found.append(psutil.Process(int(lock.read_text())))
+    return found
 
 
 def test_a_stage_on_a_node_makes_the_same_bytes_and_a_fault_there_is_told_here(
@@ -69,7 +90,7 @@ def test_a_stage_on_a_node_makes_the_same_bytes_and_a_fault_there_is_told_here(
 
 
 def test_a_killed_head_leaves_nothing_running_and_nothing_in_the_queue(
-    tmp_path: Path, placed: dict[str, str], cluster: slurm.Slurm
+    tmp_path: Path, placed: dict[str, str], cluster: Cluster
 ) -> None:
     folder = make_repository(tmp_path / "repository")
     with started(folder, placed) as command:
@@ -89,17 +110,47 @@ def test_a_stage_that_is_killed_on_its_node_is_told_as_killed(tmp_path: Path, pl
 
 
 def test_a_lost_node_is_out_of_reach_and_the_next_try_takes_another(
-    tmp_path: Path, placed: dict[str, str], cluster: slurm.Slurm
+    tmp_path: Path, placed: dict[str, str], cluster: Cluster
 ) -> None:
     folder = make_repository(tmp_path / "repository")
     with started(folder, placed) as command:
         stage = on_its_node(folder, command)
-        node = stage.environ()["SLURMD_NODENAME"]
+        node = cluster.node_of(stage)
         cluster.kill_node(node)
         said, _ = command.communicate(timeout=PATIENCE)
     wait_until_left(folder)
-    assert "oxa: base: lost by srun" in said
+    assert "oxa: base: lost by its scheduler" in said
     assert "exited with 75" in said
     run(folder, *BASE, **placed)  # on the node that is left
     cluster.start_node(node)
     cluster.wait_until_idle()
+
+
+def test_arms_run_on_both_nodes_at_once_stop_with_the_flow_and_end_as_here(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, placed: dict[str, str], cluster: Cluster
+) -> None:
+    done = reference(tmp_path_factory, FLOW)
+    folder = copied(done, tmp_path / "repository")
+    forget(folder, "train@sft-0", "train@oxa_full-0")
+    change(folder, "tracking.enabled", False)
+    command = Command(folder, *FLOW, "evaluate@*", **placed)
+
+    def nodes() -> set[str]:
+        with contextlib.suppress(psutil.NoSuchProcess, KeyError):
+            return {cluster.node_of(stage) for stage in at_work(folder)}
+        return set()
+
+    until(lambda: len(nodes()) == 2, lambda: f"on {nodes()}; printed: {command.printed()}", command)
+    command.send_signal(signal.SIGINT)
+    command.wait(PATIENCE)
+    wait_until_left(folder)
+    until(lambda: not cluster.jobs(), lambda: f"in the queue: {cluster.jobs()}")
+    cluster.drain("n2")  # one node of one core is left for two stages at once
+    run(folder, *FLOW, "evaluate@*", **placed)
+    cluster.resume("n2")
+    assert_same(folder, done, "evaluate@sft-0", "evaluate@oxa_full-0")
+    record = [json.loads(line) for line in (folder / ".work/placed.jsonl").read_text().splitlines()]
+    assert {row["node"] for row in record} == {"n1"}
+    spans = sorted((row["begun"], row["ended"]) for row in record)
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
+    assert {"train@sft-0", "train@oxa_full-0"} <= {row["stage"] for row in record}

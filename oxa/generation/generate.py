@@ -23,7 +23,9 @@ from oxa.generation.store import Generations, Store
 from oxa.generation.vllm import vllm_engine
 from oxa.model import loading
 from oxa.runtime import progress
+from oxa.runtime.shards import Shards
 
+ALONE = Shards()
 ENGINES: dict[str, Engine] = {"torch": torch_engine, "vllm": vllm_engine}
 
 
@@ -35,15 +37,21 @@ def generate(
     *,
     scratch: Path,
     description: str,
+    processes: Shards = ALONE,
 ) -> Generations:
     """One response a request, in the order of `requests`; what is finished lies in `scratch`.
+
+    Several processes that call this alike share the work, and each returns all of it. The engine `vllm` works in the
+    first process of every machine, whose server has all of that machine's GPUs.
 
     A prompt that leaves no room in the model's context gets no token. Raises DataError where all of them leave none,
     or the model computes no probabilities.
     """
     assert len({request.response_id for request in requests}) == len(requests), "response ids must be unique"
     common = _common_key(_fingerprint(model_path) if requests else "", sampling, engine)
-    store = Store(scratch / f"{common}.jsonl")
+    store = Store(scratch, common, processes.rank)
+    processes.meet()  # or another's file might be missed
+    store.look()
     shards = _shards(requests, 1 if engine.engine == "vllm" else engine.batch_size)
     keys = [_hash(shard) for shard in shards]
     missing = [
@@ -51,14 +59,23 @@ def generate(
         for index, (key, shard) in enumerate(zip(keys, shards, strict=True))
         if any((key, request.response_id) not in store.places for request in shard)
     ]
-    done = len(requests) - sum(len(shards[i]) for i in missing)
-    with progress.bar(total=len(requests), initial=done, desc=description, unit="response") as bar:
-        if missing:
+    processes.meet()  # before anyone's missing ones become fewer
+    own = processes.share(missing, one_a_machine=engine.engine == "vllm")
+    left, done = (
+        sum(len(shards[i]) for i in some) for some in (own, set(range(len(shards))).difference(missing))
+    )
+    quiet = not processes.is_first
+    with progress.bar(total=done + left, initial=done, desc=description, unit="response", quiet=quiet) as bar:
+        if own:
             run = ENGINES[engine.engine]
-            todo = [shards[i] for i in missing]
-            for index, made in run(model_path, todo, sampling, engine, store.note, scratch):
-                store.add(keys[missing[index]], made)
+            folder = scratch if processes.is_first else scratch / f"process-{processes.rank}"
+            folder.mkdir(exist_ok=True)
+            todo = [shards[i] for i in own]
+            for index, made in run(model_path, todo, sampling, engine, store.note, folder):
+                store.add(keys[own[index]], made)
                 bar.update(len(made))
+    processes.meet()
+    store.look()
     places = {
         request.response_id: store.places[key, request.response_id]
         for key, shard in zip(keys, shards, strict=True)

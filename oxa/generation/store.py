@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
 from oxa.generation.requests import Generation
 from oxa.runtime.lines import Lines, Place
 
+Where = tuple[Path, Place]
+"""A file, and a line of it."""
+
 
 class Generations(Sequence[Generation]):
     """Responses in the order of their requests, each read from disk when it is asked for: their texts are many."""
 
-    def __init__(self, store: Store, places: list[Place], settings: dict[str, Any]) -> None:
+    def __init__(self, store: Store, places: list[Where], settings: dict[str, Any]) -> None:
         self._store = store
         self._places = places
         self.settings = settings
@@ -33,29 +37,41 @@ class Generations(Sequence[Generation]):
 
 
 class Store:
-    """Responses on disk, one a line of JSON, appended as they come."""
+    """Responses on disk, one a line of JSON, appended as they come: a file for each process that makes some."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, folder: Path, name: str, process: int = 0) -> None:
         self.notes: list[dict[str, Any]] = []
-        self.places: dict[tuple[str, str], Place] = {}
+        self.places: dict[tuple[str, str], Where] = {}
         """By (shard's key, response_id)."""
-        self._lines = Lines(path, self._take)
+        self._others = f"{name}-*.jsonl"
+        self._path = folder / f"{name}-{process}.jsonl"
+        self._own = Lines(self._path, partial(self._take, self._path))
+        self._files = {self._path: self._own}
+
+    def look(self) -> None:
+        """Takes what other processes have made, those of earlier runs included."""
+        for path in sorted(self._path.parent.glob(self._others)):
+            if path not in self._files:
+                self._files[path] = Lines(path, partial(self._take, path), append=False)
+            elif path != self._path:
+                self._files[path].look()
 
     def note(self, settings: dict[str, Any]) -> None:
         """Keeps what an engine generates with, once."""
         if settings not in self.notes:
-            self._lines.append([{"note": settings}])
+            self._own.append([{"note": settings}])
 
     def add(self, key: str, generations: list[Generation]) -> None:
         """Keeps a shard's responses; they outlive this process when the call returns."""
-        self._lines.append([{"shard": key} | generation._asdict() for generation in generations])
+        self._own.append([{"shard": key} | generation._asdict() for generation in generations])
 
-    def read(self, place: Place) -> Generation:
-        row = self._lines.read(place)
+    def read(self, where: Where) -> Generation:
+        path, place = where
+        row = self._files[path].read(place)
         return Generation(**{name: row[name] for name in Generation._fields})
 
-    def _take(self, row: dict[str, Any], place: Place) -> None:
+    def _take(self, path: Path, row: dict[str, Any], place: Place) -> None:
         if "note" not in row:
-            self.places[row["shard"], row["response_id"]] = place
+            self.places[row["shard"], row["response_id"]] = path, place
         elif row["note"] not in self.notes:
             self.notes.append(row["note"])

@@ -4,6 +4,7 @@ Safetensors alone, and no code of the checkpoint's own."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,13 @@ from oxa.errors import DataError
 
 
 def default_device() -> torch.device:
-    """The first CUDA device where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """This process's GPU, of as many as there are on its machine, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    place = int(os.environ.get("LOCAL_RANK", "0"))  # as torchrun and accelerate set it
+    device = torch.device("cuda", place % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
 def load(

@@ -17,20 +17,25 @@ Place = tuple[int, int]
 
 
 class Lines:
-    """A file open for appending, and an index of it.
+    """A file open for appending, and an index of it; or open for reading alone, where another process appends.
 
     `take(value, place)` is called with every whole line: with those in the file at once, later with those appended.
     """
 
-    def __init__(self, path: Path, take: Callable[[Any, Place], None]) -> None:
+    def __init__(self, path: Path, take: Callable[[Any, Place], None], *, append: bool = True) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
+        self._file = path.open("a+b" if append else "rb")
         self._take = take
         self._end = 0
-        self._file.seek(0)
+        self.look()
+        if append:
+            self._file.truncate(self._end)
+
+    def look(self) -> None:
+        """Takes the lines that another process has appended."""
+        self._file.seek(self._end)
         for value, length in _whole(self._file):
             self._enter(value, length)
-        self._file.truncate(self._end)
 
     def __del__(self) -> None:
         self._file.close()

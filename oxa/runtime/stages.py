@@ -87,6 +87,7 @@ STAGES = {
         "oxa.stages.sample",
         ("sample", "generate", "prompt"),
         inputs=("model", "sampler", "problems", "apart"),
+        launched=True,
     ),
     "verify": Stage(
         "grade responses against the gold answers",

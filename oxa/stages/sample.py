@@ -3,7 +3,7 @@
 Every problem of split `train` that is not kept apart gets `num_samples` responses of the sampler: the base itself,
 what the stage `warm_up` has made of it, or a model that the section names. The random numbers of a response follow
 from (seed, response_id), and its id from problem, model, seed and sample index, so that more samples or more problems
-leave the ones that were there as they were.
+leave the ones that were there as they were, and several processes make what one does.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from oxa.generation.requests import Request
 from oxa.model import loading, preflight
 from oxa.records import schemas, tables
 from oxa.runtime import files, journal
+from oxa.runtime.shards import together
 
 
 def run(
@@ -73,9 +74,18 @@ def run(
             response_id = hashes.response_id(problem_id, "self", name, f"{section.seed}/{index}")
             rows.append((problem_id, index))
             requests.append(Request(response_id, ids))
-    responses = generate.generate(
-        source, requests, section, engine, scratch=scratch, description="self-samples"
-    )
+    with together() as processes:
+        responses = generate.generate(
+            source,
+            requests,
+            section,
+            engine,
+            scratch=scratch,
+            description="self-samples",
+            processes=processes,
+        )
+    if not processes.is_first:
+        return {}
 
     texts: list[str] = []  # of one problem
     num_distinct = num_without_end = 0

@@ -22,7 +22,6 @@ process that dies costs the shard that it was at.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,10 +61,9 @@ def run(
     Writes records.SCORES in the order of `responses`, with the model's context length beside them; returns counts and
     ppl quantiles.
     """
-    device = _device()
     measures = section.measures if section.measures and _are_the_teachers(responses) else []
     in_pass, other = [name for name in measures if name in scoring.OF_ONE_PASS], scratch / "other"
-    network, tokenizer = loading.load(model, dtype=getattr(torch, section.dtype), device=device)
+    network, tokenizer = loading.load(model, dtype=getattr(torch, section.dtype))
     with together() as shards:
         if shards.is_first:
             rows = _rows_to_score(section, problems, responses, verdicts)
@@ -110,16 +108,6 @@ def run(
     tables.write(output, table, schemas.scores(measures), {schemas.CONTEXT: context})
     counts = {"unscorable": int((~scorable).sum()), "control_tokens": tokens.num_control}
     return _metrics(table, measures) | counts
-
-
-def _device() -> torch.device:
-    """This process's GPU, of as many as there are on its machine, else the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    place = int(os.environ.get("LOCAL_RANK", "0"))  # as torchrun and accelerate set it
-    device = torch.device("cuda", place % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
 
 
 def _are_the_teachers(responses: Path) -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -235,3 +238,69 @@ def test_a_sampler_from_elsewhere_whose_template_never_ends_is_refused(
     section = SECTION.model_copy(update={"model": str(sampler)})
     with pytest.raises(DataError, match="its chat template: reading it takes more than 1 s"):
         _run(section, checkpoint, _problems(tmp_path, ["train"]), tmp_path, log)
+
+
+PROCESS = """
+import json, os, signal, sys
+from pathlib import Path
+import torch
+from oxa.config.generate import Generate
+from oxa.config.prompt import Prompt
+from oxa.config.sample import Sample
+from oxa.generation.store import Store
+from oxa.stages import sample
+
+torch.set_num_threads(1)
+model, folder, killed = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+rank, made, add = os.environ.get("RANK", "0"), [], Store.add
+
+def counted(self, key, generations):
+    add(self, key, generations)
+    made.extend(generation.response_id for generation in generations)
+    if rank == killed and len(made) > 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Store.add = counted
+scratch = folder / "scratch"
+scratch.mkdir(exist_ok=True)
+metrics = sample.run(Sample(max_tokens=12, num_samples=3, seed=4), Generate(batch_size=4), Prompt(suffix=" Go."),
+                     model=model, sampler=model, problems=folder / "problems.parquet", apart=folder / "apart.parquet",
+                     output=folder / "responses.parquet", scratch=scratch, log=print)
+assert bool(metrics) == (rank == "0")
+(folder / f"made-{rank}").write_text(json.dumps(made))
+"""
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+
+
+@pytest.mark.whole
+def test_several_processes_share_the_work_over_a_kill_and_write_what_one_does(
+    checkpoint: Path, tmp_path: Path, log: Any
+) -> None:
+    problems = _problems(tmp_path, ["train"] * 20)
+    _run(SECTION, checkpoint, problems, tmp_path / "alone", log, batch_size=4)
+    tables.write(tmp_path / "apart.parquet", {"problem_id": []}, schemas.APART)
+    (tmp_path / "process.py").write_text(PROCESS)
+
+    def launched(num: int, killed: str = "") -> int:
+        command = [sys.executable, *TORCHRUN, str(num), str(tmp_path / "process.py")]
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        words = [str(checkpoint), str(tmp_path), killed]
+        return subprocess.run([*command, *words], env=environment, timeout=300).returncode
+
+    def made(rank: int) -> list[str]:
+        ids: list[str] = json.loads((tmp_path / f"made-{rank}").read_text())
+        return ids
+
+    assert launched(3, killed="2") != 0
+    assert not (tmp_path / "responses.parquet").exists()
+    kept = sum(len(path.read_text().splitlines()) for path in (tmp_path / "scratch").glob("*-2.jsonl"))
+    assert kept > 8
+    assert launched(2) == 0
+    again = made(0) + made(1)
+    assert made(0)
+    assert made(1)
+    assert len(set(again)) == len(again) <= 60 - 12, "what the third process had made is not made again"
+    written, expected = (
+        folder.joinpath("responses.parquet").read_bytes() for folder in (tmp_path, tmp_path / "alone")
+    )
+    assert written == expected

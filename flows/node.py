@@ -19,6 +19,7 @@ from pathlib import Path
 from flows.placement import BEAT, EXIT, LEASE, VARIABLE
 from oxa.runtime import files
 from oxa.runtime.child import Child
+from oxa.tracking import sender
 
 STILL = (
     120.0  # seconds after which a lease that does not change has ended; NFS may show a change a minute late
@@ -29,8 +30,8 @@ PLACE = "OXA_PLACE"  # NUMBER/NODES/NAME of this node among the stage's; without
 
 def run(folder: Path, words: Sequence[str]) -> int:
     """Runs the stage; its exit code, or EX_TEMPFAIL where the head let go of it."""
-    rank, nodes, name = _place()
-    environment = {**os.environ, VARIABLE: "local"}
+    rank, nodes, name = place()
+    environment = {**os.environ, VARIABLE: "local", sender.ELSEWHERE: "1"}
     if "OXA_LAUNCH" in environment:
         values = {"@nodes": str(nodes), "@rank": str(rank), "@head": _first_host(folder, rank, nodes)}
         for word, value in values.items():
@@ -45,7 +46,7 @@ def run(folder: Path, words: Sequence[str]) -> int:
     return code
 
 
-def _place() -> tuple[int, int, str]:
+def place() -> tuple[int, int, str]:
     """This node's number among the stage's, how many these are, and its name."""
     if PLACE in os.environ:
         rank, nodes, name = os.environ[PLACE].split("/", 2)

@@ -40,6 +40,7 @@ from oxa.config.operations import Needs, Placement
 from oxa.errors import ConfigError, UserError
 from oxa.runtime import child, files, guard
 from oxa.runtime.stages import STAGES
+from oxa.tracking import sender
 
 VARIABLE = "OXA_PLACEMENT"
 SCHEDULERS = ("srun: ", "slurmstepd", "ray: ")  # how their own lines begin, among the stage's
@@ -84,9 +85,12 @@ def send(stage: str, words: Sequence[str], settings: Placement) -> int | None:
             f"starts ({several})"
         )
     child.die_with_parent()
-    with _leased(name) as folder:
-        way = by_slurm(name, needs, settings) if by == "slurm" else by_ray(needs, settings)
-        return _await(name, [*way, sys.executable, "-m", "flows.node", str(folder), *words], folder)
+    with leased(name) as folder:
+        command = [*way(name, needs, settings), sys.executable, "-m", "flows.node", str(folder), *words]
+        try:
+            return _await(name, command, folder)
+        finally:
+            sender.kick()  # nodes leave that to the head: one process on one machine writes to MLflow's database
 
 
 def needed(stage: str, loads_model: bool, settings: Placement) -> Needs:
@@ -99,7 +103,12 @@ def needed(stage: str, loads_model: bool, settings: Placement) -> Needs:
     return Needs(**(found | {"stages": stage}))
 
 
-def by_slurm(name: str, needs: Needs, settings: Placement) -> list[str]:
+def way(name: str, needs: Needs, settings: Placement) -> list[str]:
+    """The scheduler's words before a command."""
+    return _by_slurm(name, needs, settings) if chosen(settings) == "slurm" else _by_ray(needs, settings)
+
+
+def _by_slurm(name: str, needs: Needs, settings: Placement) -> list[str]:
     """srun's words before the command. In an allocation that makes a step of it, else a job of its own."""
     nodes = needs.nodes or 1
     words = ["srun", f"--job-name=oxa-{name}", f"--nodes={nodes}", f"--ntasks={nodes}", "--unbuffered"]
@@ -116,7 +125,7 @@ def by_slurm(name: str, needs: Needs, settings: Placement) -> list[str]:
     return [*words, "--kill-on-bad-exit=1", *settings.flags]
 
 
-def by_ray(needs: Needs, settings: Placement) -> list[str]:
+def _by_ray(needs: Needs, settings: Placement) -> list[str]:
     """flows/ray_task.py's words before the command."""
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("flow.placement.by: ray is not installed; pip install 'oxa[ray]' (make ray)")
@@ -142,7 +151,7 @@ def _meta(stage: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _leased(name: str) -> Iterator[Path]:
+def leased(name: str) -> Iterator[Path]:
     """A folder for one placement; when it is gone, so is the lease."""
     folder = guard.WORK / "placed" / f"{name}-{secrets.token_hex(4)}"
     folder.mkdir(parents=True)

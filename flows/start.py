@@ -12,9 +12,10 @@ from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
-from flows import bridge, servers, surroundings, workspace
+from flows import bridge, placement, probe, servers, surroundings, workspace
 from oxa import cli
 from oxa.config.base import Checkpoint
+from oxa.config.operations import Placement
 from oxa.config.params import Params, check_no_password, check_params, read_params
 from oxa.errors import ConfigError, DataError, tell
 from oxa.runtime import files
@@ -66,10 +67,11 @@ def use(preset: Path, assignments: Sequence[str], params_path: Path) -> None:
         cli.load(temporary)
 
 
-def check(params_path: Path, model: str | None = None) -> None:
+def check(params_path: Path, model: str | None = None, *, ask_node: bool = False) -> None:
     """Prints a line on each; raises ConfigError or DataError where something is wrong.
 
-    `model`: folder or hub id of the student; by default models/base, or else what `base` names.
+    `model`: folder or hub id of the student; by default models/base, or else what `base` names. `ask_node`: whether
+    the scheduler that places stages is to send a probe to a node.
     """
     check_no_password(read_params(params_path), str(params_path))
     params = cli.load(params_path)
@@ -80,6 +82,8 @@ def check(params_path: Path, model: str | None = None) -> None:
     address = connection.shown(connection.uri())
     print(f"tracking  {address if params.tracking.enabled else 'nobody: tracking.enabled is false'}")
     around = [*surroundings.faults(), *filter(None, [surroundings.prefect_fault()])]
+    if ask_node:
+        around += _ask_node(params.flow.placement)
     for fault in around:
         print(f"around    {fault}")
     from oxa.model import loading
@@ -98,6 +102,16 @@ def check(params_path: Path, model: str | None = None) -> None:
     if params.sample.model is None and params.sample.warm_up is None and params.verify.require_think:
         _advise_warm_up(student, params)
     _refuse(around)
+
+
+def _ask_node(settings: Placement) -> list[str]:
+    if not placement.is_elsewhere(settings):
+        raise ConfigError(
+            f"--placement: stages run on this machine; flow.placement.by or {placement.VARIABLE} says so"
+        )
+    answer, faults = probe.ask(settings)
+    print(f"node      {answer}")
+    return probe.database_faults() + faults
 
 
 def _advise_warm_up(student: str | Path, params: Params) -> None:

@@ -44,17 +44,23 @@ class Ray:
 
     def _start(self, name: str, *words: str) -> None:
         path = self._folder / f"{name}.log"
-        path.unlink(missing_ok=True)
         command = ["ray", "start", "--block", f"--node-name={name}", f"--object-store-memory={STORE}"]
-        with path.open("ab") as log:
-            node = Child(
-                [*command, "--disable-usage-stats", *words],
-                stdout=log,
-                stderr=log,
-                env=os.environ | self.environment,
-            )
-        self._nodes[name] = self._stack.enter_context(node)
-        until(lambda: "--block" in path.read_text(), lambda: path.read_text(), node)
+
+        def runs() -> Child | None:
+            """The node, once it says so; Ray itself gives up after half a minute, which a busy machine may take."""
+            node = self._nodes.get(name)
+            if node is None or node.poll() is not None:
+                with path.open("wb") as log:
+                    node = Child(
+                        [*command, "--disable-usage-stats", *words],
+                        stdout=log,
+                        stderr=log,
+                        env=os.environ | self.environment,
+                    )
+                self._nodes[name] = self._stack.enter_context(node)
+            return node if "--block" in path.read_text() else None
+
+        until(runs, path.read_text)
 
     def kill_node(self, name: str) -> None:
         """All of it, as where a machine loses its power."""

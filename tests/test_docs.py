@@ -59,6 +59,12 @@ def test_what_fits_where_is_what_the_plan_says() -> None:
     assert written == runpy.run_path(str(DOCS / "fits.py"))["page"](), "run python docs/fits.py"
 
 
+def test_how_far_more_gpus_take_it_is_what_the_plan_and_the_scheduler_say() -> None:
+    written = (DOCS / "scale.md").read_text("utf-8")
+    assert "| 1 | 128 |" in written
+    assert written == runpy.run_path(str(DOCS / "scaling.py"))["page"](), "run python docs/scaling.py"
+
+
 def test_readme_is_read_in_two_minutes() -> None:
     assert len(README.read_text("utf-8")) <= 8000
 

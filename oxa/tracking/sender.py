@@ -30,6 +30,7 @@ LINGER = 5.0  # seconds to wait for the next stage
 LONGEST_PAUSE = 15.0  # seconds between two tries, at most
 TRIES = 8  # of an MLflow that answers, but fails, with no stage alive
 TRIES_UNREACHABLE = 2  # of one that does not answer
+ELSEWHERE = "OXA_SENDER_ELSEWHERE"  # in the environment of stages whose records another machine sends
 ATTENDED = "attended.lock"  # locked by a process that asks the sender to stay
 
 
@@ -125,7 +126,7 @@ def kick(folder: Path = FOLDER) -> None:
     Whoever has something to send writes it down first and kicks then; the sender looks again after it has let go of
     its lock. So either this finds the lock free, or the sender finds the event.
     """
-    if at_work(folder):
+    if ELSEWHERE in os.environ or at_work(folder):
         return
     with suppress(OSError), file_of(folder, "log").open("ab") as log:
         # through a shell that ends at once: no zombie stays with a long stage

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import ray_nodes
 import slurm
+import torch
 from pipelines import (
     FLOW,
     Command,
@@ -154,3 +155,15 @@ def test_arms_run_on_both_nodes_at_once_stop_with_the_flow_and_end_as_here(
     spans = sorted((row["begun"], row["ended"]) for row in record)
     assert all(before[1] <= after[0] for before, after in pairwise(spans))
     assert {"train@sft-0", "train@oxa_full-0"} <= {row["stage"] for row in record}
+
+
+def test_doctor_asks_a_node_what_would_go_wrong_there(tmp_path: Path, placed: dict[str, str]) -> None:
+    folder = make_repository(tmp_path / "repository")
+    said = run(folder, "oxa", "doctor", "--placement", code=2, **placed)
+    assert "node      n1: Python " in said or "node      n2: Python " in said
+    gpus = torch.cuda.device_count()
+    assert (f": {gpus} GPUs are visible to torch where stages ask for 1" in said) == (gpus < 1)
+    faults = [line for line in said.splitlines() if line.startswith("around")]
+    assert len(faults) == (gpus < 1), said
+    said = run(folder, "oxa", "doctor", "--placement", code=2, OXA_PLACEMENT="local")
+    assert "stages run on this machine" in said

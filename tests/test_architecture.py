@@ -56,6 +56,8 @@ ARGUMENTS = {
     "oxa/runtime/child.py",
     "flows/warm.py",
     "flows/node.py",
+    "flows/probe.py",
+    "flows/ray_task.py",
 }  # the last three: processes of their own
 
 

@@ -89,8 +89,12 @@ def check(params_path: Path, model: str | None = None, *, ask_node: bool = False
     from oxa.model import loading
 
     print(f"device    {loading.default_device()}")
-    if params.sample.model is not None:
-        _check_sampler(params.sample.model, params)
+    samplers = {"sample.model": params.sample.model}
+    if params.pass_rate.splits:
+        samplers["pass_rate.model"] = params.pass_rate.model
+    for key, sampler in samplers.items():
+        if sampler is not None:
+            _check_sampler(sampler, key, params)
     base = params.base if isinstance(params.base, Checkpoint) else None
     student: str | Path | None = model or (BASE if BASE.exists() else base.model if base else None)
     if student is None:
@@ -144,15 +148,13 @@ def _refuse(faults: list[str]) -> None:
         raise ConfigError(f"no run would end well here for the reason{'s' * (len(faults) > 1)} above")
 
 
-def _check_sampler(model: str, params: Params) -> None:
+def _check_sampler(model: str, key: str, params: Params) -> None:
     from oxa.model import preflight
 
     for fault in (faults := preflight.check_checkpoint(model, params.prompt, is_student=False)):
         print(f"sampler   {model}: {fault}")
     if faults:
-        raise DataError(
-            f"{model}: cannot sample (sample.model) for the reason{'s' * (len(faults) > 1)} above"
-        )
+        raise DataError(f"{model}: cannot sample ({key}) for the reason{'s' * (len(faults) > 1)} above")
     print(f"sampler   {model}: fine")
 
 

@@ -220,6 +220,10 @@ def test_the_doctor_refuses_a_dated_template_until_another_is_named(project, che
     raw["sample"]["model"] = str(dated)
     Path("params.yaml").write_text(yaml.safe_dump(raw))
     assert "cannot sample (sample.model)" in fails_with_one_sentence(capsys, "doctor")
+    raw["sample"]["model"] = str(checkpoint)
+    raw["pass_rate"] = {"splits": ["rlvr"], "model": str(dated)}
+    Path("params.yaml").write_text(yaml.safe_dump(raw))
+    assert "cannot sample (pass_rate.model)" in fails_with_one_sentence(capsys, "doctor")
 
 
 def test_the_doctor_says_beforehand_that_a_warm_up_will_be_needed(project, checkpoint, capsys):

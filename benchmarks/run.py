@@ -28,6 +28,7 @@ from results import Row, line, split
 HERE = Path(__file__).resolve().parent
 ORDER = (
     "flow",
+    "placement",
     "scoring",
     "sampling",
     "answers",

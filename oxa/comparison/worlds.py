@@ -32,7 +32,7 @@ class OverWorlds(NamedTuple):
 
 def over_worlds(differences: ArrayLike, variances: ArrayLike, confidence: float = 0.95) -> OverWorlds:
     """`differences` [W] of the worlds, and the sampling variance of each [W]. Raises ValueError for fewer than two."""
-    d, v = np.asarray(differences, np.float64), float(np.mean(variances))
+    d, v = np.asarray(differences, np.float64), float(np.asarray(variances, np.float64).mean())
     num = len(d)
     if num < 2:
         raise ValueError(f"{num} world tells nothing of another; an interval over worlds takes two or more")

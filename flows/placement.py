@@ -105,7 +105,7 @@ def needed(stage: str, loads_model: bool, settings: Placement) -> Needs:
 
 def way(name: str, needs: Needs, settings: Placement) -> list[str]:
     """The scheduler's words before a command."""
-    return _by_slurm(name, needs, settings) if chosen(settings) == "slurm" else _by_ray(needs, settings)
+    return _by_slurm(name, needs, settings) if chosen(settings) == "slurm" else _by_ray(needs)
 
 
 def _by_slurm(name: str, needs: Needs, settings: Placement) -> list[str]:
@@ -125,7 +125,7 @@ def _by_slurm(name: str, needs: Needs, settings: Placement) -> list[str]:
     return [*words, "--kill-on-bad-exit=1", *settings.flags]
 
 
-def _by_ray(needs: Needs, settings: Placement) -> list[str]:
+def _by_ray(needs: Needs) -> list[str]:
     """flows/ray_task.py's words before the command."""
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("flow.placement.by: ray is not installed; pip install 'oxa[ray]' (make ray)")
@@ -140,7 +140,7 @@ def _by_ray(needs: Needs, settings: Placement) -> list[str]:
         words.append(f"--cpus={needs.cpus}")
     if needs.memory:
         words.append(f"--memory={round(needs.memory * 2**30)}")
-    return [*words, *settings.flags, "--"]
+    return [*words, "--"]
 
 
 def _meta(stage: str) -> dict[str, Any]:

@@ -112,6 +112,21 @@ def test_lost_outputs_come_back_from_the_cache_without_running_a_stage(copy: Pat
 
 
 @pytest.mark.whole
+def test_data_and_models_follow_by_a_remote_to_a_folder_of_another_path(copy: Path, tmp_path: Path):
+    run(copy, "dvc", "remote", "add", "--default", "store", str(tmp_path / "store"))
+    run(copy, "dvc", "push")
+    run(copy, "git", "add", "-A")
+    run(copy, "git", "-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "done")
+    there = tmp_path / "elsewhere" / "project"
+    run(tmp_path, "git", "clone", "-q", str(copy), str(there))
+    assert not (there / "models").exists()
+    run(there, "dvc", "pull")
+    assert contents(there) == contents(copy)
+    assert stale(there) == set()
+    assert repro(there) == set()
+
+
+@pytest.mark.whole
 def test_changing_one_arm_reruns_only_what_hangs_on_it(copy: Path):
     change(copy, "selection.ul.oxa_full.num", 15)
     ran = repro(copy)  # a dry run cannot know which outputs will differ

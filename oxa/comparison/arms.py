@@ -2,8 +2,8 @@
 
 For a benchmark with P problems, N samples a problem and S fine-tuning seeds (formulas in oxa/comparison/estimators.py):
 
-    numbers      of every arm: pass@k and pass^k for 1 ≤ k ≤ N, maj@N, distinct answers, entropy, tokens; two-level
-                 bootstrap intervals over problems and samples, over seeds where S > 1
+    numbers      of every arm: pass@k and pass^k for 1 ≤ k ≤ N, maj@N, distinct answers, entropy, tokens; intervals over
+                 problems, and over seeds where S > 1
     differences  to the baseline of the same phase, paired by problem: an arm's to the baseline's, an arm's after RL to
                  the baseline's after RL, the base's to the baseline's
     gains        what RL added: an arm after RL minus the same arm before it, paired by problem and by seed
@@ -11,24 +11,21 @@ For a benchmark with P problems, N samples a problem and S fine-tuning seeds (fo
 
 `pooled` puts the problems of all benchmarks together, each weighing the same, for k up to the smallest N.
 
-How much seeds differ is estimated from all arms of a phase together; the base has none.
+How much an arm's seeds differ is estimated from these alone; the base has none. With one seed the comparison is one of
+these checkpoints: whether another seed would tell the same of the arms cannot be known.
 
 A difference is `shown` where its interval excludes 0 and its p-value, corrected by Holm's method, is at most
-1 - confidence; anything else is no gain, whatever its sign. Every benchmark, and `pooled`, has two families of
-comparisons, in the metrics of the question (measures.py: pass@1, pass@N and entropy): the arms' differences to the
-baseline before and after RL (`num_comparisons`), and what stands beside these, the gains and the base (`num_beside`).
-What is shown must not hang on the draws of the bootstrap, so these take at least RESAMPLES · family / (1 - confidence)
+1 - confidence; anything else is no gain, whatever its sign. All differences and gains of a group in the metrics of the
+question (measures.py: pass@1, pass@N and entropy) are one family, of `num_comparisons`: whatever is shown on one group
+is true together with a chance of `confidence`. Another group asks the same question again and is a family of its own;
+the answer is read from the last one alone (wording.py). What is shown must not hang on the draws of the bootstrap, so these take at least RESAMPLES · family / (1 - confidence)
 of them. Other metrics have intervals and p-values of single comparisons; they are never `shown`.
-
-Where every problem is solved, or none is, a bootstrap sees no spread. P such problems leave room for a rate that is off
-by up to 1 - (α/2)^(1/P) (Clopper & Pearson 1934), and that far the intervals reach there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,19 +68,15 @@ def summarize(
         of_group = {arm: _only(runs, members) for arm, runs in results.items()}
         for arm, numbers in _numbers(section, of_group, with_tiers=group != POOLED).items():
             arms[arm][group] = numbers
-        for is_beside in (False, True):
-            family = [pair for pair in pairs if (pair.kind == "gains" or pair.name == BASE) == is_beside]
-            compared = _differences(section, of_group, family)
-            sizes[is_beside] = len(family) * len(question(of_group[BASE][0].num_samples))
-            for pair, row in zip(family, compared, strict=True):
-                kinds[pair.kind][pair.name][group] = row
+        for pair, row in zip(pairs, _differences(section, of_group, pairs), strict=True):
+            kinds[pair.kind][pair.name][group] = row
+        sizes[group] = len(pairs) * len(question(of_group[BASE][0].num_samples))
         for arm, rows in _steps(section, of_group, along or {}, members).items():
             steps[arm][group] = rows
     return {
         "baseline": section.baseline,
         "confidence": section.confidence,
-        "num_comparisons": sizes[False],
-        "num_beside": sizes[True],
+        "num_comparisons": sizes,
         "order": list(arms),  # JSON is written with its keys sorted
         "groups": list(groups),
         "arms": arms,
@@ -107,7 +100,7 @@ def _numbers(
     section: Report, results: Mapping[str, Sequence[Outcomes]], *, with_tiers: bool
 ) -> dict[str, dict[str, Any]]:
     """Of every arm on one group, and on the problems of each tier."""
-    numbers = {arm: numbers_of(section, runs, _phase(results, arm)) for arm, runs in results.items()}
+    numbers = {arm: numbers_of(section, runs) for arm, runs in results.items()}
     tier = results[BASE][0].tier
     tiers = sorted({name for name in tier.tolist() if name}) if with_tiers else []
     for name in tiers:
@@ -145,24 +138,12 @@ def _differences(
             results[pair.ours],
             results[pair.theirs],
             same_seeds=pair.kind == "gains",
-            pool=partial(_pool, results, pair),
             num_comparisons=len(family) * len(covered),
         )
         for pair in family
     ]
     correct(section, [row[metric.name] for row in compared for metric in covered if metric.name in row])
     return compared
-
-
-def _pool(results: Mapping[str, Sequence[Outcomes]], pair: Pair, metric: Metric) -> list[Floats]:
-    """A metric of all arms of the pair's phase, or, for a gain, of all gains: arrays [S, P]."""
-    if pair.kind == "differences":
-        return [observed(runs, metric) for runs in _phase(results, pair.name)]
-    return [
-        observed(results[name + RL], metric) - observed(runs, metric)
-        for name, runs in results.items()
-        if name + RL in results
-    ]
 
 
 def _steps(
@@ -179,31 +160,18 @@ def _steps(
     covered = question(results[BASE][0].num_samples)
     return {
         arm: [
-            {"step": step, **numbers_of(section, at[arm], at.values(), covered)}
+            {"step": step, **numbers_of(section, at[arm], covered)}
             for step, at in by_step.items()
         ]
         for arm in along
     }
 
 
-def _phase(results: Mapping[str, Sequence[Outcomes]], name: str) -> list[Sequence[Outcomes]]:
-    """The arms of the same phase, before or after RL."""
-    return [
-        runs for other, runs in results.items() if other != BASE and other.endswith(RL) == name.endswith(RL)
-    ]
-
-
 def numbers_of(
-    section: Report,
-    runs: Sequence[Outcomes],
-    peers: Iterable[Sequence[Outcomes]],
-    only: Sequence[Metric] | None = None,
+    section: Report, runs: Sequence[Outcomes], only: Sequence[Metric] | None = None
 ) -> dict[str, Any]:
-    """Numbers of an arm's seeds; intervals of these metrics only, by default of all.
-
-    `peers`: the arms whose seeds tell how much seeds differ.
-    """
-    first, peers = runs[0], list(peers)
+    """Numbers of an arm's seeds; intervals of these metrics only, by default of all. None: unknown, or no bound."""
+    first = runs[0]
     known = metrics(first.num_samples)
     numbers: dict[str, Any] = {
         "num_problems": len(first.num_samples),
@@ -215,19 +183,18 @@ def numbers_of(
         if metric.interval != "shown":
             numbers[metric.name] = float(observed(runs, metric).mean())
     for metric in only or [metric for metric in known if metric.interval]:
-        values, again = observed(runs, metric), redrawn(runs, metric)
+        values = observed(runs, metric)
         finite = np.isfinite(values).all(axis=0)
         if not finite.any():
             numbers[metric.name] = None
             continue
-        pool = _finite([observed(peer, metric)[:, finite] for peer in peers])
         interval = estimators.bootstrap_interval(
-            values[:, finite], again[:, finite], pool=pool or None, **_resampling(section)
+            values[:, finite], highest=metric.unit.highest, **_resampling(section)
         )
-        room = _room(section, metric, values)
         numbers[metric.name] = interval.estimate
-        numbers[f"{metric.name}_low"] = max(0.0, interval.low - room)
-        numbers[f"{metric.name}_high"] = min(metric.unit.highest, interval.high + room)
+        for end in ("low", "high"):
+            bound = getattr(interval, end)
+            numbers[f"{metric.name}_{end}"] = bound if math.isfinite(bound) else None
     if only is None:
         # seeds' samples together
         counts = [(run.num_samples, run.num_correct) for run in runs]
@@ -236,18 +203,9 @@ def numbers_of(
     return numbers
 
 
-def _finite(arrays: Iterable[Floats]) -> list[Floats]:
-    return [array for array in arrays if np.isfinite(array).all()]
-
-
 def observed(runs: Sequence[Outcomes], metric: Metric) -> Floats:
     """A metric of every seed and problem, [S, P]."""
-    return np.stack([metric.values(run.num_samples, run) for run in runs])
-
-
-def redrawn(runs: Sequence[Outcomes], metric: Metric) -> Floats:
-    """The same with the samples drawn again, [S, P, M]."""
-    return np.stack([metric.values(run.num_samples[:, None], run.redrawn) for run in runs])
+    return np.stack([metric.values(run.num_samples, run) for run in runs]).astype(np.float64)
 
 
 def differences(
@@ -257,14 +215,12 @@ def differences(
     *,
     only: Sequence[Metric] | None = None,
     same_seeds: bool = False,
-    pool: Callable[[Metric], list[Floats]] | None = None,
     num_comparisons: int = 1,
 ) -> dict[str, Any]:
     """Ours minus theirs by metric, of all metrics or only of these; `correct` then says which are shown.
 
-    Compared are the problems on which both have a value (an empty answer has no entropy). Metrics given as `only` are
-    all of the family of `num_comparisons`. `pool`: of a metric, the values of all arms whose seeds tell how much seeds
-    differ; without it ours and theirs.
+    Compared are the problems on which both have a value (an empty answer has no entropy); left out is a metric in which
+    these tell nothing (an entropy on one problem). Metrics given as `only` are all of the family of `num_comparisons`.
     """
     first = ours[0]
     rows: dict[str, Any] = {
@@ -282,30 +238,12 @@ def differences(
         resampling = _resampling(section)
         if only or metric.role == "question":
             resampling["resamples"] = max(section.resamples, needed)
-        peers = _finite(values[:, finite] for values in pool(metric)) if pool else []
         difference = estimators.paired_difference(
-            a[:, finite],
-            b[:, finite],
-            (redrawn(ours, metric)[:, finite], redrawn(theirs, metric)[:, finite]),
-            same_seeds=same_seeds,
-            pool=peers or None,
-            **resampling,
+            a[:, finite], b[:, finite], same_seeds=same_seeds, highest=metric.unit.highest, **resampling
         )
-        room = _room(section, metric, np.concatenate([a, b]))
-        rows[metric.name] = difference._asdict() | {
-            "low": difference.low - room,
-            "high": difference.high + room,
-            "p_holm": None,
-            "shown": False,
-        }
+        if math.isfinite(difference.low) and math.isfinite(difference.high):
+            rows[metric.name] = difference._asdict() | {"p_holm": None, "shown": False}
     return rows
-
-
-def _room(section: Report, metric: Metric, values: Floats) -> float:
-    """How far a rate may be off where all values [S, P] are 1, or all 0; else 0, since they have a spread."""
-    if metric.unit.highest != 1 or not (values == values[0, 0]).all() or values[0, 0] not in (0.0, 1.0):
-        return 0.0
-    return float(1 - ((1 - section.confidence) / 2) ** (1 / values.shape[1]))
 
 
 def correct(section: Report, rows: Sequence[dict[str, Any]]) -> None:

@@ -75,9 +75,8 @@ def run(
         of_metric = {metric.name: part.pop(metric.name) for metric in compared[name] if metric.name in part}
         for metric in compared[name]:
             if metric.name in of_metric:
-                row, highest = of_metric[metric.name], metric.unit.highest
+                row = of_metric[metric.name]
                 row |= {side: float(arms.observed(runs, metric).mean()) for side, runs in sides.items()}
-                row["low"], row["high"] = max(-highest, row["low"]), min(highest, row["high"])
                 rows.append(row)
         groups[name] = part | {"metrics": of_metric}
     arms.correct(section, rows)

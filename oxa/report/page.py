@@ -123,6 +123,8 @@ def render(
         sizes=_sizes(summary),
         listed=listed,
         entropies=wording.ENTROPIES,
+        families=wording.families(summary),
+        seeds=wording.seeds(summary),
         warning=wording.gates(summary["gates"]),
         gates=_gates(summary["gates"]),
         legend=legend,

@@ -23,6 +23,14 @@ EQUAL_WEIGHTS = (0.9, 1.1)
 GATE_TITLES = ["gate", "what", "measured", "wanted", "verdict"]
 
 
+ONE_SEED = (
+    "One fine-tuning seed: all of this is of these very checkpoints; whether another seed would tell the same of the arms "
+    "cannot be known from it."
+)
+MANY_SEEDS = 5
+"""From here on seeds' own spread is known well enough for a difference to be shown."""
+
+
 class Contrast(NamedTuple):
     """The arms against the baseline, in one metric and phase."""
 
@@ -50,6 +58,34 @@ class Contrast(NamedTuple):
 def with_answer(summary: Summary) -> dict[str, Any]:
     """The summary (comparison/arms.py) with what it answers."""
     return {**summary, "answer": answer(summary)}
+
+
+def seeds(summary: Summary) -> str:
+    """What so few fine-tuning seeds leave unknown; "" where they are enough."""
+    num = summary["arms"][summary["baseline"]][summary["groups"][-1]]["num_seeds"]
+    if num == 1:
+        return ONE_SEED
+    if num >= MANY_SEEDS:
+        return ""
+    return (
+        f"{num} fine-tuning seeds: an arm's seeds tell of this arm alone, and {num} tell little of their spread, so that "
+        f"intervals are wide. {MANY_SEEDS} seeds make them several times narrower."
+    )
+
+
+def families(summary: Summary) -> str:
+    """Over which comparisons p is corrected."""
+    groups, sizes = summary["groups"], set(summary["num_comparisons"].values())
+    size = str(max(sizes)) if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
+    text = f"p is corrected by Holm's method over all {size} comparisons on {'a benchmark' * (len(groups) > 1) or groups[0]}"
+    text += " (arms against the baseline, the base, and what RL added; in pass@1, pass@n and both entropies)"
+    if len(groups) == 1:
+        return f"{text}."
+    level = 1 - summary["confidence"]
+    return (
+        f"{text}. The {len(groups)} tables are a family each, so a chance of {level:.0%} of any false one among what is "
+        f"shown holds for one table, not for all together; the answer takes {groups[-1]} alone."
+    )
 
 
 def answer(summary: Summary) -> dict[str, Any]:
@@ -125,7 +161,7 @@ def _claim(arm: str, ending: str, summary: Summary, metric: Metric, row: Row) ->
         return f"{arm}: no difference shown; both {reached}, which cannot tell them apart"
     if not row["shown"]:
         alone = row["low"] > 0 or row["high"] < 0
-        why = f"; p {row['p_holm']:.3f} over {summary['num_comparisons']} comparisons" if alone else ""
+        why = f"; p {row['p_holm']:.3f} over {summary['num_comparisons'][group]} comparisons" if alone else ""
         return f"{arm}: no difference shown ({size}{why})"
     if metric.solved:
         return f"{arm} solved {'more' if is_more else 'fewer'} {metric.solved} than {baseline}, {size}"

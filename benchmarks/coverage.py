@@ -211,7 +211,12 @@ arms have p ≤ 0.05, in percent.
                 lowest, highest = min(lowest, found.one), max(highest, found.equal)
             print(f"| {num_problems} | {kind} | {' | '.join(cells)} |", flush=True)
     print()
-    row("95% interval of few or constant values holds the truth, the worst case", "95%", 100 * lowest, unit="%")
+    row(
+        "95% interval of few or constant values holds the truth, the worst case",
+        "95%",
+        100 * lowest,
+        unit="%",
+    )
     row("equal arms of these told apart, the worst case", "5%", 100 * highest, better="lower", unit="%")
 
 

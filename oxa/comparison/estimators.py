@@ -26,7 +26,8 @@ is too near. What lies beyond is a problem more, as far out as can be (Gaffke 20
 m counts the problems that the spread comes from: none where all values are the same, about P/3 of normal ones. So the
 end of the range counts only while next to nothing else is known, and neither does where many problems differ. Of values
 0 and 1 the bounds are Clopper & Pearson's (1934) where all are the same, with the sign test's p, and close to Jeffreys'
-where few differ. A metric without a highest value has no bound where nothing differs: the interval is infinite, p is 1.
+where few differ. A metric without a highest value has no such end: where nothing differs, its interval is infinite and
+p is 1.
 
 Several seeds add a normal draw of variance v f / χ²_f - r, at least 0, with v = Σ_arms v_a, v_a the variance of an
 arm's mean over its S_a seeds, r what problems and samples explain of it and f = v² / Σ_arms v_a² / (S_a - 1) (Welch
@@ -216,18 +217,21 @@ def bayes_interval(
     num_samples: ArrayLike,
     num_correct: ArrayLike,
     *,
+    weights: ArrayLike | None = None,
     resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Posterior mean of pass@1 on these very problems [P], with its credible interval."""
+    """Posterior mean of pass@1 on these very problems [P], with its credible interval; `weights` as above."""
     n, c = _counts(num_samples, num_correct, 1)
+    weight = _weights(weights, c.size)
 
     def replicate(rng: np.random.Generator, size: int) -> Floats:
-        return rng.beta(1 + c, 1 + n - c, size=(size, c.size)).mean(axis=1)
+        drawn: Floats = rng.beta(1 + c, 1 + n - c, size=(size, c.size)) @ weight
+        return drawn
 
     replicates = _in_blocks(replicate, resamples, c.size, np.random.default_rng(seed))
-    return Interval(float(((1 + c) / (2 + n)).mean()), *_quantiles(replicates, replicates, confidence))
+    return Interval(float(((1 + c) / (2 + n)) @ weight), *_quantiles(replicates, replicates, confidence))
 
 
 def holm(p_values: ArrayLike) -> Floats:
@@ -248,7 +252,9 @@ def _array(values: ArrayLike, highest: float) -> Floats:
     if array.ndim != 2 or array.size == 0 or not np.isfinite(array).all():
         raise ValueError("values must be finite numbers, as [problems] or [seeds, problems], at least one")
     if np.isfinite(highest) and (array.min() < 0 or array.max() > highest):
-        raise ValueError(f"values must lie between 0 and {highest:g}, found {array.min():g} to {array.max():g}")
+        raise ValueError(
+            f"values must lie between 0 and {highest:g}, found {array.min():g} to {array.max():g}"
+        )
     return array
 
 
@@ -267,7 +273,7 @@ def _replicates(
     resamples: int,
     seed: int,
 ) -> _Replicates:
-    """Of the signed sum of the arms' means over seeds and problems, which lies between `ends`; see the module's text."""
+    """Of the signed sum of the arms' means over seeds and problems, between `ends`; see the module's text."""
     rng = np.random.default_rng(seed)
     values = np.sum([sign * array.mean(axis=0) for sign, array in arms], axis=0)  # [P]
     weight = _weights(weights, len(values))
@@ -283,7 +289,9 @@ def _replicates(
     if several := [array for _, array in arms if len(array) > 1]:
         means += _seed_draws(rng, resamples, several, weight)
     low, high = _unseen(rng, resamples, contributions, weight, (estimate - ends[0], ends[1] - estimate))
-    return _Replicates(estimate, np.clip(estimate + means - low, *ends), np.clip(estimate + means + high, *ends))
+    return _Replicates(
+        estimate, np.clip(estimate + means - low, *ends), np.clip(estimate + means + high, *ends)
+    )
 
 
 def _weights(weights: ArrayLike | None, num_problems: int) -> Floats:
@@ -305,11 +313,15 @@ def _members(strata: ArrayLike | None, num_problems: int) -> Floats:
     return (place[:, None] == np.unique(place)).astype(np.float64)
 
 
-def _draws(contributions: Floats, members: Floats, sizes: Floats, rng: np.random.Generator, size: int) -> Floats:
+def _draws(
+    contributions: Floats, members: Floats, sizes: Floats, rng: np.random.Generator, size: int
+) -> Floats:
     """[size]: what other problems would have added to the mean, by the Bayesian bootstrap in each stratum."""
     drawn = rng.standard_exponential((size, len(contributions)), dtype=np.float32)
     scale = sizes * np.sqrt((sizes + 1) / np.maximum(1, sizes - 1))
-    of_strata = (drawn @ (contributions[:, None] * members).astype(np.float32)) / (drawn @ members.astype(np.float32))
+    of_strata = (drawn @ (contributions[:, None] * members).astype(np.float32)) / (
+        drawn @ members.astype(np.float32)
+    )
     return (of_strata * scale).sum(axis=1)
 
 
@@ -320,10 +332,11 @@ def _unseen(
     num_differing, heaviest = _kish(contributions), weight.max()
     drawn, chance = rng.beta(1, 1 / heaviest, size), rng.random(size)
     rare = max(0.0, 1 - 3 * num_differing / _kish(weight)) / 2
+    has_ends = np.isfinite(rooms).all() or not num_differing
+    unknown = 2.0**-num_differing if has_ends else 0.0
+    is_end, is_tail = chance < unknown, chance < unknown + (1 - unknown) * rare
     bounds = []
     for room, farthest in zip(rooms, (-contributions.min(), contributions.max()), strict=True):
-        unknown = 2.0**-num_differing if np.isfinite(room) or not num_differing else 0.0
-        is_end, is_tail = chance < unknown, chance < unknown + (1 - unknown) * rare
         bounds.append(drawn * np.where(is_end, room, np.where(is_tail, farthest / heaviest, 0.0)))
     return bounds[0], bounds[1]
 
@@ -349,8 +362,8 @@ def _seed_draws(rng: np.random.Generator, size: int, arms: Sequence[Floats], wei
     if not of_all:
         return np.zeros(size)
     parts = sum(variance**2 / (len(values) - 1) for variance, values in zip(variances, arms, strict=True))
-    freedom = of_all**2 / parts
-    spread = np.maximum(0, of_all * freedom / rng.chisquare(freedom, size) - explained)
+    welch = of_all**2 / parts
+    spread = np.maximum(0, of_all * welch / rng.chisquare(welch, size) - explained)
     return rng.standard_normal(size) * np.sqrt(spread)
 
 

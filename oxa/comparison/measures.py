@@ -25,6 +25,9 @@ Row = Mapping[str, Any]
 """A part of it: an arm's numbers on a group, or a difference."""
 
 POOLED = "pooled"
+"""All problems of all benchmarks, each weighing the same."""
+MACRO = "macro"
+"""The mean over benchmarks of their means, each weighing the same: the paper's average."""
 
 
 class Unit(NamedTuple):

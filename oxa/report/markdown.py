@@ -16,6 +16,7 @@ from oxa.report.wording import (
     ENTROPIES,
     GATE_TITLES,
     ONE_SEED,
+    TOGETHER,
     change,
     families,
     gate_rows,
@@ -50,7 +51,7 @@ def table(summary: Summary) -> str:
         lines += ["## Predictors of pass@1 after RL", "", _wrapped(summary["predictors"]["sentence"]), ""]
         lines += [*aligned(["", *(row[0] for row in rows)], turned), ""]
     notes = [
-        f"Intervals: {level}, bootstrap over problems, and over an arm's own seeds where there are several. Differences "
+        f"Intervals: {level}, bootstrap over problems, and over an arm's own seeds where it has several. Differences "
         f"are paired by problem; {families(summary)} "
         f"n.s.: the interval holds 0 or p > {1 - summary['confidence']:.2g}, so no difference is shown. {ENTROPIES}"
     ]
@@ -75,6 +76,7 @@ def _heading(summary: Summary, group: str) -> str:
     counts = summary["arms"][BASE][group]
     samples = f"{counts['num_samples']} sample{'s' * (counts['num_samples'] > 1)} a problem"
     heading = f"## {group}: {counts['num_problems']} problems, {samples}"
+    heading += f"; {what}" if (what := TOGETHER.get(group)) else ""
     if group in summary["guess_rate"]:
         rate = 100 * summary["guess_rate"][group]
         heading += f"; always giving the most frequent answer solves {rate:.1f}%"

@@ -269,7 +269,10 @@ def along_rl(axis: Any, summary: Mapping[str, Any], group: str, metric: Metric) 
         steps = [row["step"] for row in measured]
         style = look(arms, arm)
         low, high = (
-            scale * np.array([row[f"{key}{end}"] for row in measured], np.float64)  # None, a bound that is unknown: NaN
+            scale
+            * np.array(
+                [row[f"{key}{end}"] for row in measured], np.float64
+            )  # None, a bound that is unknown: NaN
             for end in ("_low", "_high")
         )
         axis.fill_between(steps, low, high, color=style["color"], alpha=0.12, linewidth=0)

@@ -215,9 +215,7 @@ def _tiers(section: Report, checkpoints: Mapping[str, Sequence[Outcomes]]) -> st
         cells = []
         for one in tiers:
             of_tier = [run.only(tier == one) for run in runs]
-            cells.append(
-                markdown.cell(arms.numbers_of(section, of_tier, [pass_at(1)]), pass_at(1))
-            )
+            cells.append(markdown.cell(arms.numbers_of(section, of_tier, [pass_at(1)]), pass_at(1)))
         rows.append([name, *cells])
     return _lines([pass_at(1).heading, *tiers], rows)
 

@@ -184,7 +184,10 @@ def test_gains_are_paired_by_seed(tmp_path: Path) -> None:
     gain = summarized(SECTION, by_arm)["gains"]["sft"]["world"]["pass_at_2"]
     after, before = (arms.observed(by_arm[name], pass_at(2)) for name in ("sft-rl", "sft"))
     paired, apart = (
-        estimators.paired_difference(after, before, same_seeds=same, resamples=300) for same in (True, False)
+        estimators.paired_difference(
+            after, before, same_seeds=same, strata=by_arm["sft"][0].tier, resamples=300
+        )
+        for same in (True, False)
     )
     assert (gain["low"], gain["high"]) == pytest.approx((paired.low, paired.high))
     assert paired != apart
@@ -214,22 +217,20 @@ def test_on_one_problem_a_rate_has_a_wide_interval_and_an_entropy_none(tmp_path:
     assert "?]" in markdown.table(summary)
 
 
-def test_holm_has_a_family_for_the_question_and_one_for_what_stands_beside_it(
-    summary: dict[str, Any],
-) -> None:
-    families: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+def test_all_differences_and_gains_of_a_group_are_one_family_of_holms(summary: dict[str, Any]) -> None:
+    family: list[dict[str, Any]] = []
     for kind in ("differences", "gains"):
-        for name, by_group in summary[kind].items():
-            rows = [by_group["world"][metric] for metric in ("pass_at_1", "pass_at_8", *ENTROPIES)]
-            families[kind == "gains" or name == "base"] += rows
-    assert summary["num_comparisons"] == len(families[False]) == 16
-    assert summary["num_beside"] == len(families[True]) == 16
-    for rows in families.values():
-        expected = estimators.holm([row["p_value"] for row in rows])
-        np.testing.assert_allclose([row["p_holm"] for row in rows], expected)
-        for row in rows:
-            excludes = row["low"] > 0 or row["high"] < 0
-            assert row["shown"] == (excludes and row["p_holm"] <= 1 - summary["confidence"])
+        for by_group in summary[kind].values():
+            family += [by_group["world"][metric] for metric in ("pass_at_1", "pass_at_8", *ENTROPIES)]
+    assert summary["num_comparisons"] == {"world": len(family)} == {"world": 32}
+    expected = estimators.holm([row["p_value"] for row in family])
+    np.testing.assert_allclose([row["p_holm"] for row in family], expected)
+    for row in family:
+        excludes = row["low"] > 0 or row["high"] < 0
+        assert row["shown"] == (excludes and row["p_holm"] <= 1 - summary["confidence"])
+    assert "over all 32 comparisons on world (arms" in wording.families(summary)
+    several = summary | {"groups": ["world", "macro", "pooled"]}
+    assert "The 3 tables are a family each" in wording.families(several)
     others = summary["differences"]["oxa_mle"]["world"]
     assert others["pass_at_2"]["low"] > 0
     assert (others["pass_at_2"]["p_holm"], others["pass_at_2"]["shown"]) == (None, False)
@@ -250,7 +251,7 @@ def test_a_problem_without_an_entropy_is_left_out_of_its_comparison_only(tmp_pat
 
 def test_enough_resamples_are_taken_for_a_clear_difference_to_survive_holm(summary: dict[str, Any]) -> None:
     clear = summary["differences"]["oxa_mle"]["world"]["pass_at_1"]
-    assert 2 * 16 / (SECTION.resamples + 1) > 0.05, "300 alone could not show anything"
+    assert 2 * 32 / (SECTION.resamples + 1) > 0.05, "300 alone could not show anything"
     assert clear["shown"]
 
 
@@ -267,7 +268,8 @@ def test_the_answer_names_what_is_shown_and_nothing_else(summary: dict[str, Any]
     sentence, claims = summary["answer"]["sentence"], summary["answer"]["claims"]
     assert sentence.startswith("Problems solved at the first try, against sft: before RL oxa_mle +")
     assert ", no difference shown for oxa_full; after RL no difference shown. " in sentence
-    assert sentence.endswith(" Token entropy: no difference shown, before and after RL.")
+    assert " Token entropy: no difference shown, before and after RL. " in sentence
+    assert sentence.endswith("One fine-tuning seed: what another would change cannot be known.")
     places = {(claim["phase"], claim["claim"], claim["arm"]) for claim in claims}
     assert len(claims) == len(places) == 2 * 4 * 2
     for claim in claims:
@@ -294,13 +296,13 @@ def sentence_of(**differences: float) -> str:
         }
         for metric, value in differences.items()
     }
-    numbers = {"num_samples": 8}
+    numbers = {"num_samples": 8, "num_seeds": 2, "num_problems": 50}
     return wording.answer(
         {
             "baseline": "sft",
-            "num_comparisons": 3,
+            "num_comparisons": {"a": 3, "pooled": 3},
             "order": ["base", "sft", "oxa"],
-            "groups": ["a", "pooled"],
+            "groups": ["a", "b", "macro", "pooled"],
             "arms": {"sft": {"pooled": numbers}, "oxa": {"pooled": numbers}},
             "differences": {"oxa": {"pooled": rows}},
         }
@@ -308,7 +310,10 @@ def sentence_of(**differences: float) -> str:
 
 
 def test_the_sentence_tells_all_metrics_the_first_of_them_in_numbers() -> None:
-    opening = "Problems solved at the first try, against sft: before RL "
+    opening = (
+        "Of the 50 problems of 2 benchmarks, pooled (the macro mean, the paper's, stands beside it): problems solved "
+        "at the first try, against sft: before RL "
+    )
     assert sentence_of(pass_at_1=0, pass_at_8=0, response_entropy=0, token_entropy=0) == (
         f"{opening}no difference shown. Pass@8: no difference shown, before RL. "
         "Response entropy: no difference shown, before RL. Token entropy: no difference shown, before RL."
@@ -371,9 +376,9 @@ def test_a_baseline_alone_has_a_table_too(tmp_path: Path) -> None:
 def test_benchmarks_are_pooled_and_seeds_counted(tmp_path: Path) -> None:
     by_arm, along = results(tmp_path, seeds=(0, 3), benchmarks={"a": 20, "z": 40}, num_samples=4)
     summary = summarized(SECTION, by_arm, along) | {"guess_rate": {}}
-    assert summary["groups"] == ["a", "z", "pooled"]
-    assert summary["num_comparisons"] == summary["num_beside"] == 16
-    for group, num_problems in (("a", 20), ("z", 40), ("pooled", 60)):
+    assert summary["groups"] == ["a", "z", "macro", "pooled"]
+    assert summary["num_comparisons"] == dict.fromkeys(summary["groups"], 32)
+    for group, num_problems in (("a", 20), ("z", 40), ("macro", 60), ("pooled", 60)):
         numbers = summary["arms"]["sft"][group]
         assert (numbers["num_problems"], numbers["num_seeds"]) == (num_problems, 2)
         row = summary["differences"]["base"][group]
@@ -387,6 +392,53 @@ def test_benchmarks_are_pooled_and_seeds_counted(tmp_path: Path) -> None:
     small, large = (text.split(f"## {name}:")[1].split("\n## ")[0] for name in ("a", "pooled"))
     assert "Bayes of pass@1, %" in small
     assert "Bayes of pass@1" not in large
+
+
+def test_macro_is_the_mean_over_benchmarks_of_every_number(tmp_path: Path) -> None:
+    by_arm, along = results(tmp_path, seeds=(0, 3), benchmarks={"a": 20, "z": 60}, num_samples=4)
+    summary = summarized(SECTION, by_arm, along) | {"guess_rate": {}}
+    for arm in ("base", "sft", "oxa_mle-rl"):
+        numbers = summary["arms"][arm]
+        for name in (
+            "pass_at_1",
+            "pass_at_4",
+            "maj_at_4",
+            "distinct_answers",
+            "token_entropy",
+            "mean_tokens",
+        ):
+            expected = (numbers["a"][name] + numbers["z"][name]) / 2
+            assert numbers["macro"][name] == pytest.approx(expected), name
+        assert numbers["macro"]["mean_tokens"] != pytest.approx(numbers["pooled"]["mean_tokens"])
+    row = summary["differences"]["oxa_mle"]
+    for name in ("pass_at_1", "token_entropy"):
+        parts = [row[group][name]["difference"] for group in ("a", "z")]
+        assert row["macro"][name]["difference"] == pytest.approx(sum(parts) / 2)
+    seeds = [np.mean([summary["arms"]["sft"][name]["pass_at_1_by_seed"][0] for name in "az"])]
+    assert summary["arms"]["sft"]["macro"]["pass_at_1_by_seed"][:1] == pytest.approx(seeds)
+    assert summary["steps"]["sft"]["macro"][0]["pass_at_1"] == summary["arms"]["sft"]["macro"]["pass_at_1"]
+    text = markdown.table(summary)
+    assert (
+        "## macro: 80 problems, 4 samples a problem; the mean over benchmarks, as the paper averages" in text
+    )
+    assert summary["answer"]["sentence"].startswith(
+        "Of the 80 problems of 2 benchmarks, pooled (the macro mean"
+    )
+
+
+def test_tiers_and_benchmarks_are_strata_of_their_problems(tmp_path: Path) -> None:
+    """Of two tiers, one always solved and one never, as many problems would be there again: the mean is known well."""
+    by_arm, _ = results(tmp_path, rl=False, num_samples=4)
+    run = by_arm["sft"][0]
+    draws = np.random.default_rng(0)
+    run.num_correct[:] = np.where(run.tier == "easy", 3, 0) + draws.integers(0, 2, 80)
+    in_tiers = arms.numbers_of(SECTION, [run], [pass_at(1)])
+    run.tier[:] = ""
+    together = arms.numbers_of(SECTION, [run], [pass_at(1)])
+    widths = [one["pass_at_1_high"] - one["pass_at_1_low"] for one in (in_tiers, together)]
+    assert widths[0] < 0.5 * widths[1]
+    run.benchmark[::2] = "other"
+    assert arms.numbers_of(SECTION, [run], [pass_at(1)]) == in_tiers
 
 
 def test_majorities_of_different_numbers_of_samples_are_not_pooled(tmp_path: Path) -> None:
@@ -449,7 +501,9 @@ def test_the_table_holds_every_arm_its_counts_and_what_is_not_shown(summary: dic
     assert "oxa_mle-rl − sft-rl" in lines
     assert "sft-rl − sft" in lines
     notes = " ".join(text.split())
-    assert "Holm's method over the 16 between arms, and apart from these over the 16 others" in notes
+    assert (
+        "p is corrected by Holm's method over all 32 comparisons on world (arms against the baseline" in notes
+    )
     assert "One fine-tuning seed" in text
     assert max(map(len, (line for line in text.splitlines() if line.startswith("|")))) <= 140
 

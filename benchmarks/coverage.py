@@ -4,14 +4,16 @@
 
 Worlds of two arms whose difference is known: an arm's chance on a problem is sigmoid(mean + 1.5 · problem + seed effect
 + 0.3 · interaction), each a normal draw, and its samples are binomial. The truth is the mean over all problems and
-seeds that could have been drawn (Gauss-Hermite quadrature). With several seeds two more arms are drawn, as a report has
-them, and all four tell how much seeds differ. For every setting, in percent of the worlds:
+seeds that could have been drawn (Gauss-Hermite quadrature). For every setting, in percent of the worlds:
 
     one        the 95% interval of one arm holds its truth
     difference the 95% interval of the difference of two arms, 0.4 apart in logits, holds it
     equal      two arms of the same truth have p ≤ 0.05; interval and p-value are those of the paired test
 
 and the mean width of the difference's interval. With 2,000 worlds, chance alone moves a rate of 95% by 1 point (2 σ).
+
+Then few or constant values: arms that solve every problem at one rate with 1, 4 or 8 samples, and arms that solve this
+share of the problems always and the others never. Last, problems of three tiers that differ much, as strata and not.
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from results import row
 
 from oxa.comparison import estimators
 
 LEVEL = 0.05
 GAP = 0.4  # logits between the two arms
 PROBLEM, INTERACTION = 1.5, 0.3
-NUM_REDRAWN = 20
 
 
 class Rates(NamedTuple):
@@ -59,25 +61,20 @@ def simulate(
     for world in range(num_worlds):
         problems = rng.standard_normal(num_problems)
         arms = []
-        for place, at in enumerate((mean, mean, mean + GAP, mean)[: 4 if num_seeds > 1 else 3]):
+        for place, at in enumerate((mean, mean, mean + GAP)):
             effect = seed_effect if place == 1 or not only_second else 0.0
             logits = at + PROBLEM * problems + effect * rng.standard_normal((num_seeds, 1))
             logits = logits + INTERACTION * rng.standard_normal((num_seeds, num_problems))
             correct = rng.binomial(num_samples, _sigmoid(logits))
-            again = rng.binomial(num_samples, correct[..., None] / num_samples, (*correct.shape, NUM_REDRAWN))
-            arms.append([measure(num_samples, counts, k) for counts in (correct, again)])
-        first, second, third = arms[:3]
+            arms.append(measure(num_samples, correct, k))
+        first, second, third = arms
         drawn: dict[str, Any] = {"resamples": resamples, "confidence": 1 - LEVEL, "seed": world}
-        if num_seeds > 1:
-            drawn["pool"] = [values for values, _ in arms]
-        interval = estimators.bootstrap_interval(*first, **drawn)
+        interval = estimators.bootstrap_interval(first, **drawn)
         held += interval.low <= truth <= interval.high
-        found = estimators.paired_difference(third[0], first[0], (third[1], first[1]), **drawn)
+        found = estimators.paired_difference(third, first, **drawn)
         apart += found.low <= better - truth <= found.high
         width += found.high - found.low
-        told += (
-            estimators.paired_difference(second[0], first[0], (second[1], first[1]), **drawn).p_value <= LEVEL
-        )
+        told += estimators.paired_difference(second, first, **drawn).p_value <= LEVEL
     return Rates(*(float(total) / num_worlds for total in (held, apart, told, width)))
 
 
@@ -111,14 +108,60 @@ SETTINGS: dict[str, dict[str, Any]] = {
         for num_seeds in (2, 3, 5)
         for effect in (0.0, 0.15, 0.5)
     },
-    "100 problems, 8 samples, 2 seeds, effect 0.5 in one arm alone": {
-        "num_problems": 100,
-        "num_samples": 8,
-        "num_seeds": 2,
-        "seed_effect": 0.5,
-        "only_second": True,
+    **{
+        f"100 problems, 8 samples, {num_seeds} seeds, effect 0.5 in one arm alone": {
+            "num_problems": 100,
+            "num_samples": 8,
+            "num_seeds": num_seeds,
+            "seed_effect": 0.5,
+            "only_second": True,
+            "mean": 0.0,  # where an effect leaves the truth as it is
+        }
+        for num_seeds in (1, 2, 3, 5)
     },
 }
+
+
+def constant(
+    num_problems: int, num_samples: int, rate: float, *, alike: bool, num_worlds: int, resamples: int
+) -> Rates:
+    """Of arms that solve every problem at this rate, or (not `alike`) this share of them always. The truth of a
+    difference is that of two such arms, 0, so `difference` is what `equal` leaves by the interval."""
+    rng = np.random.default_rng(0)
+    held = apart = told = width = 0.0
+    for world in range(num_worlds):
+        rates = [np.full(num_problems, rate) if alike else rng.random(num_problems) < rate for _ in "ab"]
+        first, second = (rng.binomial(num_samples, of_arm) / num_samples for of_arm in rates)
+        drawn: dict[str, Any] = {"resamples": resamples, "confidence": 1 - LEVEL, "seed": world}
+        interval = estimators.bootstrap_interval(first, **drawn)
+        held += interval.low <= rate <= interval.high
+        found = estimators.paired_difference(first, second, **drawn)
+        apart += found.low <= 0 <= found.high
+        width += found.high - found.low
+        told += found.p_value <= LEVEL
+    return Rates(*(float(total) / num_worlds for total in (held, apart, told, width)))
+
+
+def tiers(num_of_tier: int, *, as_strata: bool, num_worlds: int, resamples: int) -> tuple[float, float]:
+    """Three tiers whose problems are solved at about 10, 50 and 90%, as many of each in every world: how often one
+    arm's interval holds the truth, and its mean width."""
+    rng = np.random.default_rng(0)
+    tier = np.repeat(np.arange(3), num_of_tier)
+    centers = np.array([0.1, 0.5, 0.9])
+    held = width = 0.0
+    for world in range(num_worlds):
+        rates = rng.beta(8 * centers[tier], 8 * (1 - centers[tier]))
+        interval = estimators.bootstrap_interval(
+            rng.binomial(8, rates) / 8, strata=tier if as_strata else None, resamples=resamples, seed=world
+        )
+        held += interval.low <= centers.mean() <= interval.high
+        width += interval.high - interval.low
+    return held / num_worlds, width / num_worlds
+
+
+NUM_PROBLEMS = (1, 3, 10, 50, 200)
+RATES = (0.0, 0.02, 0.5, 0.98, 1.0)
+KINDS = {**{f"alike, {n} samples": (n, True) for n in (1, 4, 8)}, "all or nothing": (1, False)}
 
 
 def main() -> None:
@@ -135,14 +178,60 @@ def main() -> None:
 
 How often the 95% intervals of `oxa/comparison/estimators.py` hold the truth (of one arm's pass@1 unless said otherwise,
 of the difference of two arms) and how often two equal arms have p ≤ 0.05, in percent of {arguments.worlds:,} simulated
-worlds each; chance alone moves 95% by {noise:.1f} points (2 σ). The last row is the case in which pooling the seeds'
-spread over arms goes wrong. The same numbers on every machine.
+worlds each; chance alone moves 95% by {noise:.1f} points (2 σ). With one seed whose effect is real, equal arms are told
+apart however long one looks, since it cannot be seen. The same numbers on every machine.
 """
     )
     print("| setting | one, % | difference, % | equal, % | width, points |\n| --- | --- | --- | --- | --- |")
     for name, setting in SETTINGS.items():
         found = simulate(**setting, num_worlds=arguments.worlds, resamples=arguments.resamples)
         print(f"| {name} | " + " | ".join(f"{100 * rate:.1f}" for rate in found) + " |", flush=True)
+    _constants(arguments.worlds // 2, arguments.resamples)
+    _tiers(arguments.worlds, arguments.resamples)
+
+
+def _constants(num_worlds: int, resamples: int) -> None:
+    print(
+        f"""
+Few or constant values, {num_worlds:,} worlds each: how often one arm's interval holds its rate / how often two equal
+arms have p ≤ 0.05, in percent.
+
+| problems | values | {" | ".join(f"rate {rate:g}" for rate in RATES)} |
+| --- | --- |{" --- |" * len(RATES)}"""
+    )
+    lowest, highest = 1.0, 0.0
+    for num_problems in NUM_PROBLEMS:
+        for kind, (num_samples, alike) in KINDS.items():
+            cells = []
+            for rate in RATES:
+                found = constant(
+                    num_problems, num_samples, rate, alike=alike, num_worlds=num_worlds, resamples=resamples
+                )
+                cells.append(f"{100 * found.one:.1f} / {100 * found.equal:.1f}")
+                lowest, highest = min(lowest, found.one), max(highest, found.equal)
+            print(f"| {num_problems} | {kind} | {' | '.join(cells)} |", flush=True)
+    print()
+    row(
+        "95% interval of few or constant values holds the truth, the worst case",
+        "95%",
+        100 * lowest,
+        unit="%",
+    )
+    row("equal arms of these told apart, the worst case", "5%", 100 * highest, better="lower", unit="%")
+
+
+def _tiers(num_worlds: int, resamples: int) -> None:
+    print(
+        """
+Three tiers of 20 problems each that are solved at 10, 50 and 90%:
+
+| tiers | one arm's interval holds the truth, % | width, points |
+| --- | --- | --- |"""
+    )
+    for as_strata in (False, True):
+        held, width = tiers(20, as_strata=as_strata, num_worlds=num_worlds, resamples=resamples)
+        name = "are strata" if as_strata else "are not looked at"
+        print(f"| {name} | {100 * held:.1f} | {100 * width:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from flows import bridge, hub
 from flows.promote import Results
 from oxa.comparison import arms
 from oxa.comparison.measures import pass_at
-from oxa.comparison.outcomes import NUM_REDRAWN, Outcomes, Tally
+from oxa.comparison.outcomes import Outcomes, Tally
 from oxa.config.params import Params
 from oxa.config.prompt import Prompt
 from oxa.config.report import Report
@@ -247,7 +247,7 @@ def _results(section: Report, one: registry.Version, benchmarks: Mapping[str, An
     for name in sorted(kept.counts):
         outcomes = _outcomes(kept.on(name))
         wanted = [pass_at(k) for k in dict.fromkeys((1, int(outcomes.num_samples.min())))]
-        numbers = arms.numbers_of(section, [outcomes], [], wanted)
+        numbers = arms.numbers_of(section, [outcomes], wanted)
         results.append(card.Result(name, _dataset(benchmarks.get(name, {})), numbers))
     return results
 
@@ -255,9 +255,6 @@ def _results(section: Report, one: registry.Version, benchmarks: Mapping[str, An
 def _outcomes(counts: Mapping[tuple[str, str], tuple[int, int]]) -> Outcomes:
     """Of (benchmark, problem_id) -> samples, correct: right answers alone are known, all else is NaN."""
     num_samples, num_correct = np.array(list(counts.values())).T
-    again = np.random.default_rng(0).binomial(
-        num_samples[:, None], (num_correct / num_samples)[:, None], (len(counts), NUM_REDRAWN)
-    )
     names = np.array(list(counts))
     unknown = np.full(len(counts), np.nan)
     others = dict.fromkeys((field.name for field in fields(Tally) if field.name != "num_correct"), unknown)
@@ -267,7 +264,6 @@ def _outcomes(counts: Mapping[tuple[str, str], tuple[int, int]]) -> Outcomes:
         problem_id=names[:, 1],
         tier=np.full(len(counts), ""),
         num_samples=num_samples,
-        redrawn=Tally(num_correct=again, **others),
         **others,
     )
 

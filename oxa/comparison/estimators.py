@@ -8,43 +8,50 @@ seeds), each weighing the same:
     maj@n      the answer given most often among the n is right; of t answers that tie, each is taken with chance 1/t,
                and the number is the mean over these chances. Who gave no answer has no vote; none at all is not right.
 
-Intervals at level 1 - α are percentile bootstraps (Efron & Tibshirani 1993, ch. 13 and 16) of two levels, problems and
-the samples of each; where there are several seeds, these are the third. They answer: what would the mean be over other
-problems like these (and with other seeds)? The values of problems already hold the noise of their finite samples, so to
-draw samples again on top of them counts it twice. It is taken out first (Davison & Hinkley 1997, §3.8): with x_i the
-values of P problems, x̄ their mean, s² = Σ (x_i - x̄)² / (P - 1), e_im the change of x_i when its samples are drawn
-again (m = 1…M times, centred) and v the mean of e²,
+Intervals at level 1 - α answer: what would the mean be over other problems like these (and with other seeds)? They are
+quantiles of R replicates of the mean, and x_i, a problem's value, holds the noise of its samples already. Problems have
+weights u_i of sum 1 (1/P each) and are drawn within strata, apart from each other. With e_i ~ Exp(1) and the
+contributions g_i = u_i (x_i - x̄_t), of P_t problems of stratum t, T strata:
 
-    one draw         c (x_i - x̄) + g e_im,  with g = min(1, s / √v) and c so that its variance is s²
-    one replicate    x̄ + mean of P draws · √((P - 1) / χ²_{P-1})
+    problems   Σ_t √((P_t + 1) / (P_t - 1)) P_t Σ_{i∈t} e_i g_i / Σ_{i∈t} e_i · √((P - T) / χ²_{P-T})
 
-A level's variance is itself estimated, from few problems or seeds; dividing by the drawn χ² (which makes normal draws
-Student's) carries that on. Seeds add a normal draw of variance τ² Σ_compared 1/S with, over the arms of S > 1 seeds,
+is a Bayesian bootstrap (Rubin 1981) whose variance is s²/P and, as that is itself estimated, Student's for normal
+values. It sees only what is in the sample: three problems of 4/8 each have no spread, 200 with one failure a bound that
+is too near. What lies beyond is a problem more, as far out as can be (Gaffke 2005; Learned-Miller & Thomas 2019, arXiv
+1905.06208), of weight w ~ Beta(1, 1 / max u). Each bound has its own:
 
-    τ² = max(0, A / χ²_f - B / (f (P - 1) P)),  f = Σ (S - 1)
+    unseen     w · (estimate to the end of the range)   with chance 2^-m,  m = (Σ g²)² / Σ g⁴
+               w · (estimate to the farthest value)     otherwise, with chance ½ (1 - 3m / P) or 0
 
-A the squared deviations of seeds' means from their arm's, B the squared interactions of seed and problem: the spread
-of seeds beyond what problems and samples explain. It is taken for the same in all arms of a `pool`, since two or three
-seeds of one arm say next to nothing about it; an arm whose seeds alone differ is told apart too often (with two seeds
-in one of five worlds of equal arms, not in one of 20). A pair of arms is one array of differences on the same problems;
-its two-sided p = 2 · min(1 + #{d* ≤ 0}, 1 + #{d* ≥ 0}) / (R + 1), at most 1, so 2 / (R + 1) at least.
+m counts the problems that the spread comes from: none where all values are the same, about P/3 of normal ones. So the
+end of the range counts only while next to nothing else is known, and neither does where many problems differ. Of values
+0 and 1 the bounds are Clopper & Pearson's (1934) where all are the same, with the sign test's p, and close to Jeffreys'
+where few differ. A metric without a highest value has no such end: where nothing differs, its interval is infinite and
+p is 1.
 
-benchmarks/coverage.py measures how often the 95% intervals hold the truth: in 94 to 95% of worlds of 200 problems with
-8 samples or 30 with 16, where equal arms are told apart in 4 to 6%. With two, three or five seeds and a pool of four
-arms: 93 to 98%, and 1 to 6% told apart, the more cautious the less seeds differ, since so few cannot show that they do
-not. Of 30 problems that are nearly all unsolved (pass@1 of 3%) a few hold all that is known: one arm's interval holds
-the truth in 89%, a difference's in 94%.
+Several seeds add a normal draw of variance v f / χ²_f - r, at least 0, with v = Σ_arms v_a, v_a the variance of an
+arm's mean over its S_a seeds, r what problems and samples explain of it and f = v² / Σ_arms v_a² / (S_a - 1) (Welch
+1947). An arm's seeds tell of this arm alone: pooled with arms whose seeds agree, they would say too little. So two
+seeds have one degree of freedom, 12.7 standard errors to either side, and five have 2.8. One seed tells nothing:
+intervals are then those of these very checkpoints, and whether another seed would differ cannot be known.
+
+A pair of arms is one array of differences on the same problems. Its two-sided p = 2 · min(1 + #{low* ≤ 0},
+1 + #{high* ≥ 0}) / (R + 1), at most 1, of the replicates of its two bounds.
+
+benchmarks/coverage.py measures how often the 95% intervals hold the truth and how often equal arms are told apart:
+benchmarks/RESULTS.md has the numbers.
 
 The Bayesian interval (Bayes@N, arXiv 2510.04265) answers another question: what would pass@1 be on these very problems
 with endless samples? Each problem's rate has a uniform prior, hence the posterior Beta(1 + c, 1 + n - c); quantiles of
 the mean over problems are simulated. With few samples the prior pulls it towards ½: (1 + c) / (2 + n) each.
 
-Legend: S seeds, P problems, N samples a problem, M draws of a problem's samples, R resamples.
+Legend: S seeds, P problems, T strata, N samples a problem, R resamples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +59,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 BLOCK = 2**21  # drawn values that exist at the same time
+ROUNDING = 1e-12  # differences up to here, of values of about 1, are none
 
 
 class Interval(NamedTuple):
@@ -157,70 +165,73 @@ def token_entropy(sums: ArrayLike, tokens: ArrayLike) -> Floats:
 
 def bootstrap_interval(
     values: ArrayLike,
-    redrawn: ArrayLike | None = None,
     *,
-    pool: Sequence[ArrayLike] | None = None,
+    highest: float = 1.0,
+    strata: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
     resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
     """Mean of the values of problems [P] or [S, P], with its interval.
 
-    `redrawn` [P, M] or [S, P, M] holds the values with each problem's samples drawn again; without it the bootstrap
-    has no second level, and the same variance. `pool`: values [S, P] of all arms whose seeds tell how much seeds
-    differ; this one's alone where it is left out.
+    No value is below 0 or above `highest`, which may be infinite. `strata` [P]: labels of those that were drawn apart
+    from each other, one by default. `weights` [P]: of problems in the mean, all the same by default.
     """
-    estimate, replicates = _replicates([(1, *_arrays(values, redrawn))], pool, resamples, seed)
-    return Interval(estimate, *_percentiles(replicates, confidence))
+    drawn = _replicates([(1, _array(values, highest))], (0.0, highest), strata, weights, resamples, seed)
+    return Interval(drawn.estimate, *_bounds(drawn, confidence))
 
 
 def paired_difference(
     a: ArrayLike,
     b: ArrayLike,
-    redrawn: tuple[ArrayLike, ArrayLike] | None = None,
     *,
     same_seeds: bool = False,
-    pool: Sequence[ArrayLike] | None = None,
+    highest: float = 1.0,
+    strata: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
     resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Difference:
     """Mean of a minus mean of b on the same problems, in the same order: [P] or [S, P], S may differ between them.
 
-    `redrawn`: as in bootstrap_interval, of a and of b. `same_seeds`: a seed of a belongs to that seed of b, as for
-    checkpoints that were trained on from those of b. `pool`: as there, but of differences with `same_seeds`; the two
-    arms alone where it is left out.
+    `same_seeds`: a seed of a belongs to that seed of b, as for checkpoints that were trained on from those of b. All
+    else as in bootstrap_interval.
     """
-    ours, theirs = (_arrays(*arm) for arm in zip((a, b), redrawn or (None, None), strict=True))
-    if theirs[0].shape[1] != ours[0].shape[1]:
-        raise ValueError(f"a pair needs the same problems, found {ours[0].shape[1]} and {theirs[0].shape[1]}")
-    arms = [(1, *ours), (-1, *theirs)]
+    ours, theirs = _array(a, highest), _array(b, highest)
+    if theirs.shape[1] != ours.shape[1]:
+        raise ValueError(f"a pair needs the same problems, found {ours.shape[1]} and {theirs.shape[1]}")
+    arms = [(1, ours), (-1, theirs)]
     if same_seeds:
-        if len(ours[0]) != len(theirs[0]):
-            raise ValueError(f"same_seeds needs as many of each, found {len(ours[0])} and {len(theirs[0])}")
-        arms = [(1, ours[0] - theirs[0], ours[1] - theirs[1])]
-    difference, replicates = _replicates(arms, pool, resamples, seed)
-    tail = min((replicates <= 0).sum(), (replicates >= 0).sum())
+        if len(ours) != len(theirs):
+            raise ValueError(f"same_seeds needs as many of each, found {len(ours)} and {len(theirs)}")
+        arms = [(1, ours - theirs)]
+    drawn = _replicates(arms, (-highest, highest), strata, weights, resamples, seed)
+    tail = min((drawn.lows <= 0).sum(), (drawn.highs >= 0).sum())
     p_value = min(1.0, 2 * (1 + int(tail)) / (resamples + 1))
-    return Difference(difference, *_percentiles(replicates, confidence), p_value)
+    return Difference(drawn.estimate, *_bounds(drawn, confidence), p_value)
 
 
 def bayes_interval(
     num_samples: ArrayLike,
     num_correct: ArrayLike,
     *,
+    weights: ArrayLike | None = None,
     resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Posterior mean of pass@1 on these very problems [P], with its credible interval."""
+    """Posterior mean of pass@1 on these very problems [P], with its credible interval; `weights` as above."""
     n, c = _counts(num_samples, num_correct, 1)
+    weight = _weights(weights, c.size)
 
     def replicate(rng: np.random.Generator, size: int) -> Floats:
-        return rng.beta(1 + c, 1 + n - c, size=(size, c.size)).mean(axis=1)
+        drawn: Floats = rng.beta(1 + c, 1 + n - c, size=(size, c.size)) @ weight
+        return drawn
 
     replicates = _in_blocks(replicate, resamples, c.size, np.random.default_rng(seed))
-    return Interval(float(((1 + c) / (2 + n)).mean()), *_percentiles(replicates, confidence))
+    return Interval(float(((1 + c) / (2 + n)) @ weight), *_quantiles(replicates, replicates, confidence))
 
 
 def holm(p_values: ArrayLike) -> Floats:
@@ -235,64 +246,125 @@ def holm(p_values: ArrayLike) -> Floats:
     return adjusted
 
 
-def _arrays(values: ArrayLike, redrawn: ArrayLike | None) -> tuple[Floats, Floats]:
-    """Values [S, P] and redrawn values [S, P, M]; the values themselves where none were drawn."""
+def _array(values: ArrayLike, highest: float) -> Floats:
+    """Values [S, P]."""
     array = np.atleast_2d(np.asarray(values, np.float64))
-    again = array[..., None] if redrawn is None else np.asarray(redrawn, np.float64).reshape(*array.shape, -1)
-    if array.ndim != 2 or array.size == 0 or not (np.isfinite(array).all() and np.isfinite(again).all()):
+    if array.ndim != 2 or array.size == 0 or not np.isfinite(array).all():
         raise ValueError("values must be finite numbers, as [problems] or [seeds, problems], at least one")
-    return array, again
+    if np.isfinite(highest) and (array.min() < 0 or array.max() > highest):
+        raise ValueError(
+            f"values must lie between 0 and {highest:g}, found {array.min():g} to {array.max():g}"
+        )
+    return array
+
+
+class _Replicates(NamedTuple):
+    estimate: float
+    lows: Floats
+    """[R], of the lower bound."""
+    highs: Floats
 
 
 def _replicates(
-    arms: Sequence[tuple[int, Floats, Floats]], pool: Sequence[ArrayLike] | None, resamples: int, seed: int
-) -> tuple[float, Floats]:
-    """The signed sum of the arms' means over seeds and problems, and its replicates [R]; see the module's text."""
+    arms: Sequence[tuple[int, Floats]],
+    ends: tuple[float, float],
+    strata: ArrayLike | None,
+    weights: ArrayLike | None,
+    resamples: int,
+    seed: int,
+) -> _Replicates:
+    """Of the signed sum of the arms' means over seeds and problems, between `ends`; see the module's text."""
     rng = np.random.default_rng(seed)
-    centre = np.sum([sign * values.mean(axis=0) for sign, values, _ in arms], axis=0)  # [P]
-    change = np.sum([sign * redrawn.mean(axis=0) for sign, _, redrawn in arms], axis=0)  # [P, M]
-    estimate, num_problems = float(centre.mean()), len(centre)
-    draws = _draws(centre - estimate, change - change.mean(axis=1, keepdims=True)).ravel()
-    several = [values for _, values, _ in arms if len(values) > 1]
-    known = (
-        several
-        if pool is None
-        else [np.asarray(values, np.float64) for values in pool if len(np.atleast_2d(values)) > 1]
+    values = np.sum([sign * array.mean(axis=0) for sign, array in arms], axis=0)  # [P]
+    weight = _weights(weights, len(values))
+    members = _members(strata, len(values))
+    estimate = next((end for end in ends if abs(end - weight @ values) < ROUNDING), float(weight @ values))
+    shares, sizes = weight @ members, members.sum(axis=0)
+    contributions = weight * (values - members @ ((weight * values) @ members / shares))
+    if np.abs(contributions).max() <= ROUNDING * max(1.0, np.abs(values).max()) * weight.max():
+        contributions = np.zeros(len(values))
+    means = _in_blocks(partial(_draws, contributions, members, sizes), resamples, len(values), rng)
+    if freedom := len(values) - len(sizes):
+        means *= np.sqrt(freedom / rng.chisquare(freedom, resamples))
+    if several := [array for _, array in arms if len(array) > 1]:
+        means += _seed_draws(rng, resamples, several, weight)
+    low, high = _unseen(rng, resamples, contributions, weight, (estimate - ends[0], ends[1] - estimate))
+    return _Replicates(
+        estimate, np.clip(estimate + means - low, *ends), np.clip(estimate + means + high, *ends)
     )
 
-    def replicate(rng: np.random.Generator, size: int) -> Floats:
-        means = draws[rng.integers(len(draws), size=(size, num_problems))].mean(axis=1)
-        if num_problems > 1:
-            means *= np.sqrt((num_problems - 1) / rng.chisquare(num_problems - 1, size))
-        if several:
-            means += _seed_draws(rng, size, known) * np.sqrt(sum(1 / len(values) for values in several))
-        return means
 
-    return estimate, estimate + _in_blocks(replicate, resamples, num_problems, rng)
+def _weights(weights: ArrayLike | None, num_problems: int) -> Floats:
+    """[P], of sum 1."""
+    given = np.ones(num_problems) if weights is None else np.asarray(weights, np.float64)
+    return given / given.sum()
 
 
-def _draws(deviations: Floats, changes: Floats) -> Floats:
-    """c (x_i - x̄) + g e_im, [P, M]."""
-    observed, of_samples = deviations.var(), changes.var(axis=1).mean()
-    # one problem alone does not tell how problems differ
-    wanted = deviations.var(ddof=1) if len(deviations) > 1 else of_samples
-    factor = np.sqrt(max(0.0, wanted - of_samples) / observed) if observed > 0 else 0.0
-    share = min(1.0, np.sqrt(wanted / of_samples)) if of_samples > 0 else 0.0
-    return factor * deviations[:, None] + share * changes
+def _members(strata: ArrayLike | None, num_problems: int) -> Floats:
+    """[P, T], 1 where a problem is of a stratum. Those of one problem are put together, with the smallest other if need
+    be: one problem does not tell how problems differ (collapsed strata, Cochran 1977, §5A.12)."""
+    if strata is None:
+        return np.ones((num_problems, 1))
+    _, place, counts = np.unique(np.asarray(strata), return_inverse=True, return_counts=True)
+    order = np.argsort(counts, kind="stable")
+    num_small = int((counts == 1).sum())
+    if num_small:
+        place = np.where(np.isin(place, order[: max(2, num_small)]), order[0], place)
+    return (place[:, None] == np.unique(place)).astype(np.float64)
 
 
-def _seed_draws(rng: np.random.Generator, size: int, arms: Sequence[Floats]) -> Floats:
-    """What another seed would have changed, [size]; `arms` have several seeds each, [S, P]."""
-    num_problems = arms[0].shape[1]
-    freedom = sum(len(values) - 1 for values in arms)
-    deviations = [values.mean(axis=1) - values.mean() for values in arms]
-    interactions = [
-        values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean() for values in arms
-    ]
-    spread, rest = (sum(float((part**2).sum()) for part in parts) for parts in (deviations, interactions))
-    explained = rest / (freedom * max(1, num_problems - 1) * num_problems)
-    variance = np.maximum(0, spread / rng.chisquare(freedom, size) - explained)
-    return rng.standard_normal(size) * np.sqrt(variance)
+def _draws(
+    contributions: Floats, members: Floats, sizes: Floats, rng: np.random.Generator, size: int
+) -> Floats:
+    """[size]: what other problems would have added to the mean, by the Bayesian bootstrap in each stratum."""
+    drawn = rng.standard_exponential((size, len(contributions)), dtype=np.float32)
+    scale = sizes * np.sqrt((sizes + 1) / np.maximum(1, sizes - 1))
+    of_strata = (drawn @ (contributions[:, None] * members).astype(np.float32)) / (
+        drawn @ members.astype(np.float32)
+    )
+    return (of_strata * scale).sum(axis=1)
+
+
+def _unseen(
+    rng: np.random.Generator, size: int, contributions: Floats, weight: Floats, rooms: tuple[float, float]
+) -> tuple[Floats, Floats]:
+    """How much farther out the lower and the upper bound lie, [size] each; `rooms`: from the estimate to the ends."""
+    num_differing, heaviest = _kish(contributions), weight.max()
+    drawn, chance = rng.beta(1, 1 / heaviest, size), rng.random(size)
+    rare = max(0.0, 1 - 3 * num_differing / _kish(weight)) / 2
+    has_ends = np.isfinite(rooms).all() or not num_differing
+    unknown = 2.0**-num_differing if has_ends else 0.0
+    is_end, is_tail = chance < unknown, chance < unknown + (1 - unknown) * rare
+    bounds = []
+    for room, farthest in zip(rooms, (-contributions.min(), contributions.max()), strict=True):
+        bounds.append(drawn * np.where(is_end, room, np.where(is_tail, farthest / heaviest, 0.0)))
+    return bounds[0], bounds[1]
+
+
+def _kish(values: Floats) -> float:
+    """How many values the sum of their squares comes from: their number where all are as large."""
+    squares = values**2
+    fourth = float((squares**2).sum())
+    return float(squares.sum()) ** 2 / fourth if fourth > 0 else 0.0
+
+
+def _seed_draws(rng: np.random.Generator, size: int, arms: Sequence[Floats], weight: Floats) -> Floats:
+    """What other seeds would have changed, [size]; `arms` have several seeds each, [S, P]."""
+    num_problems = len(weight)
+    variances, explained = [], 0.0
+    for values in arms:
+        freedom, means = len(values) - 1, values @ weight
+        rest = values - values.mean(axis=0) - (means - means.mean())[:, None]
+        variances.append(float(((means - means.mean()) ** 2).sum()) / freedom / len(values))
+        noise = float(((rest * weight) ** 2).sum()) * num_problems / max(1, num_problems - 1)
+        explained += noise / freedom / len(values)
+    of_all = sum(variances)
+    if not of_all:
+        return np.zeros(size)
+    parts = sum(variance**2 / (len(values) - 1) for variance, values in zip(variances, arms, strict=True))
+    welch = of_all**2 / parts
+    spread = np.maximum(0, of_all * welch / rng.chisquare(welch, size) - explained)
+    return rng.standard_normal(size) * np.sqrt(spread)
 
 
 def _in_blocks(
@@ -310,8 +382,14 @@ def _in_blocks(
     )
 
 
-def _percentiles(replicates: Floats, confidence: float) -> tuple[float, float]:
+def _bounds(drawn: _Replicates, confidence: float) -> tuple[float, float]:
+    return _quantiles(drawn.lows, drawn.highs, confidence)
+
+
+def _quantiles(lows: Floats, highs: Floats, confidence: float) -> tuple[float, float]:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, found {confidence}")
-    low, high = np.quantile(replicates, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    tail = (1 - confidence) / 2
+    # no interpolation, since infinite bounds have none
+    low, high = (np.quantile(bounds, tail, method="inverted_cdf") for bounds in (lows, -highs))
+    return float(low), float(-high)

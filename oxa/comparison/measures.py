@@ -25,6 +25,9 @@ Row = Mapping[str, Any]
 """A part of it: an arm's numbers on a group, or a difference."""
 
 POOLED = "pooled"
+"""All problems of all benchmarks, each weighing the same."""
+MACRO = "macro"
+"""The mean over benchmarks of their means, each weighing the same: the paper's average."""
 
 
 class Unit(NamedTuple):
@@ -55,8 +58,7 @@ class Metric(NamedTuple):
     title: str
     unit: Unit
     values: Callable[[Integers, Tally], Floats | Integers]
-    """Of problems' numbers of samples and what these amount to, a value a problem: [P], or [P, M] of those drawn again.
-    NaN where a problem has none."""
+    """Of problems' numbers of samples and what these amount to, a value a problem [P]; NaN where one has none."""
     role: Literal["question", "beside", "summary"] = "beside"
     """`question`: among those that the comparison is about: first in every table, with claims and differences, in the
     family of Holm's correction. `beside`: a column of the tables. `summary`: in summary.json alone."""

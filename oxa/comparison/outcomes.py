@@ -1,10 +1,9 @@
-"""What a checkpoint did on each problem of the benchmarks, and what it would have done with its samples drawn again.
+"""What a checkpoint did on each problem of the benchmarks.
 
-Correctness comes from the stored verdicts of every generation. Checkpoints answer with common random numbers, so the
-same sample numbers are drawn again for all of them. For majorities, answers that the verifier holds equal to a gold
-one are one answer, and so are others that it holds equal to each other (records/same_answers.py).
+Correctness comes from the stored verdicts of every generation. For majorities, answers that the verifier holds equal to
+a gold one are one answer, and so are others that it holds equal to each other (records/same_answers.py).
 
-Legend: P problems, M draws of a problem's samples, n samples.
+Legend: P problems, n samples.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ Integers = NDArray[np.int64]
 
 BASE = "base"
 RL = "-rl"  # ends the name of an arm after RL
-NUM_REDRAWN = 100  # times that a problem's samples are drawn again
 COLUMNS = [
     "benchmark",
     "problem_id",
@@ -44,7 +42,7 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Tally:
-    """What the samples of each problem amount to: arrays [P], or [P, M] of samples drawn again."""
+    """What the samples of each problem amount to: arrays [P]."""
 
     num_correct: Integers
     majority: Floats
@@ -69,7 +67,6 @@ class Outcomes(Tally):
     problem_id: NDArray[Any]
     tier: NDArray[Any]
     num_samples: Integers
-    redrawn: Tally
 
     def only(self, members: NDArray[Any]) -> Outcomes:
         """Of these problems alone, or in this order."""
@@ -82,15 +79,10 @@ def joined(parts: Sequence[Outcomes]) -> Outcomes:
 
 
 def _each(parts: Sequence[Outcomes], function: Callable[[list[NDArray[Any]]], NDArray[Any]]) -> Outcomes:
-    arrays = _each_field(Outcomes, parts, function)
-    return Outcomes(**arrays, redrawn=Tally(**_each_field(Tally, [part.redrawn for part in parts], function)))
-
-
-def _each_field(
-    of: type[Tally], parts: Sequence[Tally], function: Callable[[list[NDArray[Any]]], NDArray[Any]]
-) -> dict[str, NDArray[Any]]:
-    names = [field.name for field in fields(of) if field.name != "redrawn"]
-    return {name: np.ascontiguousarray(function([getattr(part, name) for part in parts])) for name in names}
+    names = [field.name for field in fields(Outcomes)]
+    return Outcomes(
+        **{name: np.ascontiguousarray(function([getattr(part, name) for part in parts])) for name in names}
+    )
 
 
 def outcomes(path: Path, step: int | None = None, *, entropies: Path | None = None) -> Outcomes:
@@ -157,16 +149,13 @@ def _gathered(generated: pa.Table, entropies: pa.Table) -> Outcomes:
             generated["finish_reason"].to_numpy(zero_copy_only=False) == "length",
         ]
     )
-    rng, rng_apart = np.random.default_rng(0), np.random.default_rng(1)
     drawn_apart = _by_problem(entropies)
     parts, places = [], []
     for n in np.unique(num_samples):
         members = np.flatnonzero(num_samples == n)
         of_problem = marks[:, starts[members][:, None] + np.arange(n)]  # [3, p, n]
-        again = rng.integers(n, size=(len(members), NUM_REDRAWN, n))
-        redrawn = of_problem[:, np.arange(len(members))[:, None, None], again]  # [3, p, M, n]
         first = starts[members]
-        apart, apart_again = _apart(drawn_apart, benchmark[first], problem_id[first], rng_apart)
+        apart = _apart(drawn_apart, benchmark[first], problem_id[first])
         parts.append(
             Outcomes(
                 **vars(_tally(of_problem, apart)),
@@ -174,7 +163,6 @@ def _gathered(generated: pa.Table, entropies: pa.Table) -> Outcomes:
                 problem_id=problem_id[first],
                 tier=tier[first],
                 num_samples=num_samples[members],
-                redrawn=_tally(redrawn, apart_again),
             )
         )
         places.append(members)
@@ -197,25 +185,19 @@ def _by_problem(entropies: pa.Table) -> dict[tuple[str, str], EntropyAndTokens]:
 
 
 def _apart(
-    by_problem: dict[tuple[str, str], EntropyAndTokens],
-    benchmark: NDArray[Any],
-    problem_id: NDArray[Any],
-    rng: np.random.Generator,
-) -> tuple[Floats, Floats]:
-    """[2, P, n]: entropy and tokens of each problem's responses that were drawn for it, and [2, P, M, n] drawn again.
+    by_problem: dict[tuple[str, str], EntropyAndTokens], benchmark: NDArray[Any], problem_id: NDArray[Any]
+) -> Floats:
+    """[2, P, n]: entropy and tokens of each problem's responses that were drawn for it.
 
     Those with a token come first; 0 where a problem has fewer than n.
     """
     of_problem = [
         by_problem.get(key, []) for key in zip(benchmark.tolist(), problem_id.tolist(), strict=True)
     ]
-    num = np.array([len(each) for each in of_problem])
-    drawn = np.zeros((2, len(num), max(1, num.max())))
+    drawn = np.zeros((2, len(of_problem), max(1, *map(len, of_problem))))
     for place, each in enumerate(of_problem):
         drawn[:, place, : len(each)] = np.array(each).reshape(-1, 2).T
-    again = (rng.random((len(num), NUM_REDRAWN, drawn.shape[2])) * num[:, None, None]).astype(np.int64)
-    redrawn = drawn[:, np.arange(len(num))[:, None, None], again]
-    return drawn, redrawn * (np.arange(drawn.shape[2]) < num[:, None, None])
+    return drawn
 
 
 def _answer_ids(

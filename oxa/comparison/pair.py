@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from oxa.comparison import arms, drawn
-from oxa.comparison.measures import Metric, metrics, pass_at, pass_hat
+from oxa.comparison.measures import MACRO, Metric, metrics, pass_at, pass_hat
 from oxa.comparison.outcomes import RL, Outcomes, outcomes, unlike
 from oxa.config.report import Report
 from oxa.errors import DataError
@@ -70,14 +70,14 @@ def run(
             *sides.values(),
             only=compared[name],
             same_seeds=same_seeds,
+            is_macro=name == MACRO,
             num_comparisons=sum(map(len, compared.values())),
         )
         of_metric = {metric.name: part.pop(metric.name) for metric in compared[name] if metric.name in part}
         for metric in compared[name]:
             if metric.name in of_metric:
-                row, highest = of_metric[metric.name], metric.unit.highest
-                row |= {side: float(arms.observed(runs, metric).mean()) for side, runs in sides.items()}
-                row["low"], row["high"] = max(-highest, row["low"]), min(highest, row["high"])
+                row = of_metric[metric.name]
+                row |= {side: arms.mean(runs, metric, is_macro=name == MACRO) for side, runs in sides.items()}
                 rows.append(row)
         groups[name] = part | {"metrics": of_metric}
     arms.correct(section, rows)

@@ -116,7 +116,7 @@ class Params(Section):
                 f"to [{of_rl}]"
             )
         for name in self.ingest.benchmarks:
-            if name in ("train", "rlvr", "pooled"):
+            if name in ("train", "rlvr", "pooled", "macro"):
                 raise ValueError(
                     f"source {name!r} cannot be a benchmark's name: it means something else in the tables"
                 )

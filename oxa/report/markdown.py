@@ -12,12 +12,24 @@ from textwrap import fill
 
 from oxa.comparison.measures import Metric, Row, Summary, beside, metrics, pass_at, pass_hat, question
 from oxa.comparison.outcomes import BASE, RL
-from oxa.report.wording import ENTROPIES, GATE_TITLES, change, gate_rows, gates, listed, predictor_rows, sizes
+from oxa.report.wording import (
+    ENTROPIES,
+    GATE_TITLES,
+    ONE_SEED,
+    TOGETHER,
+    change,
+    families,
+    gate_rows,
+    gates,
+    listed,
+    predictor_rows,
+    seeds,
+    sizes,
+)
 
 SMALL = 50  # problems of a benchmark below which the Bayesian interval is given, too
 Columns = dict[str, Callable[[Row], str]]
 """Title, to how an arm's numbers are written there."""
-ONE_SEED = "One fine-tuning seed: the intervals do not cover what another seed would change."
 
 
 def table(summary: Summary) -> str:
@@ -39,10 +51,8 @@ def table(summary: Summary) -> str:
         lines += ["## Predictors of pass@1 after RL", "", _wrapped(summary["predictors"]["sentence"]), ""]
         lines += [*aligned(["", *(row[0] for row in rows)], turned), ""]
     notes = [
-        f"Intervals: {level}, bootstrap over problems and samples (and seeds, where there are several). Differences "
-        "are paired by problem; p is corrected by Holm's method over the "
-        f"{summary['num_comparisons']} between arms, and apart from these over the {summary['num_beside']} others "
-        "(the base, and what RL added). "
+        f"Intervals: {level}, bootstrap over problems, and over an arm's own seeds where it has several. Differences "
+        f"are paired by problem; {families(summary)} "
         f"n.s.: the interval holds 0 or p > {1 - summary['confidence']:.2g}, so no difference is shown. {ENTROPIES}"
     ]
     if any(summary["arms"][baseline][group]["num_problems"] < SMALL for group in summary["groups"]):
@@ -54,8 +64,7 @@ def table(summary: Summary) -> str:
     if len(by_size) > 1:
         parts = [f"{size:,} responses for {listed(same)}" for size, same in by_size.items()]
         notes += [f"The CE sets that the arms were trained on differ in size: {'; '.join(parts)}."]
-    if summary["arms"][baseline][summary["groups"][0]]["num_seeds"] == 1:
-        notes += [ONE_SEED]
+    notes += [note] if (note := seeds(summary)) else []
     return "\n".join([*lines, *map(_wrapped, notes)]) + "\n"
 
 
@@ -67,6 +76,7 @@ def _heading(summary: Summary, group: str) -> str:
     counts = summary["arms"][BASE][group]
     samples = f"{counts['num_samples']} sample{'s' * (counts['num_samples'] > 1)} a problem"
     heading = f"## {group}: {counts['num_problems']} problems, {samples}"
+    heading += f"; {what}" if (what := TOGETHER.get(group)) else ""
     if group in summary["guess_rate"]:
         rate = 100 * summary["guess_rate"][group]
         heading += f"; always giving the most frequent answer solves {rate:.1f}%"
@@ -133,7 +143,8 @@ def cell(numbers: Row, metric: Metric) -> str:
 
 
 def _ends(numbers: Row, name: str, metric: Metric) -> str:
-    low, high = (metric.text(numbers[f"{name}_{end}"]) for end in ("low", "high"))
+    ends = [numbers[f"{name}_{end}"] for end in ("low", "high")]
+    low, high = ("?" if end is None else metric.text(end) for end in ends)
     return f"[{low}, {high}]"
 
 

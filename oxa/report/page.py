@@ -20,7 +20,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from oxa.comparison.measures import POOLED, question
+from oxa.comparison.measures import MACRO, POOLED, question
 from oxa.comparison.outcomes import BASE, RL
 from oxa.report import curves, page_tables, plots, training_sets, wording
 from oxa.report.curves import Curves
@@ -59,11 +59,13 @@ class Figure(NamedTuple):
 
 
 class Group(NamedTuple):
-    """A benchmark, or the pool of all."""
+    """A benchmark, or all of them together."""
 
     name: str
     num_problems: int
     num_samples: int
+    what: str
+    """How its problems weigh, of a pool."""
     guess_rate: float | None
     tables: dict[str, page_tables.Table]
     figures: dict[str, list[Figure]]
@@ -100,7 +102,7 @@ def render(
     `pass_rates` what the stage of that name measured, by split."""
     draw = _Drawer()
     arms = plots.arms_of(summary)
-    groups = sorted(summary["groups"], key=lambda name: name != POOLED)
+    groups = sorted(summary["groups"], key=lambda name: (name != POOLED, name != MACRO))
     legend = [
         (name, draw.picture(partial(plots.sample, arms=arms, name=name), name, 0.5, 0.15))
         for name in (BASE, *arms)
@@ -123,6 +125,8 @@ def render(
         sizes=_sizes(summary),
         listed=listed,
         entropies=wording.ENTROPIES,
+        families=wording.families(summary),
+        seeds=wording.seeds(summary),
         warning=wording.gates(summary["gates"]),
         gates=_gates(summary["gates"]),
         legend=legend,
@@ -264,7 +268,13 @@ def _group(draw: _Drawer, summary: Mapping[str, Any], name: str) -> Group:
             for metric in question(counts["num_samples"])
         ]
     return Group(
-        name, counts["num_problems"], counts["num_samples"], summary["guess_rate"].get(name), tables, figures
+        name,
+        counts["num_problems"],
+        counts["num_samples"],
+        wording.TOGETHER.get(name, ""),
+        summary["guess_rate"].get(name),
+        tables,
+        figures,
     )
 
 

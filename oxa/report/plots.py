@@ -268,7 +268,13 @@ def along_rl(axis: Any, summary: Mapping[str, Any], group: str, metric: Metric) 
         measured = [row for row in summary["steps"][arm][group] if row[key] is not None]
         steps = [row["step"] for row in measured]
         style = look(arms, arm)
-        low, high = ([scale * row[f"{key}{end}"] for row in measured] for end in ("_low", "_high"))
+        low, high = (
+            scale
+            * np.array(
+                [row[f"{key}{end}"] for row in measured], np.float64
+            )  # None, a bound that is unknown: NaN
+            for end in ("_low", "_high")
+        )
         axis.fill_between(steps, low, high, color=style["color"], alpha=0.12, linewidth=0)
         values = [scale * row[key] for row in measured]
         axis.plot(steps, values, marker=marker(arms, arm), markersize=4, clip_on=False, label=arm, **style)

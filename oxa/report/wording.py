@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from oxa.comparison.measures import Metric, Row, Summary, question
+from oxa.comparison.measures import MACRO, POOLED, Metric, Row, Summary, question
 from oxa.comparison.outcomes import BASE, RL
 
 GATES = {"G1": "competence", "G2": "habit", "G3": "headroom", "G4": "no guessing", "G5": "room"}
@@ -21,6 +21,19 @@ ENTROPIES = (
 EQUAL_WEIGHTS = (0.9, 1.1)
 """Mean weights of an arm's rollouts, over RL, between which steps are called equally large (oxa/rl/weights.py)."""
 GATE_TITLES = ["gate", "what", "measured", "wanted", "verdict"]
+
+
+ONE_SEED = (
+    "One fine-tuning seed: all of this is of these very checkpoints; whether another seed would tell the same of the "
+    "arms cannot be known from it."
+)
+TOGETHER = {
+    POOLED: "each problem weighs the same",
+    MACRO: "the mean over benchmarks, as the paper averages, each weighs the same",
+}
+"""What the groups are that hold several benchmarks."""
+MANY_SEEDS = 5
+"""From here on seeds' own spread is known well enough for a difference to be shown."""
 
 
 class Contrast(NamedTuple):
@@ -52,6 +65,39 @@ def with_answer(summary: Summary) -> dict[str, Any]:
     return {**summary, "answer": answer(summary)}
 
 
+def seeds(summary: Summary) -> str:
+    """What so few fine-tuning seeds leave unknown; "" where they are enough."""
+    num = summary["arms"][summary["baseline"]][summary["groups"][-1]]["num_seeds"]
+    if num == 1:
+        return ONE_SEED
+    if num >= MANY_SEEDS:
+        return ""
+    return (
+        f"{num} fine-tuning seeds: an arm's seeds tell of this arm alone, and {num} tell little of their spread, so "
+        f"intervals are wide; {MANY_SEEDS} seeds make them several times narrower."
+    )
+
+
+def families(summary: Summary) -> str:
+    """Over which comparisons p is corrected."""
+    groups, sizes = summary["groups"], sorted(set(summary["num_comparisons"].values()))
+    size, where = (
+        " to ".join(map(str, sizes[:1] + sizes[1:][-1:])),
+        groups[0] if len(groups) == 1 else "a benchmark",
+    )
+    compared = ["arms against the baseline", "the base", *["what RL added"] * bool(summary["gains"])]
+    text = (
+        f"p is corrected by Holm's method over all {size} comparisons on {where} ({listed(compared)}, in pass@1, "
+        "pass@n and both entropies)."
+    )
+    if len(groups) == 1:
+        return text
+    return (
+        f"{text} The {len(groups)} tables are a family each: the chance of any false difference among those shown is "
+        f"{1 - summary['confidence']:.0%} in one table, not in all together; the answer reads {groups[-1]} alone."
+    )
+
+
 def answer(summary: Summary) -> dict[str, Any]:
     """{"sentence": …, "claims": [{"claim", "phase", "arm", "text", "shown"}, …]}."""
     group = summary["groups"][-1]  # pooled comes last
@@ -72,7 +118,22 @@ def answer(summary: Summary) -> dict[str, Any]:
                 else:
                     contrast.others.append(arm)
     parts = [(metric, contrasts[metric.name]) for metric in metrics if metric.name in contrasts]
-    return {"sentence": _sentence(summary["baseline"], parts), "claims": claims}
+    return {"sentence": _framed(summary, _sentence(summary["baseline"], parts)), "claims": claims}
+
+
+def _framed(summary: Summary, sentence: str) -> str:
+    """With which mean it is of, where there are several benchmarks, and what one seed leaves unknown."""
+    group = summary["groups"][-1]
+    counts = summary["arms"][summary["baseline"]][group]
+    if group == POOLED:
+        num = len(summary["groups"]) - len(TOGETHER)
+        sentence = (
+            f"Of the {counts['num_problems']:,} problems of {num} benchmarks, pooled (the macro mean, the paper's, "
+            f"stands beside it): {sentence[0].lower()}{sentence[1:]}"
+        )
+    if counts["num_seeds"] == 1 and _arms(summary):
+        sentence += " One fine-tuning seed: what another would change cannot be known."
+    return sentence
 
 
 def _arms(summary: Summary) -> list[str]:
@@ -125,7 +186,7 @@ def _claim(arm: str, ending: str, summary: Summary, metric: Metric, row: Row) ->
         return f"{arm}: no difference shown; both {reached}, which cannot tell them apart"
     if not row["shown"]:
         alone = row["low"] > 0 or row["high"] < 0
-        why = f"; p {row['p_holm']:.3f} over {summary['num_comparisons']} comparisons" if alone else ""
+        why = f"; p {row['p_holm']:.3f} over {summary['num_comparisons'][group]} comparisons" if alone else ""
         return f"{arm}: no difference shown ({size}{why})"
     if metric.solved:
         return f"{arm} solved {'more' if is_more else 'fewer'} {metric.solved} than {baseline}, {size}"

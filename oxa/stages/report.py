@@ -22,7 +22,7 @@ import numpy as np
 
 from oxa.comparison import drawn, outcomes, predictors, room
 from oxa.comparison.arms import summarize
-from oxa.comparison.measures import POOLED, Summary, question
+from oxa.comparison.measures import Summary, question
 from oxa.comparison.outcomes import BASE, RL, Outcomes
 from oxa.config.report import Report
 from oxa.errors import DataError
@@ -145,7 +145,7 @@ def _summary(
     numbers = with_answer(summarize(section, results, along))
     benchmarks = files.read_json(metrics / "ingest.json")["benchmarks"]
     numbers["guess_rate"] = {
-        name: benchmarks[name]["guess_rate"] for name in numbers["groups"] if name != POOLED
+        name: benchmarks[name]["guess_rate"] for name in numbers["groups"] if name in benchmarks
     }
     return numbers
 

@@ -154,7 +154,7 @@ def _numbers(
     titles = sorted({title for cells in beside.values() for title in cells})
     lines = []
     for name, runs in checkpoints.items():
-        numbers = arms.numbers_of(section, runs, [runs], metrics)
+        numbers = arms.numbers_of(section, runs, metrics)
         solved = np.mean([run.num_correct / run.num_samples for run in runs], axis=0)
         by_world = (pass_at(1).text(solved[of_world(runs[0], seed)].mean()) for seed in study.worlds)
         cells = [markdown.cell(numbers, metric) for metric in (*metrics, TOKENS)]
@@ -215,9 +215,7 @@ def _tiers(section: Report, checkpoints: Mapping[str, Sequence[Outcomes]]) -> st
         cells = []
         for one in tiers:
             of_tier = [run.only(tier == one) for run in runs]
-            cells.append(
-                markdown.cell(arms.numbers_of(section, of_tier, [of_tier], [pass_at(1)]), pass_at(1))
-            )
+            cells.append(markdown.cell(arms.numbers_of(section, of_tier, [pass_at(1)]), pass_at(1)))
         rows.append([name, *cells])
     return _lines([pass_at(1).heading, *tiers], rows)
 

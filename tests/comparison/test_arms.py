@@ -85,8 +85,6 @@ def test_outcomes_count_what_the_rows_hold_whatever_their_order(tmp_path: Path) 
     assert (one.num_samples.tolist(), one.num_correct.tolist()) == ([2, 2], [0, 1])
     assert one.mean_tokens.tolist() == [10, 20]
     assert one.truncated.tolist() == [0, 0.5]
-    assert (one.redrawn.num_correct[0] == 0).all()
-    assert set(one.redrawn.num_correct[1]) == {0, 1, 2}
     assert np.isnan(one.response_entropy).all(), "nothing was drawn for it"
 
 
@@ -110,9 +108,6 @@ def test_entropy_is_that_of_the_responses_drawn_for_it_by_response_and_by_token(
     )
     assert np.nanmean(by_token) == pytest.approx(63 / 1030)
     assert np.isnan(by_token).tolist() == [False, False, True]
-    again = one.redrawn.response_entropy
-    assert set(np.round(again[0], 3)) == {0.5, 0.275, 0.05}
-    assert again[1] == pytest.approx(0.4), "an empty response never counts as 0"
 
 
 def test_equal_answers_vote_together_and_silence_does_not_vote(tmp_path: Path) -> None:
@@ -136,11 +131,12 @@ def test_the_last_step_is_taken_unless_another_is_asked_for(tmp_path: Path) -> N
         outcomes.outcomes(path, 15)
 
 
-def test_two_checkpoints_draw_the_same_samples_again(tmp_path: Path) -> None:
+def test_equal_checkpoints_differ_by_nothing_and_their_interval_has_a_width(tmp_path: Path) -> None:
     a, b = (outcomes.outcomes(write(tmp_path / f"{name}.parquet", 0.5)) for name in "ab")
-    np.testing.assert_array_equal(a.redrawn.num_correct, b.redrawn.num_correct)
-    rows = arms.differences(SECTION, [a], [b])
-    assert (rows["pass_at_1"]["low"], rows["pass_at_1"]["high"]) == (0, 0)
+    row = arms.differences(SECTION, [a], [b])["pass_at_1"]
+    room = 1 - 0.025 ** (1 / 80)  # 80 of 80 agree
+    assert (row["low"], row["high"]) == pytest.approx((-room, room), rel=0.3)
+    assert (row["difference"], row["p_value"]) == (0, 1)
 
 
 def test_numbers_are_those_of_the_outcomes(tmp_path: Path, summary: dict[str, Any]) -> None:
@@ -186,18 +182,10 @@ def test_arms_are_compared_with_the_baseline_of_their_phase_and_with_themselves_
 def test_gains_are_paired_by_seed(tmp_path: Path) -> None:
     by_arm, _ = results(tmp_path, seeds=(0, 3))
     gain = summarized(SECTION, by_arm)["gains"]["sft"]["world"]["pass_at_2"]
-    names = ("sft", "oxa_mle", "oxa_full")
-    gains = [
-        arms.observed(by_arm[f"{arm}-rl"], pass_at(2)) - arms.observed(by_arm[arm], pass_at(2))
-        for arm in names
-    ]
-    after, before = (
-        (arms.observed(by_arm[name], pass_at(2)), arms.redrawn(by_arm[name], pass_at(2)))
-        for name in ("sft-rl", "sft")
-    )
+    after, before = (arms.observed(by_arm[name], pass_at(2)) for name in ("sft-rl", "sft"))
     paired, apart = (
         estimators.paired_difference(
-            after[0], before[0], (after[1], before[1]), same_seeds=same, pool=gains, resamples=300
+            after, before, same_seeds=same, strata=by_arm["sft"][0].tier, resamples=300
         )
         for same in (True, False)
     )
@@ -205,33 +193,44 @@ def test_gains_are_paired_by_seed(tmp_path: Path) -> None:
     assert paired != apart
 
 
-def test_how_much_seeds_differ_is_asked_of_all_arms_of_a_phase(tmp_path: Path) -> None:
+def test_how_much_an_arms_seeds_differ_is_asked_of_no_other_arm(tmp_path: Path) -> None:
     by_arm, _ = results(tmp_path, seeds=(0, 1), rl=False)
-    widths = []
-    for names in (["base", "sft", "oxa_mle"], ["base", "sft", "oxa_mle", "oxa_full"]):
-        summary = summarized(SECTION, {arm: by_arm[arm] for arm in names})
-        row = summary["differences"]["oxa_mle"]["world"]["pass_at_2"]
-        assert row["difference"] > 0
-        widths.append(row["high"] - row["low"])
-    assert widths[1] < 0.8 * widths[0], "three arms' seeds know more than two arms'"
+    few, many = (
+        summarized(SECTION, {arm: by_arm[arm] for arm in names})
+        for names in (["base", "sft", "oxa_mle"], ["base", "sft", "oxa_mle", "oxa_full"])
+    )
+    assert few["arms"]["oxa_mle"] == many["arms"]["oxa_mle"]
+    alone = arms.differences(SECTION, by_arm["oxa_mle"], by_arm["sft"])["pass_at_2"]
+    assert many["differences"]["oxa_mle"]["world"]["pass_at_2"] == alone
 
 
-def test_holm_has_a_family_for_the_question_and_one_for_what_stands_beside_it(
-    summary: dict[str, Any],
-) -> None:
-    families: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+def test_on_one_problem_a_rate_has_a_wide_interval_and_an_entropy_none(tmp_path: Path) -> None:
+    by_arm, _ = results(tmp_path, rl=False)
+    one = {arm: [run.only(np.array([0])) for run in runs] for arm, runs in by_arm.items()}
+    summary = summarized(SECTION, one) | {"guess_rate": {}}
+    numbers, row = summary["arms"]["sft"]["world"], summary["differences"]["oxa_mle"]["world"]
+    assert numbers["pass_at_1_high"] - numbers["pass_at_1_low"] > 0.9
+    assert row["pass_at_1"]["p_value"] > 0.4
+    assert numbers["response_entropy"] > 0
+    assert numbers["response_entropy_high"] is None
+    assert "response_entropy" not in row
+    assert "?]" in markdown.table(summary)
+
+
+def test_all_differences_and_gains_of_a_group_are_one_family_of_holms(summary: dict[str, Any]) -> None:
+    family: list[dict[str, Any]] = []
     for kind in ("differences", "gains"):
-        for name, by_group in summary[kind].items():
-            rows = [by_group["world"][metric] for metric in ("pass_at_1", "pass_at_8", *ENTROPIES)]
-            families[kind == "gains" or name == "base"] += rows
-    assert summary["num_comparisons"] == len(families[False]) == 16
-    assert summary["num_beside"] == len(families[True]) == 16
-    for rows in families.values():
-        expected = estimators.holm([row["p_value"] for row in rows])
-        np.testing.assert_allclose([row["p_holm"] for row in rows], expected)
-        for row in rows:
-            excludes = row["low"] > 0 or row["high"] < 0
-            assert row["shown"] == (excludes and row["p_holm"] <= 1 - summary["confidence"])
+        for by_group in summary[kind].values():
+            family += [by_group["world"][metric] for metric in ("pass_at_1", "pass_at_8", *ENTROPIES)]
+    assert summary["num_comparisons"] == {"world": len(family)} == {"world": 32}
+    expected = estimators.holm([row["p_value"] for row in family])
+    np.testing.assert_allclose([row["p_holm"] for row in family], expected)
+    for row in family:
+        excludes = row["low"] > 0 or row["high"] < 0
+        assert row["shown"] == (excludes and row["p_holm"] <= 1 - summary["confidence"])
+    assert "over all 32 comparisons on world (arms" in wording.families(summary)
+    several = summary | {"groups": ["world", "macro", "pooled"]}
+    assert "The 3 tables are a family each" in wording.families(several)
     others = summary["differences"]["oxa_mle"]["world"]
     assert others["pass_at_2"]["low"] > 0
     assert (others["pass_at_2"]["p_holm"], others["pass_at_2"]["shown"]) == (None, False)
@@ -241,7 +240,7 @@ def test_a_problem_without_an_entropy_is_left_out_of_its_comparison_only(tmp_pat
     by_arm, _ = results(tmp_path, rl=False)
     for runs in by_arm.values():
         for name in ("response_entropy", "entropy", "entropy_tokens"):
-            getattr(runs[0], name)[3] = getattr(runs[0].redrawn, name)[3] = np.nan
+            getattr(runs[0], name)[3] = np.nan
     row = summarized(SECTION, by_arm)["differences"]["oxa_mle"]["world"]
     runs = [by_arm[name][0].only(np.delete(np.arange(80), 3)) for name in ("oxa_mle", "sft")]
     ours, theirs = (run.response_entropy.mean() for run in runs)
@@ -252,7 +251,7 @@ def test_a_problem_without_an_entropy_is_left_out_of_its_comparison_only(tmp_pat
 
 def test_enough_resamples_are_taken_for_a_clear_difference_to_survive_holm(summary: dict[str, Any]) -> None:
     clear = summary["differences"]["oxa_mle"]["world"]["pass_at_1"]
-    assert 2 * 16 / (SECTION.resamples + 1) > 0.05, "300 alone could not show anything"
+    assert 2 * 32 / (SECTION.resamples + 1) > 0.05, "300 alone could not show anything"
     assert clear["shown"]
 
 
@@ -269,7 +268,8 @@ def test_the_answer_names_what_is_shown_and_nothing_else(summary: dict[str, Any]
     sentence, claims = summary["answer"]["sentence"], summary["answer"]["claims"]
     assert sentence.startswith("Problems solved at the first try, against sft: before RL oxa_mle +")
     assert ", no difference shown for oxa_full; after RL no difference shown. " in sentence
-    assert sentence.endswith(" Token entropy: no difference shown, before and after RL.")
+    assert " Token entropy: no difference shown, before and after RL. " in sentence
+    assert sentence.endswith("One fine-tuning seed: what another would change cannot be known.")
     places = {(claim["phase"], claim["claim"], claim["arm"]) for claim in claims}
     assert len(claims) == len(places) == 2 * 4 * 2
     for claim in claims:
@@ -296,13 +296,13 @@ def sentence_of(**differences: float) -> str:
         }
         for metric, value in differences.items()
     }
-    numbers = {"num_samples": 8}
+    numbers = {"num_samples": 8, "num_seeds": 2, "num_problems": 50}
     return wording.answer(
         {
             "baseline": "sft",
-            "num_comparisons": 3,
+            "num_comparisons": {"a": 3, "pooled": 3},
             "order": ["base", "sft", "oxa"],
-            "groups": ["a", "pooled"],
+            "groups": ["a", "b", "macro", "pooled"],
             "arms": {"sft": {"pooled": numbers}, "oxa": {"pooled": numbers}},
             "differences": {"oxa": {"pooled": rows}},
         }
@@ -310,7 +310,10 @@ def sentence_of(**differences: float) -> str:
 
 
 def test_the_sentence_tells_all_metrics_the_first_of_them_in_numbers() -> None:
-    opening = "Problems solved at the first try, against sft: before RL "
+    opening = (
+        "Of the 50 problems of 2 benchmarks, pooled (the macro mean, the paper's, stands beside it): problems solved "
+        "at the first try, against sft: before RL "
+    )
     assert sentence_of(pass_at_1=0, pass_at_8=0, response_entropy=0, token_entropy=0) == (
         f"{opening}no difference shown. Pass@8: no difference shown, before RL. "
         "Response entropy: no difference shown, before RL. Token entropy: no difference shown, before RL."
@@ -325,15 +328,25 @@ def test_what_every_problem_reaches_is_not_called_equal(tmp_path: Path) -> None:
     by_arm, _ = results(tmp_path, rl=False)
     for name in ("sft", "oxa_mle"):
         by_arm[name][0].num_correct[:] = 8
-        by_arm[name][0].redrawn.num_correct[:] = 8
-    summary = summarized(SECTION, by_arm)
+    summary = summarized(SECTION.model_copy(update={"resamples": 4000}), by_arm)
     numbers = summary["arms"]["sft"]["world"]
-    low = 0.025 ** (1 / 80)  # the rate at which 80 of 80 are as unlikely as 2.5%
-    assert (numbers["pass_at_1_low"], numbers["pass_at_1_high"]) == (pytest.approx(low), 1)
+    low = 0.025 ** (1 / 80)  # the rate at which 80 of 80 are as unlikely as 2.5% (Clopper & Pearson)
+    assert (numbers["pass_at_1_low"], numbers["pass_at_1_high"]) == (pytest.approx(low, abs=0.005), 1)
     row = summary["differences"]["oxa_mle"]["world"]["pass_at_1"]
-    assert (row["low"], row["high"], row["shown"]) == (pytest.approx(low - 1), pytest.approx(1 - low), False)
+    assert (row["low"], row["high"]) == pytest.approx((low - 1, 1 - low), abs=0.005)
+    assert not row["shown"]
     (claim,) = [c for c in summary["answer"]["claims"] if (c["arm"], c["claim"]) == ("oxa_mle", "pass@1")]
     assert "which cannot tell them apart" in claim["text"]
+
+
+def test_one_wrong_sample_hardly_moves_the_interval_of_an_arm_that_solves_all(tmp_path: Path) -> None:
+    by_arm, _ = results(tmp_path, rl=False)
+    for name, num_wrong in (("sft", 0), ("oxa_mle", 1)):
+        by_arm[name][0].num_correct[:] = 8
+        by_arm[name][0].num_correct[0] -= num_wrong
+    summary = summarized(SECTION.model_copy(update={"resamples": 4000}), by_arm)
+    lows = [1 - summary["arms"][name]["world"]["pass_at_1_low"] for name in ("sft", "oxa_mle")]
+    assert lows[1] == pytest.approx(lows[0], rel=0.2)
 
 
 def test_a_worse_arm_is_said_to_be_worse(tmp_path: Path) -> None:
@@ -363,9 +376,9 @@ def test_a_baseline_alone_has_a_table_too(tmp_path: Path) -> None:
 def test_benchmarks_are_pooled_and_seeds_counted(tmp_path: Path) -> None:
     by_arm, along = results(tmp_path, seeds=(0, 3), benchmarks={"a": 20, "z": 40}, num_samples=4)
     summary = summarized(SECTION, by_arm, along) | {"guess_rate": {}}
-    assert summary["groups"] == ["a", "z", "pooled"]
-    assert summary["num_comparisons"] == summary["num_beside"] == 16
-    for group, num_problems in (("a", 20), ("z", 40), ("pooled", 60)):
+    assert summary["groups"] == ["a", "z", "macro", "pooled"]
+    assert summary["num_comparisons"] == dict.fromkeys(summary["groups"], 32)
+    for group, num_problems in (("a", 20), ("z", 40), ("macro", 60), ("pooled", 60)):
         numbers = summary["arms"]["sft"][group]
         assert (numbers["num_problems"], numbers["num_seeds"]) == (num_problems, 2)
         row = summary["differences"]["base"][group]
@@ -379,6 +392,53 @@ def test_benchmarks_are_pooled_and_seeds_counted(tmp_path: Path) -> None:
     small, large = (text.split(f"## {name}:")[1].split("\n## ")[0] for name in ("a", "pooled"))
     assert "Bayes of pass@1, %" in small
     assert "Bayes of pass@1" not in large
+
+
+def test_macro_is_the_mean_over_benchmarks_of_every_number(tmp_path: Path) -> None:
+    by_arm, along = results(tmp_path, seeds=(0, 3), benchmarks={"a": 20, "z": 60}, num_samples=4)
+    summary = summarized(SECTION, by_arm, along) | {"guess_rate": {}}
+    for arm in ("base", "sft", "oxa_mle-rl"):
+        numbers = summary["arms"][arm]
+        for name in (
+            "pass_at_1",
+            "pass_at_4",
+            "maj_at_4",
+            "distinct_answers",
+            "token_entropy",
+            "mean_tokens",
+        ):
+            expected = (numbers["a"][name] + numbers["z"][name]) / 2
+            assert numbers["macro"][name] == pytest.approx(expected), name
+        assert numbers["macro"]["mean_tokens"] != pytest.approx(numbers["pooled"]["mean_tokens"])
+    row = summary["differences"]["oxa_mle"]
+    for name in ("pass_at_1", "token_entropy"):
+        parts = [row[group][name]["difference"] for group in ("a", "z")]
+        assert row["macro"][name]["difference"] == pytest.approx(sum(parts) / 2)
+    seeds = [np.mean([summary["arms"]["sft"][name]["pass_at_1_by_seed"][0] for name in "az"])]
+    assert summary["arms"]["sft"]["macro"]["pass_at_1_by_seed"][:1] == pytest.approx(seeds)
+    assert summary["steps"]["sft"]["macro"][0]["pass_at_1"] == summary["arms"]["sft"]["macro"]["pass_at_1"]
+    text = markdown.table(summary)
+    assert (
+        "## macro: 80 problems, 4 samples a problem; the mean over benchmarks, as the paper averages" in text
+    )
+    assert summary["answer"]["sentence"].startswith(
+        "Of the 80 problems of 2 benchmarks, pooled (the macro mean"
+    )
+
+
+def test_tiers_and_benchmarks_are_strata_of_their_problems(tmp_path: Path) -> None:
+    """Of two tiers, one always solved and one never, as many problems would be there again: the mean is known well."""
+    by_arm, _ = results(tmp_path, rl=False, num_samples=4)
+    run = by_arm["sft"][0]
+    draws = np.random.default_rng(0)
+    run.num_correct[:] = np.where(run.tier == "easy", 3, 0) + draws.integers(0, 2, 80)
+    in_tiers = arms.numbers_of(SECTION, [run], [pass_at(1)])
+    run.tier[:] = ""
+    together = arms.numbers_of(SECTION, [run], [pass_at(1)])
+    widths = [one["pass_at_1_high"] - one["pass_at_1_low"] for one in (in_tiers, together)]
+    assert widths[0] < 0.5 * widths[1]
+    run.benchmark[::2] = "other"
+    assert arms.numbers_of(SECTION, [run], [pass_at(1)]) == in_tiers
 
 
 def test_majorities_of_different_numbers_of_samples_are_not_pooled(tmp_path: Path) -> None:
@@ -399,7 +459,7 @@ def test_problems_keep_their_order_whatever_their_numbers_of_samples(tmp_path: P
     ]
     one = outcomes_of(tmp_path, rows)
     assert one.problem_id.tolist() == list(sizes)
-    for counts in (one.num_samples, one.num_correct, one.mean_tokens, one.redrawn.num_correct[:, 0]):
+    for counts in (one.num_samples, one.num_correct, one.mean_tokens):
         assert counts.tolist() == list(sizes.values())
 
 
@@ -441,7 +501,9 @@ def test_the_table_holds_every_arm_its_counts_and_what_is_not_shown(summary: dic
     assert "oxa_mle-rl − sft-rl" in lines
     assert "sft-rl − sft" in lines
     notes = " ".join(text.split())
-    assert "Holm's method over the 16 between arms, and apart from these over the 16 others" in notes
+    assert (
+        "p is corrected by Holm's method over all 32 comparisons on world (arms against the baseline" in notes
+    )
     assert "One fine-tuning seed" in text
     assert max(map(len, (line for line in text.splitlines() if line.startswith("|")))) <= 140
 

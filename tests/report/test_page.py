@@ -405,10 +405,10 @@ def test_several_seeds_are_shown_one_by_one_and_what_is_taken_of_them_is_said(
         for arm in arms
         for place in (0, 1)
     ]
-    assert "The spread of seeds is taken as the same for all arms of a phase" in text
+    assert "2 fine-tuning seeds: an arm" in text
     assert "One fine-tuning seed" not in text
     assert "by_seed" not in html
-    assert "The spread of seeds" not in html
+    assert "cannot be known" in html
 
 
 def test_a_difference_after_rl_is_headed_by_what_it_is_compared_to(paths: dict[str, Path]) -> None:

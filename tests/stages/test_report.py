@@ -237,8 +237,8 @@ def test_several_benchmarks_are_pooled_and_several_seeds_are_counted(tmp_path: P
     arms = {name: ALL[name] for name in ("sft", "oxa_full")}
     paths = make_inputs(tmp_path, arms, (0, 3), benchmarks={"a": 20, "z": 30}, num_samples=4)
     summary = run(paths, log, list(arms), (0, 3))
-    assert summary["groups"] == ["a", "z", "pooled"]
-    for group, num_problems in (("a", 20), ("z", 30), ("pooled", 50)):
+    assert summary["groups"] == ["a", "z", "macro", "pooled"]
+    for group, num_problems in (("a", 20), ("z", 30), ("macro", 50), ("pooled", 50)):
         numbers = summary["arms"]["sft"][group]
         assert (numbers["num_problems"], numbers["num_seeds"]) == (num_problems, 2)
         assert summary["arms"]["base"][group]["num_seeds"] == 1
@@ -249,7 +249,9 @@ def test_several_benchmarks_are_pooled_and_several_seeds_are_counted(tmp_path: P
     assert pooled == pytest.approx((20 * parts[0] + 30 * parts[1]) / 50)
     assert "One fine-tuning seed" not in markdown.table(summary)
     assert summary["guess_rate"] == {"a": 1.8 / 100, "z": 1.8 / 101}
-    assert "## pooled: 50 problems, 4 samples a problem\n" in markdown.table(summary)
+    assert "## pooled: 50 problems, 4 samples a problem; each problem weighs the same\n" in markdown.table(
+        summary
+    )
 
 
 def test_without_an_ul_arm_the_student_s_own_responses_are_not_needed(tmp_path: Path, log: Any) -> None:

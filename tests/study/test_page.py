@@ -163,7 +163,9 @@ def test_differences_are_those_to_the_baseline_and_shown_as_such(read: Any) -> N
     cells_of_row = row(text, "new − plain", "difference")
     assert cells_of_row["Δ pass@1, points"].startswith("+37.5 [")
     assert "n.s." not in cells_of_row["Δ pass@1, points"]
-    assert cells_of_row["Δ token entropy, nats"].startswith("+0.150")
+    assert cells_of_row["Δ token entropy, nats"] == "–", (
+        "the same on every problem, so its interval is unknown"
+    )
 
 
 def test_a_difference_is_told_of_every_world_too(read: Any) -> None:
@@ -202,7 +204,8 @@ def test_rows_that_learn_from_the_same_solutions_are_paired_by_seed(workspace: P
     same, other = difference(tmp_path / "same"), difference(tmp_path / "other")
     assert same.startswith("+50.0 [")
     assert other.startswith("+50.0 [")
-    assert spread(same) < 1 < 25 < spread(other)
+    assert spread(same) < 35, "what is the same in all problems may be another in one more"
+    assert spread(other) > 80, "two seeds"
 
 
 def test_a_table_compares_the_pairs_it_names_and_counts_no_others(read: Any) -> None:

@@ -25,6 +25,7 @@ from oxa.report.wording import (
     predictor_rows,
     seeds,
     sizes,
+    unequal_steps,
 )
 
 SMALL = 50  # problems of a benchmark below which the Bayesian interval is given, too
@@ -64,7 +65,7 @@ def table(summary: Summary) -> str:
     if len(by_size) > 1:
         parts = [f"{size:,} responses for {listed(same)}" for size, same in by_size.items()]
         notes += [f"The CE sets that the arms were trained on differ in size: {'; '.join(parts)}."]
-    notes += [note] if (note := seeds(summary)) else []
+    notes += filter(None, [seeds(summary), unequal_steps(summary.get("weights", {}))])
     return "\n".join([*lines, *map(_wrapped, notes)]) + "\n"
 
 

@@ -148,7 +148,7 @@ def render(
         predictors=page_tables.predictors(summary),
         groups=[_group(draw, summary, name) for name in groups],
         training=_curves(draw, arms, training, curves.TRAINING),
-        unequal=wording.unequal_steps(rlvr.get("weight", {})),
+        unequal=wording.unequal_steps(summary["weights"]),
         rlvr=_curves(draw, arms, rlvr, curves.RLVR),
         viewer=_asset("viewer.html") if traces else None,
         traces=json_block("traces", traces) if traces else None,

@@ -258,12 +258,10 @@ def gates(measured: Mapping[str, Any]) -> str:
     return " ".join(sentences)
 
 
-def unequal_steps(weights: Mapping[str, tuple[Any, Any]]) -> str:
-    """A warning of arms' mean weights along RL, (steps, values) by arm; "" where all are near 1."""
-    means = {arm: float(values.mean()) for arm, (_, values) in weights.items()}
-    far = [
-        f"{arm} {mean:.2f}" for arm, mean in means.items() if not EQUAL_WEIGHTS[0] <= mean <= EQUAL_WEIGHTS[1]
-    ]
+def unequal_steps(weights: Mapping[str, float]) -> str:
+    """A warning of the mean weights of arms' rollouts in RL; "" where all are near 1."""
+    low, high = EQUAL_WEIGHTS
+    far = [f"{arm} {mean:.2f}" for arm, mean in weights.items() if not low <= mean <= high]
     if not far:
         return ""
     return (

@@ -81,6 +81,7 @@ def run(
     panels = training_sets.panels(selections, scores=scores, train_sets=train_sets)
     training = curves.read(metrics / "train", arms, seeds, curves.TRAINING)
     rlvr = curves.read(metrics / "rlvr", arms, seeds, curves.RLVR) if numbers["steps"] else {}
+    numbers["weights"] = {arm: float(values.mean()) for arm, (_, values) in rlvr.get("weight", {}).items()}
     traced = _traces(traces, arms)
 
     output.mkdir(parents=True, exist_ok=True)

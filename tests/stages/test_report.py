@@ -225,6 +225,21 @@ def test_rl_is_drawn_from_its_journals_and_evaluated_along_its_steps(tmp_path: P
     assert all(float(row["sft"]) > 0 for row in rows)
 
 
+def test_rollouts_weights_far_from_1_are_warned_of_in_table_and_page(tmp_path: Path, log: Any) -> None:
+    arms = {"sft": ALL["sft"]}
+    paths = make_inputs(tmp_path, arms, benchmarks={"world": 10}, num_samples=2, rl_steps=(2,))
+    warning = "mean weight of the rollouts is far from 1 for sft 0.60"
+    for value, is_warned in ((0.98, False), (0.6, True)):
+        for path in (paths["metrics"] / "rlvr").glob("sft-*.jsonl"):
+            lines = [line for line in path.read_text().splitlines() if '"weight"' not in line]
+            lines += [json.dumps({"step": step, "name": "weight", "value": value}) for step in (1, 2)]
+            path.write_text("\n".join(lines) + "\n")
+        summary = run(paths, log, list(arms))
+        assert summary["weights"] == {"sft": pytest.approx(value)}
+        for written in (markdown.table(summary), (paths["output"] / "index.html").read_text()):
+            assert (warning in " ".join(written.split())) == is_warned
+
+
 def test_an_arm_whose_rl_is_missing_is_named(tmp_path: Path, log: Any) -> None:
     arms = {name: ALL[name] for name in ("sft", "sft_lp")}
     paths = make_inputs(tmp_path, arms, benchmarks={"world": 10}, num_samples=2, rl_steps=(5,))

@@ -61,11 +61,9 @@ def generate(
     ]
     processes.meet()  # before anyone's missing ones become fewer
     own = processes.share(missing, one_a_machine=engine.engine == "vllm")
-    left, done = (
-        sum(len(shards[i]) for i in some) for some in (own, set(range(len(shards))).difference(missing))
-    )
-    quiet = not processes.is_first
-    with progress.bar(total=done + left, initial=done, desc=description, unit="response", quiet=quiet) as bar:
+    done = len(requests) - sum(len(shards[i]) for i in missing)
+    total, quiet = done + sum(len(shards[i]) for i in own), not processes.is_first
+    with progress.bar(total=total, initial=done, desc=description, unit="response", quiet=quiet) as bar:
         if own:
             run = ENGINES[engine.engine]
             folder = scratch if processes.is_first else scratch / f"process-{processes.rank}"

@@ -58,7 +58,7 @@ class SharedShards(Shards):
         self._store, self.rank, self.num = next(rendezvous("env://", timeout=PATIENCE))
         name = [uuid.uuid4().hex]  # the store may outlive processes that a launcher starts again
         distributed.broadcast_object_list(name)
-        self._key, self._rounds = f"oxa.score/{name[0]}", 0
+        self._key, self._rounds = f"oxa.shards/{name[0]}", 0
 
     def __iter__(self) -> Iterator[int]:
         self._rounds += 1  # every process iterates as often, and each time over all shards anew

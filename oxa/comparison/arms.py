@@ -2,8 +2,8 @@
 
 For a benchmark with P problems, N samples a problem and S fine-tuning seeds (formulas in oxa/comparison/estimators.py):
 
-    numbers      of every arm: pass@k and pass^k for 1 ≤ k ≤ N, maj@N, distinct answers, entropy, tokens; intervals over
-                 problems, and over seeds where S > 1
+    numbers      of every arm: pass@k and pass^k for 1 ≤ k ≤ N, maj@N, distinct answers, entropy, tokens, means over its
+                 seeds; intervals over problems, of these very seeds (each has its own pass@1 beside it)
     differences  to the baseline of the same phase, paired by problem: an arm's to the baseline's, an arm's after RL to
                  the baseline's after RL, the base's to the baseline's
     gains        what RL added: an arm after RL minus the same arm before it, paired by problem and by seed
@@ -13,8 +13,9 @@ Of several benchmarks `macro` is the mean over benchmarks, each weighing the sam
 the mean over all their problems, each weighing the same; k goes up to the smallest N. How many problems a benchmark has
 of a tier, and a group of a benchmark, is no chance: intervals draw problems within these strata.
 
-How much an arm's seeds differ is estimated from these alone; the base has none. With one seed the comparison is one of
-these checkpoints: whether another seed would tell the same of the arms cannot be known.
+Differences and gains ask what other seeds would tell, too. How much an arm's seeds differ is estimated from these
+alone; the base has none. With one seed the comparison is one of these checkpoints: whether another seed would tell the
+same of the arms cannot be known.
 
 A difference is `shown` where its interval excludes 0 and its p-value, corrected by Holm's method, is at most
 1 - confidence; anything else is no gain, whatever its sign. All differences and gains of a group in the metrics of the
@@ -182,7 +183,9 @@ def numbers_of(
     *,
     is_macro: bool = False,
 ) -> dict[str, Any]:
-    """Numbers of an arm's seeds; intervals of these metrics only, by default of all. None: unknown, or no bound.
+    """Means over an arm's seeds; intervals of these metrics only, by default of all. None: unknown, or no bound.
+
+    Intervals are over problems, of these very seeds: two or three tell nothing of others by themselves.
 
     `is_macro`: means over benchmarks, each weighing the same, in place of problems.
     """
@@ -204,7 +207,7 @@ def numbers_of(
             numbers[metric.name] = None
             continue
         interval = estimators.bootstrap_interval(
-            values[:, finite],
+            values[:, finite].mean(axis=0),
             highest=metric.unit.highest,
             **_drawn_in(first.only(finite), is_macro),
             **_resampling(section),

@@ -52,8 +52,8 @@ def table(summary: Summary) -> str:
         lines += ["## Predictors of pass@1 after RL", "", _wrapped(summary["predictors"]["sentence"]), ""]
         lines += [*aligned(["", *(row[0] for row in rows)], turned), ""]
     notes = [
-        f"Intervals: {level}, bootstrap over problems, and over an arm's own seeds where it has several. Differences "
-        f"are paired by problem; {families(summary)} "
+        f"Intervals: {level}, bootstrap over problems; an arm's are of its very seeds, a difference's hold for others, "
+        f"too, where an arm has several. Differences are paired by problem; {families(summary)} "
         f"n.s.: the interval holds 0 or p > {1 - summary['confidence']:.2g}, so no difference is shown. {ENTROPIES}"
     ]
     if any(summary["arms"][baseline][group]["num_problems"] < SMALL for group in summary["groups"]):

@@ -179,6 +179,20 @@ def test_arms_are_compared_with_the_baseline_of_their_phase_and_with_themselves_
         assert row["low"] <= row["difference"] <= row["high"]
 
 
+def test_the_interval_of_an_arm_is_of_its_very_seeds_and_that_of_a_difference_of_others(
+    tmp_path: Path,
+) -> None:
+    by_arm, _ = results(tmp_path, rl=False)
+    far = outcomes.outcomes(write(tmp_path / "far.parquet", 0.2, seed=7))
+    seeds = {"base": by_arm["base"], "sft": [*by_arm["sft"], far], "oxa_mle": by_arm["oxa_mle"] * 2}
+    found = summarized(SECTION, seeds)
+    numbers = found["arms"]["sft"]["world"]
+    assert max(numbers["pass_at_1_by_seed"]) - min(numbers["pass_at_1_by_seed"]) > 0.2
+    assert numbers["pass_at_1_high"] - numbers["pass_at_1_low"] < 0.15
+    row = found["differences"]["oxa_mle"]["world"]["pass_at_1"]
+    assert row["high"] - row["low"] > 1, "two seeds that disagree tell next to nothing of a third"
+
+
 def test_gains_are_paired_by_seed(tmp_path: Path) -> None:
     by_arm, _ = results(tmp_path, seeds=(0, 3))
     gain = summarized(SECTION, by_arm)["gains"]["sft"]["world"]["pass_at_2"]

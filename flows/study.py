@@ -36,8 +36,9 @@ from flows import bridge, warm
 from oxa.config.params import Params, load_params
 from oxa.errors import DataError, UserError, tell
 from oxa.runtime.child import Child
-from oxa.study import experiments
+from oxa.study import experiments, figures
 from oxa.study import page as study_page
+from oxa.study.results import Results
 
 PARAMS = "params.yaml"  # the file that DVC reads
 WORK = Path(".work/study")
@@ -51,7 +52,10 @@ def run(path: Path, page: Path, *, only: Sequence[str], jobs: int | None, tables
     study = experiments.load(path)
     planned, params = plan(path)
     _refuse_unknown(path, planned, only)
-    study_page.page(_text(page), dict.fromkeys(study_page.names(study), ""))  # fails before hours of work
+    name = path.stem
+    study_page.page(
+        _text(page), name, dict.fromkeys(study_page.names(study), "")
+    )  # fails before hours of work
     done = {one.name: commit for one in planned if (commit := find(one))}
     missing = [one for one in planned if one.name not in done and (not only or one.experiment in only)]
     failed: list[str] = []
@@ -62,8 +66,12 @@ def run(path: Path, page: Path, *, only: Sequence[str], jobs: int | None, tables
         done = {one.name: commit for one in planned if (commit := find(one))}
     text = _text(page)  # its words may have changed meanwhile
     with _files(done) as read:
-        there = {one.name: one for one in planned if one.name in done}
-        written = study_page.page(text, study_page.parts(study, params.report, there, read))
+        results = Results(study, {one.name: one for one in planned if one.name in done}, read)
+        written = study_page.page(
+            text, name, study_page.parts(params.report, results, study_page.asked(text, name))
+        )
+        if f"images/{name}-" in text:
+            figures.draw(page.parent / "images", name, params.report, results)
     if written != text:
         page.write_text(written, encoding="utf-8")
     left = len(planned) - len(done)

@@ -99,7 +99,7 @@ def _for_page(text: str, label: str, key: str) -> Markup:
 
 
 @contextmanager
-def _figure(path: Path, width: float, height: float, title: str) -> Iterator[Figure]:
+def figure_file(path: Path, width: float, height: float, title: str) -> Iterator[Figure]:
     """A figure that is written to `path`, whole, when the block ends."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -113,7 +113,7 @@ def _grid(path: Path, panels: Sequence[tuple[str, Draw]], title: str, columns: i
     """Panels, each with its title, and one legend of all their labels."""
     columns = min(columns, max(1, len(panels)))
     lines = max(1, -(-len(panels) // columns))
-    with _figure(path, max(6.5, 3.9 * columns), 1.0 + 2.9 * lines, title) as figure:
+    with figure_file(path, max(6.5, 3.9 * columns), 1.0 + 2.9 * lines, title) as figure:
         axes = figure.subplots(lines, columns, squeeze=False).ravel()
         for axis, (name, draw) in zip(axes, panels, strict=False):
             draw(axis)
@@ -130,7 +130,7 @@ def ppl(path: Path, arms: Sequence[str], panels: Sequence[Panel]) -> None:
     """Histograms of teacher and self ppl, and over them what each arm took; arms with equal sets share a panel."""
     edges = training_sets.edges(panels)
     title = "What each arm chose by perplexity under the base, out of all that was scored"
-    with _figure(path, 11, 0.9 + 1.9 * len(panels), title) as figure:
+    with figure_file(path, 11, 0.9 + 1.9 * len(panels), title) as figure:
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for axis, panel in zip(axes, panels, strict=True):
             plots.chosen(axis, arms, panel, edges)
@@ -180,7 +180,7 @@ def rlvr(path: Path, arms: Sequence[str], by_metric: Curves) -> None:
 def funnel(path: Path, arms: Sequence[str], sides: dict[str, list[Step]]) -> None:
     """How many responses are left after each condition, and where the others went."""
     heights = [len(steps) for steps in sides.values()]
-    with _figure(
+    with figure_file(
         path, 11.5, 0.6 + 0.35 * len(sides) + 0.4 * sum(heights), "From raw rows to training sets"
     ) as figure:
         axes = figure.subplots(len(sides), 1, squeeze=False, height_ratios=heights)[:, 0]

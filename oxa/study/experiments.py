@@ -1,8 +1,9 @@
 """A study: which experiments it takes, in which worlds, and which of their arms its comparisons put side by side.
 
-An experiment is a params file with some keys changed, run in every one of the study's worlds; a world is a seed of the
-small world and of the student that is pretrained in it. flows/study.py runs them, results.py reads what
-they left, page.py writes it.
+An experiment is a params file with some keys changed, run in every one of the study's worlds with every one of its
+fine-tuning seeds; a world is a seed of the small world and of the student that is pretrained in it. A fine-tuning seed
+has its own draw in selection, too: what an arm does is then not what one random set of solutions does. flows/study.py
+runs them, results.py reads what they left, page.py writes it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from oxa.errors import ConfigError
 UNSEEN = ("tracking", "flow", "registry", "plan", "report", "traces")
 """Sections of params.yaml that no experiment's results depend on; what the page says does on `report`."""
 
-OWN = frozenset({"sources", "sources.world", "sources.world.seed", "base", "base.seed", "seeds"})
+OWN = frozenset(
+    {"sources", "sources.world", "sources.world.seed", "base", "base.seed", "seeds", "selection.shared.seed"}
+)
 """Keys that a study's worlds and seeds set."""
 SHARED = ("sources", "base", "evaluate")
 """Sections that the rows of one comparison have in common: problems, student, and how it answers."""
@@ -36,6 +39,8 @@ class Experiment(Section):
     """Key's path in the params file, to its value."""
     stages: list[str] = Field(default_factory=lambda: ["evaluate_base", "evaluate"])
     """Stages that are brought up to date, with all that they need."""
+    seeds: list[Seed] = Field(default_factory=list)
+    """Fine-tuning seeds of its own, in place of the study's: the same arm again tells what is noise."""
 
 
 class Comparison(Section):
@@ -49,8 +54,8 @@ class Comparison(Section):
     """In place of a baseline: row, to the row that it is compared with."""
     after_rl: bool = False
     """The rows after RL, too."""
-    beside: list[Literal["tiers", "strategies"]] = Field(default_factory=list)
-    """Tables beside it: pass@1 by tier; which strategies the arm was taught and takes."""
+    beside: list[Literal["strategies"]] = Field(default_factory=list)
+    """Tables beside it: which strategies of the small world the arm was taught and takes."""
 
     @model_validator(mode="after")
     def _compares_its_rows(self) -> Comparison:
@@ -77,6 +82,25 @@ class Comparison(Section):
         return {name: self.baseline for name in self.rows if name != self.baseline}
 
 
+class Hypothesis(Section):
+    """What is written down before the runs: a row of a table differs from the row that it is compared with."""
+
+    table: str
+    row: str
+    """Of the table; `ROW-rl` after RL."""
+    metric: Literal["pass_at_1", "response_entropy", "token_entropy"]
+    claim: Annotated[str, Field(min_length=1)]
+    """In words."""
+
+
+class Explained(Section):
+    """Whose lead in pass@1 is set against what was known of every world before it."""
+
+    ours: str
+    """`EXPERIMENT/ARM`."""
+    theirs: str
+
+
 class Study(Section):
     params: str = "params.yaml"
     """The params file that every experiment begins with; a student that is pretrained in each world wants one whose
@@ -84,17 +108,22 @@ class Study(Section):
     worlds: list[Seed] = Field(min_length=1)
     """Seeds of worlds and their students."""
     seeds: list[Seed] = Field(min_length=1)
-    """Fine-tuning seeds of every arm."""
+    """Fine-tuning seeds of every arm, and of its selection's draws."""
     set: dict[str, Any] = Field(default_factory=dict)
     """What holds for every experiment, over the params file."""
     experiments: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], Experiment] = Field(min_length=1)
     """In the order in which they run."""
     tables: dict[str, Comparison] = Field(default_factory=dict)
     """By name, which is also their place in the page."""
+    hypotheses: list[Hypothesis] = Field(default_factory=list)
+    """One family of Holm's, apart from the tables'."""
+    explained: Explained | None = None
+    """The comparison whose lead differs between worlds; none: nothing is set against it."""
 
     @model_validator(mode="after")
     def _has_each_world_and_seed_once(self) -> Study:
-        for name, values in (("worlds", self.worlds), ("seeds", self.seeds)):
+        own = ((f"experiments.{name}.seeds", one.seeds) for name, one in self.experiments.items())
+        for name, values in (("worlds", self.worlds), ("seeds", self.seeds), *own):
             if len(set(values)) < len(values):
                 raise ValueError(f"source {name}: one of them is named twice, and would count as two")
         for where, changes in self._sets():
@@ -102,10 +131,29 @@ class Study(Section):
                 raise ValueError(f"source {where}: {key} is set by the study's worlds and seeds")
         return self
 
+    def seeds_of(self, experiment: str) -> list[Seed]:
+        return self.experiments[experiment].seeds or self.seeds
+
     def _sets(self) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "set", self.set
         for name, experiment in self.experiments.items():
             yield f"experiments.{name}.set", experiment.set
+
+    @model_validator(mode="after")
+    def _asks_of_what_is_compared(self) -> Study:
+        for number, one in enumerate(self.hypotheses):
+            where = f"source hypotheses.{number}"
+            if one.table not in self.tables:
+                raise ValueError(f"{where}: no table is called {one.table!r}")
+            table, arm = self.tables[one.table], one.row.removesuffix(outcomes.RL)
+            if arm not in table.pairs:
+                raise ValueError(f"{where}: {one.table} compares no row {arm!r} with another")
+            if arm != one.row and not table.after_rl:
+                raise ValueError(f"{where}: {one.table} has no rows after RL")
+        for place in (self.explained.ours, self.explained.theirs) if self.explained else ():
+            if place.partition("/")[0] not in self.experiments:
+                raise ValueError(f"source explained: {place!r} is of no experiment")
+        return self
 
     @model_validator(mode="after")
     def _compares_what_is_alike(self) -> Study:
@@ -128,10 +176,11 @@ class Study(Section):
 
 
 class Run(NamedTuple):
-    """One experiment in one world."""
+    """One experiment in one world with one fine-tuning seed."""
 
     experiment: str
     world: int
+    seed: int
     changes: dict[str, Any]
     """All that is set over the params file."""
     stages: list[str]
@@ -140,7 +189,7 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.experiment}-{self.world}"
+        return f"{self.experiment}-{self.world}-{self.seed}"
 
 
 def load(path: Path) -> Study:
@@ -158,19 +207,26 @@ def load(path: Path) -> Study:
 
 
 def runs(study: Study) -> list[Run]:
-    """Every experiment in every world, a world after the other."""
+    """Every experiment in every world with every seed, a world after the other."""
     return [
         Run(
             name,
+            world,
             seed,
-            {"sources.world.seed": seed, "base.seed": seed, "seeds": study.seeds}
+            {
+                "sources.world.seed": world,
+                "base.seed": world,
+                "seeds": [seed],
+                "selection.shared.seed": seed,
+            }
             | study.set
             | experiment.set,
             experiment.stages,
             study.params,
         )
-        for seed in study.worlds
+        for world in study.worlds
         for name, experiment in study.experiments.items()
+        for seed in study.seeds_of(name)
     ]
 
 

@@ -1,41 +1,53 @@
-"""The page of a study: its comparisons of arms as Markdown, from what the arms' checkpoints answered.
+"""The page of a study as Markdown, from what its arms' checkpoints answered: parts by name, each between two marks.
 
-The statistics of every row are those of the report (oxa/comparison/arms.py), with the problems of all worlds together:
-a world's problems are its own, and seed s of a row stands for its fine-tuning seed s in every world. So an interval
-holds for other problems and other fine-tuning seeds of these worlds and their students. How worlds differ is seen from
-the differences in each, since two or three of them are too few to estimate it.
-
-How much seeds differ is estimated from a row alone, and for a difference from its two rows: rows of a study may be far
-from each other, or nearly the same. Two rows that learn from the same solutions do so in the same order under the same
-seed, and are paired by seed, too.
-
-The differences of one comparison, before and after RL, in pass@1, pass@N and entropy, are one family of Holm's; one
-that is still to be run counts as well.
+Worlds are the unit: an interval says what the mean would be over other worlds, each a student with its problems
+(over_worlds.py, oxa/comparison/worlds.py). All differences of one table, before and after RL, in the metrics of the
+question, are one family of Holm's; so are the hypotheses, which are written down before the runs. One that is still to
+be run counts as well. Tables are written of the worlds that are done, and say how many that are.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
-from oxa.comparison import arms, drawn
-from oxa.comparison.measures import TOKENS, Metric, pass_at, question
-from oxa.comparison.outcomes import BASE, RL, Outcomes, unlike
+from oxa.comparison import room
+from oxa.comparison.measures import METRICS, TOKENS, Metric, pass_at, question
+from oxa.comparison.outcomes import BASE, RL
+from oxa.comparison.worlds import smallest_effect
 from oxa.config.report import Report
-from oxa.data import world
+from oxa.data import world as small_world
 from oxa.errors import DataError
 from oxa.report import markdown, wording
-from oxa.report.wording import change
-from oxa.study.experiments import Comparison, Run, Study
-from oxa.study.results import Read, Results, of_world
+from oxa.study import explanations, mixed, over_worlds
+from oxa.study.experiments import Comparison, Study
+from oxa.study.over_worlds import Tested
+from oxa.study.results import Results
+
+POWER = 0.8
+SPREADS = (0.0, 0.03, 0.06, 0.10)  # between worlds, that a study may meet: shares of the problems
+SIZES = (5, 8, 10, 12, 16, 20)  # numbers of worlds
 
 
-def page(text: str, parts: Mapping[str, str]) -> str:
-    """The text with every part between its marks, `<!-- study: NAME -->` and `<!-- end -->`, written anew.
+def _mark(study: str) -> re.Pattern[str]:
+    begin = rf"<!-- {re.escape(study)}: "
+    return re.compile(
+        rf"{begin}(\S+) -->(?:(?!{begin}).)*?(?:(<!-- end -->)|(?={begin})|\Z)", flags=re.DOTALL
+    )
+
+
+def asked(text: str, study: str) -> list[str]:
+    """Names of the parts that a page has marks for: `<!-- STUDY: NAME -->` and `<!-- end -->`, STUDY being the name of
+    the study's file without its ending."""
+    return [mark[1] for mark in _mark(study).finditer(text)]
+
+
+def page(text: str, study: str, parts: Mapping[str, str]) -> str:
+    """The text with every part between its marks written anew.
 
     Raises DataError where a mark names no part, or has no end.
     """
@@ -47,206 +59,310 @@ def page(text: str, parts: Mapping[str, str]) -> str:
             raise DataError(f"the page asks for {name!r}, which is no part of the study; known here: {known}")
         if not mark[2]:
             raise DataError(f"the page's mark of {name!r} has no `<!-- end -->` before the next one")
-        return f"<!-- study: {name} -->\n\n{parts[name].strip()}\n\n<!-- end -->"
+        return f"<!-- {study}: {name} -->\n\n{parts[name].strip()}\n\n<!-- end -->"
 
-    pattern = r"<!-- study: (\S+) -->(?:(?!<!-- study: ).)*?(?:(<!-- end -->)|(?=<!-- study: )|\Z)"
-    return re.sub(pattern, fill, text, flags=re.DOTALL)
+    return _mark(study).sub(fill, text)
 
 
 def names(study: Study) -> list[str]:
     """Of all parts."""
-    return ["gates", "experiments", *study.tables]
+    return [*OF_ALL, *study.tables]
 
 
-def parts(study: Study, section: Report, done: Mapping[str, Run], read: Read) -> dict[str, str]:
-    """The page's parts by name: `gates`, `experiments` and every comparison, of the runs that are done."""
-    results = Results(study, done, read)
-    texts = {"gates": _gates(results), "experiments": _experiments(study, done)}
-    for name, comparison in study.tables.items():
-        places = {row: place for row, place in comparison.rows.items() if results.has(place)}
-        missing = [row for row in comparison.rows if row not in places]
-        text = f"Not run yet: {'; '.join(missing)}." if missing else ""
-        if any(places.keys() >= {*pair} for pair in comparison.pairs.items()):
-            text = f"{_comparison(section, comparison, places, results)}\n\n{text}"
-        texts[name] = text
-    return texts
-
-
-def _gates(results: Results) -> str:
-    """What was measured of every world's base, side by side."""
-    columns = {seed: wording.gate_rows(measured) for seed, measured in results.gates().items()}
-    if not columns:
-        return "Not run yet."
-    rows = []
-    for lines in zip(*columns.values(), strict=True):
-        gate, what, _, wanted, _ = lines[0]
-        cells = [
-            f"{measured}{'' if verdict == 'passed' else ' FAILED'}" for _, _, measured, _, verdict in lines
-        ]
-        rows.append([gate, what, wanted, *cells])
-    return _lines(["gate", "what", "wanted", *(f"world {seed}" for seed in columns)], rows)
-
-
-def _experiments(study: Study, done: Mapping[str, Run]) -> str:
-    rows = [
-        [
-            f"`{name}`",
-            ", ".join(f"`{key}={_shown(value)}`" for key, value in experiment.set.items()) or "–",
-            ", ".join(
-                f"`{name}-{seed}`" + ("" if f"{name}-{seed}" in done else " (not run)")
-                for seed in study.worlds
-            ),
-        ]
-        for name, experiment in study.experiments.items()
-    ]
-    return _lines(["experiment", "set over the study's settings", "names"], rows)
-
-
-def _shown(value: Any) -> str:
-    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
-
-
-def _comparison(section: Report, comparison: Comparison, places: Mapping[str, str], results: Results) -> str:
-    """Of those rows whose `places` are there."""
-    study = results.study
-    endings = ["", RL] if comparison.after_rl else [""]
-    base = results.base(next(iter(places.values())))
-    rows = {name + end: (place, end) for end in endings for name, place in places.items()}
-    checkpoints = {BASE: [base]} | {name: results.outcomes(*row) for name, row in rows.items()}
-    for name, runs in checkpoints.items():
-        for run in runs:
-            if why := unlike(run, base):
-                raise DataError(f"{name}: not evaluated like {BASE}: {why}")
-    first = results.drawn(*next(iter(rows.values())))[0]
-    for name, row in rows.items():
-        for settings in results.drawn(*row):
-            if why := drawn.unlike(settings, first):
-                raise DataError(f"{name}: not evaluated like {BASE}: {why}")
-    metrics = question(base.num_samples)
-    num_comparisons = len(comparison.pairs) * len(endings) * len(metrics)
-    pairs = [
-        (name + end, other + end, results.solutions(places[name]) == results.solutions(places[other]))
-        for end in endings
-        for name, other in comparison.pairs.items()
-        if name in places and other in places
-    ]
-    texts = [
-        f"{len(base.problem_id)} problems of {len(study.worlds)} worlds, {base.num_samples.min()} samples a problem, "
-        f"{len(study.seeds)} fine-tuning seeds a world; p by Holm's method over {num_comparisons} comparisons.",
-        _numbers(section, study, checkpoints, {name: _beside(results, *row) for name, row in rows.items()}),
-        _differences(section, study, checkpoints, pairs, metrics, num_comparisons),
-    ]
-    if "tiers" in comparison.beside:
-        texts.append(_tiers(section, checkpoints))
-    if "strategies" in comparison.beside:
-        texts.append(_strategies(places, endings, results))
-    return "\n\n".join(texts)
-
-
-def _numbers(
-    section: Report,
-    study: Study,
-    checkpoints: Mapping[str, Sequence[Outcomes]],
-    beside: Mapping[str, Mapping[str, str]],
-) -> str:
-    """A line a row, the base's first: numbers over all worlds, pass@1 in each, and what the row was made from."""
-    metrics = question(checkpoints[BASE][0].num_samples)
-    titles = sorted({title for cells in beside.values() for title in cells})
-    lines = []
-    for name, runs in checkpoints.items():
-        numbers = arms.numbers_of(section, runs, metrics)
-        solved = np.mean([run.num_correct / run.num_samples for run in runs], axis=0)
-        by_world = (pass_at(1).text(solved[of_world(runs[0], seed)].mean()) for seed in study.worlds)
-        cells = [markdown.cell(numbers, metric) for metric in (*metrics, TOKENS)]
-        more = [beside.get(name, {}).get(title, "–") for title in titles]
-        lines.append([name, *cells, " / ".join(by_world), *more])
-    in_worlds = f"pass@1 in world {' / '.join(map(str, study.worlds))}"
-    return _lines(["row", *(metric.heading for metric in (*metrics, TOKENS)), in_worlds, *titles], lines)
-
-
-def _differences(
-    section: Report,
-    study: Study,
-    checkpoints: Mapping[str, Sequence[Outcomes]],
-    pairs: Sequence[tuple[str, str, bool]],
-    metrics: Sequence[Metric],
-    num_comparisons: int,
-) -> str:
-    """A line a pair, corrected by Holm's method, and one for each world, with intervals alone.
-
-    A pair: two rows, and whether they learn from the same solutions.
-    """
-
-    def compare(pair: tuple[str, str, bool], seed: int | None = None) -> dict[str, Any]:
-        """In all worlds together, or in one."""
-        name, other, same_seeds = pair
-        sides = [checkpoints[name], checkpoints[other]]
-        if seed is not None:
-            sides = [[run.only(of_world(run, seed)) for run in runs] for runs in sides]
-        size = num_comparisons if seed is None else 1
-        return arms.differences(section, *sides, only=metrics, same_seeds=same_seeds, num_comparisons=size)
-
-    together = [compare(pair) for pair in pairs]
-    compared = [rows[metric.name] for rows in together for metric in metrics if metric.name in rows]
-    to_be_run = [{"p_value": 1.0, "low": 0.0, "high": 0.0}] * (num_comparisons - len(compared))
-    arms.correct(section, [*compared, *to_be_run])
-    lines = []
-    for pair, rows in zip(pairs, together, strict=True):
-        cells = (markdown.difference(rows.get(metric.name), metric) for metric in metrics)
-        lines.append([f"{pair[0]} − {pair[1]}", *cells])
-        for seed in study.worlds if len(study.worlds) > 1 else []:
-            rows = compare(pair, seed)
-            lines.append([f"· in world {seed}", *(change(rows.get(m.name), m) for m in metrics)])
-    return _lines(["difference", *(metric.difference_heading for metric in metrics)], lines)
+def parts(section: Report, results: Results, wanted: Collection[str] | None = None) -> dict[str, str]:
+    """The page's parts by name, all or those wanted."""
+    by_name: dict[str, Callable[[], str]] = {
+        name: partial(part, section, results) for name, part in OF_ALL.items()
+    }
+    by_name |= {
+        name: partial(_table, section, results, table) for name, table in results.study.tables.items()
+    }
+    return {name: part() for name, part in by_name.items() if wanted is None or name in wanted}
 
 
 def _lines(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(markdown.aligned(header, rows))
 
 
-def _tiers(section: Report, checkpoints: Mapping[str, Sequence[Outcomes]]) -> str:
-    """pass@1 by tier, in the order of the small world where it is one."""
-    tier = checkpoints[BASE][0].tier
-    tiers = sorted(
-        set(tier.tolist()), key=lambda one: (one not in world.TIERS, (*world.TIERS, one).index(one))
-    )
-    rows = []
-    for name, runs in checkpoints.items():
-        cells = []
-        for one in tiers:
-            of_tier = [run.only(tier == one) for run in runs]
-            cells.append(markdown.cell(arms.numbers_of(section, of_tier, [pass_at(1)]), pass_at(1)))
-        rows.append([name, *cells])
-    return _lines([pass_at(1).heading, *tiers], rows)
-
-
-def _strategies(places: Mapping[str, str], endings: Sequence[str], results: Results) -> str:
-    """Which strategies of the small world the CE sets hold, and the answers take, percent."""
-
-    def shares(counts: Counter[str]) -> str:
-        return " / ".join(f"{100 * counts[name] / max(1, counts.total()):.0f}" for name in world.STRATEGIES)
-
+def _gates(_: Report, results: Results) -> str:
+    """What was measured of the worlds' bases and of plain fine-tuning: the range over worlds, and how many passed."""
+    measured = {world: gates["gates"] | _room(results, world) for world, gates in results.gates().items()}
+    if not measured:
+        return "Not run yet."
+    lines: dict[
+        tuple[str, ...], list[tuple[float, str, str]]
+    ] = {}  # of every world: value, as written, verdict
+    for gates in measured.values():
+        values = (row["value"] for gate in gates.values() for row in gate["rows"].values())
+        for value, (gate, what, text, wanted, verdict) in zip(
+            values, wording.gate_rows({"gates": gates}), strict=True
+        ):
+            lines.setdefault((gate, what, wanted), []).append((value, text, verdict))
     rows = [
-        [
-            name,
-            shares(results.strategies_taught(place)),
-            *(shares(results.strategies_taken(place, end)) for end in endings),
-        ]
-        for name, place in places.items()
+        [*line, min(cells)[1], max(cells)[1], f"{sum(cell[2] == 'passed' for cell in cells)} of {len(cells)}"]
+        for line, cells in lines.items()
     ]
+    return _lines(["gate", "what", "wanted", "lowest", "highest", "worlds passed"], rows)
+
+
+def _room(results: Results, world: int) -> dict[str, object]:
+    """Gate G5, of the baseline of the first table that has one and goes on to RL, where it is done in this world."""
+    for table in results.study.tables.values():
+        place = table.rows[table.baseline] if table.baseline and table.after_rl else ""
+        if place and world in results.worlds(place):
+            n = int(results.base(place, world).num_samples.min())
+            solved = float(results.values(place, world, "", pass_at(n)).mean())
+            before, after = (results.pass_at_1(place, world, ending) for ending in ("", RL))
+            return {"G5": room.judge(place.partition("/")[2], n, before, solved, after)}
+    return {}
+
+
+def _experiments(_: Report, results: Results) -> str:
+    study = results.study
+    rows = []
+    for name, experiment in study.experiments.items():
+        settings = (f"`{key}={_shown(value)}`" for key, value in experiment.set.items())
+        runs = [f"{name}-{world}-{seed}" for world in study.worlds for seed in study.seeds_of(name)]
+        num_done = sum(run in results.done for run in runs)
+        rows.append([f"`{name}`", ", ".join(settings) or "–", f"`{runs[0]}` …", f"{num_done} of {len(runs)}"])
+    return _lines(["experiment", "set over the study's settings", "names", "done"], rows)
+
+
+def _shown(value: object) -> str:
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+
+
+def _hypotheses(section: Report, results: Results) -> str:
+    """What was written down before the runs, one family; and the mean difference that so many worlds would show."""
+    by_name = {metric.name: metric for metric in (pass_at(1), *METRICS)}
+    family = [
+        (pair, by_name[one.metric])
+        for one in results.study.hypotheses
+        for pair in over_worlds.pairs(results.study.tables[one.table])
+        if pair.name == one.row
+    ]
+    rows = []
+    for one, found in zip(
+        results.study.hypotheses, over_worlds.tested(section, results, family), strict=True
+    ):
+        metric = found.metric
+        cells = [one.claim, f"{found.pair.title}: {metric.difference_heading}"]
+        if found.leads is None or found.row is None:
+            rows.append([*cells, "not run yet", "–", "–", "–"])
+            continue
+        enough = smallest_effect(found.leads.deviation, len(found.leads.worlds), POWER, section.confidence)
+        rows.append(
+            [
+                *cells,
+                markdown.difference(found.row, metric),
+                metric.text(found.row["spread"]),
+                found.ahead,
+                metric.text(enough),
+            ]
+        )
+    header = ["hypothesis", "difference", "mean over worlds", "spread", "worlds ahead", "shown from"]
+    return _lines(header, rows)
+
+
+def _table(section: Report, results: Results, table: Comparison) -> str:
+    """Of those rows that are done in two worlds."""
+    places = {row: place for row, place in table.rows.items() if len(results.worlds(place)) > 1}
+    missing = [row for row in table.rows if row not in places]
+    texts = [f"Not run yet: {'; '.join(missing)}."] if missing else []
+    if any(places.keys() >= {*pair} for pair in table.pairs.items()):
+        texts[:0] = _compared(section, results, table, places)
+    return "\n\n".join(texts)
+
+
+def _compared(section: Report, results: Results, table: Comparison, places: Mapping[str, str]) -> list[str]:
+    first = next(iter(places.values()))
+    base = results.base(first, results.worlds(first)[0])
+    metrics = question(base.num_samples)
+    family = [(pair, metric) for pair in over_worlds.pairs(table) for metric in metrics]
+    num_worlds = sorted({len(results.worlds(place)) for place in places.values()})
+    seeds = results.study.seeds_of(first.partition("/")[0])
+    texts = [
+        f"{' or '.join(map(str, num_worlds))} of {len(results.study.worlds)} worlds, {len(base.problem_id)} problems "
+        f"each, {base.num_samples.min()} samples a problem, {len(seeds)} fine-tuning seeds a world; intervals over "
+        f"worlds; p by Holm's method over {len(family)} comparisons.",
+        _numbers(section, results, over_worlds.endings(table), places, metrics),
+        _differences(over_worlds.tested(section, results, family), metrics),
+    ]
+    if "strategies" in table.beside:
+        texts.append(_strategies(results, places, over_worlds.endings(table)))
+    return texts
+
+
+def _numbers(
+    section: Report,
+    results: Results,
+    endings: Sequence[str],
+    places: Mapping[str, str],
+    metrics: Sequence[Metric],
+) -> str:
+    """A line a row, the base's first: means over worlds, pass@1 in the lowest and the highest, what it learned from."""
+    rows: dict[str, tuple[str, str | None]] = {BASE: (next(iter(places.values())), None)}
+    rows |= {name + ending: (place, ending) for ending in endings for name, place in places.items()}
+    beside = {name: _beside(results, *row) for name, row in rows.items()}
+    titles = sorted({title for cells in beside.values() for title in cells})
+    lines = []
+    for name, (place, ending) in rows.items():
+        numbers = over_worlds.numbers(results, place, ending, [*metrics, TOKENS], section.confidence)
+        solved = [pass_at(1).text(results.pass_at_1(place, world, ending)) for world in results.worlds(place)]
+        cells = [markdown.cell(numbers, metric) for metric in (*metrics, TOKENS)]
+        ends = f"{min(solved, key=float)} to {max(solved, key=float)}"
+        lines.append([name, *cells, ends, *(beside[name].get(title, "–") for title in titles)])
+    header = ["row", *(metric.heading for metric in (*metrics, TOKENS)), "pass@1 by world", *titles]
+    return _lines(header, lines)
+
+
+def _differences(found: Sequence[Tested], metrics: Sequence[Metric]) -> str:
+    """A line a pair; of pass@1 the spread between worlds, too, and in how many of them the row is ahead."""
+    rows: dict[str, list[str]] = {}
+    for one in found:
+        cells = rows.setdefault(one.pair.title, [one.pair.title])
+        cells.append(markdown.difference(one.row, one.metric))
+        if one.metric.name == pass_at(1).name:
+            cells += ["–", "–"] if one.row is None else [pass_at(1).text(one.row["spread"]), one.ahead]
+    header = ["difference"]
+    for metric in metrics:
+        header.append(metric.difference_heading)
+        header += ["spread", "worlds ahead"] if metric.name == pass_at(1).name else []
+    return _lines(header, list(rows.values()))
+
+
+def _strategies(results: Results, places: Mapping[str, str], endings: Sequence[str]) -> str:
+    """Which strategies of the small world the CE sets hold, and the answers take: percent, means over worlds."""
+
+    def shares(of: Callable[[int], Mapping[str, float]], worlds: Sequence[int]) -> str:
+        found = [of(world) for world in worlds]
+        return " / ".join(
+            f"{100 * np.mean([one[name] for one in found]):.0f}" for name in small_world.STRATEGIES
+        )
+
+    rows = []
+    for name, place in places.items():
+        there = results.worlds(place)
+        taken = [partial(results.strategies_taken, place, ending=ending) for ending in endings]
+        rows.append(
+            [name, *(shares(of, there) for of in (partial(results.strategies_taught, place), *taken))]
+        )
     answers = ["answers", "answers after RL"][: len(endings)]
-    return _lines([f"{' / '.join(world.STRATEGIES)}, %", "CE set", *answers], rows)
+    return _lines([f"{' / '.join(small_world.STRATEGIES)}, %", "CE set", *answers], rows)
 
 
-def _beside(results: Results, place: str, ending: str) -> dict[str, str]:
+def _beside(results: Results, place: str, ending: str | None) -> dict[str, str]:
     """What the arm was trained on, or its temperature in RL: means over worlds and seeds, by column."""
+    if ending is None:
+        return {}
+    selection, training = "metrics/selection/ce/{arm}.json", "metrics/train/{arm}-{seed}.json"
+    columns: dict[str, tuple[str, tuple[str, ...], int]] = {
+        "CE sequences": (selection, ("ce", "chosen"), 0),
+        "CE tokens": (selection, ("ce", "tokens"), 0),
+        "p of UL tokens": (training, ("final", "ul_probability"), 2),
+    }
     if ending:
-        cells = {"T of RL": (results.mean(place, "metrics/rlvr/{arm}-{seed}.json", "temperature"), 2)}
-    else:
-        selection, training = "metrics/selection/ce/{arm}.json", "metrics/train/{arm}-{seed}.json"
-        cells = {
-            "CE sequences": (results.mean(place, selection, "ce", "chosen"), 0),
-            "CE tokens": (results.mean(place, selection, "ce", "tokens"), 0),
-            "p of UL tokens": (results.mean(place, training, "final", "ul_probability"), 2),
-        }
-    return {title: f"{value:.{digits}f}" for title, (value, digits) in cells.items() if value is not None}
+        columns = {"T of RL": ("metrics/rlvr/{arm}-{seed}.json", ("temperature",), 2)}
+    found = {}
+    for title, (path, keys, digits) in columns.items():
+        values = [results.mean(place, world, path, *keys) for world in results.worlds(place)]
+        known = [value for value in values if value is not None]
+        if known and len(known) == len(values):
+            found[title] = f"{np.mean(known):.{digits}f}"
+    return found
+
+
+def _power(section: Report, results: Results) -> str:
+    """The smallest mean difference in pass@1 that so many worlds show in four of five studies, by how much worlds may
+    differ: from the noise within this study's worlds."""
+    rows = []
+    for table in results.study.tables.values():
+        for pair in over_worlds.pairs(table):
+            leads = over_worlds.leads(results, pair, pass_at(1))
+            if leads is None:
+                continue
+            noise = float(leads.variances.mean())
+            for spread in SPREADS:
+                deviation = math.sqrt(noise + spread**2)
+                cells = [
+                    pass_at(1).text(smallest_effect(deviation, num, POWER, section.confidence))
+                    for num in SIZES
+                ]
+                rows.append([pair.title, pass_at(1).text(math.sqrt(noise)), pass_at(1).text(spread), *cells])
+    if not rows:
+        return "Not run yet."
+    header = ["difference", "noise in a world", "spread between worlds", *(f"{num} worlds" for num in SIZES)]
+    return _lines(header, rows)
+
+
+def _mixed(section: Report, results: Results) -> str:
+    """The tables' differences in pass@1 by a mixed model, beside the t interval over worlds."""
+    rows = {}
+    for table in results.study.tables.values():
+        for pair in over_worlds.pairs(table):
+            leads = over_worlds.leads(results, pair, pass_at(1))
+            if leads is None or pair in rows:
+                continue
+            apart = [
+                np.subtract(*(results.values(place, world, pair.ending, pass_at(1)) for place in pair.places))
+                for world in leads.worlds
+            ]
+            fitted = mixed.fit([of.mean(axis=0) for of in apart])
+            row = leads.row(section.confidence)
+            error = leads.deviation / math.sqrt(len(leads.worlds))
+            text = pass_at(1).text
+            rows[pair] = [
+                pair.title,
+                *(pass_at(1).signed(value) for value in (row["difference"], fitted.mean)),
+                *(text(value) for value in (error, fitted.error, row["spread"], fitted.spread)),
+            ]
+    header = [
+        "Δ pass@1, points",
+        "mean",
+        "mixed model",
+        "standard error",
+        "mixed model",
+        "spread",
+        "mixed model",
+    ]
+    return _lines(header, list(rows.values())) if rows else "Not run yet."
+
+
+def _explained(_: Report, results: Results) -> str:
+    """A line a world, the largest lead first, and the rank correlations."""
+    explained = results.study.explained
+    if explained is None or len(results.worlds(explained.ours, explained.theirs)) < 2:
+        return "Not run yet."
+    found = explanations.worlds_of(results, explained)
+    rows = []
+    for place in np.argsort(-found.before, kind="stable"):
+        cells = [
+            f"{value:.{one.digits}f}"
+            for one, value in zip(explanations.EXPLANATIONS, found.explanations[place], strict=True)
+        ]
+        leads = [
+            "–" if np.isnan(lead) else f"{lead:+.1f}" for lead in (found.before[place], found.after[place])
+        ]
+        rows.append([str(found.worlds[place]), *leads, *cells])
+    rhos = [found.correlation(place) for place in range(len(explanations.EXPLANATIONS))]
+    rows.append(
+        [
+            "ρ with the lead (p)",
+            "",
+            "",
+            *("–" if np.isnan(rho) else f"{rho:+.2f} ({p:.2f})" for rho, p in rhos),
+        ]
+    )
+    titles = [one.title for one in explanations.EXPLANATIONS]
+    return _lines(["world", "lead, points", "lead after RL, points", *titles], rows)
+
+
+OF_ALL: dict[str, Callable[[Report, Results], str]] = {
+    "gates": _gates,
+    "experiments": _experiments,
+    "hypotheses": _hypotheses,
+    "power": _power,
+    "mixed": _mixed,
+    "explained": _explained,
+}
+"""Parts of every study, beside its tables."""

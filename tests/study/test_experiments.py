@@ -24,6 +24,8 @@ STUDY: dict[str, Any] = {
     "tables": {"one": {"rows": {"a": "first/sft", "b": "second/sft"}, "baseline": "a"}},
 }
 
+HYPOTHESIS = {"table": "one", "row": "b", "metric": "pass_at_1", "claim": "more are solved"}
+
 
 @pytest.fixture
 def raw() -> dict[str, Any]:
@@ -42,6 +44,7 @@ def test_the_studys_own_file_asks_for_parameters_that_hold(raw: dict[str, Any]) 
     study = experiments.load(ROOT / "docs" / "study.yaml")
     assert ROOT / study.params == ROOT / "presets" / "small-world-from-scratch.yaml"
     runs = experiments.runs(study)
+    assert len(study.worlds) >= 10
     assert len({run.name for run in runs}) == len(runs) >= 20
     arms = {run.experiment: experiments.changed(raw, run.changes, run.name)["arms"] for run in runs}
     experiments.refuse_empty_rows(study, arms, "docs/study.yaml")
@@ -50,20 +53,23 @@ def test_the_studys_own_file_asks_for_parameters_that_hold(raw: dict[str, Any]) 
         assert params.sources.world.seed == run.world == params.base.seed  # type: ignore[union-attr]
 
 
-def test_every_experiment_runs_in_every_world_over_the_studys_settings(
+def test_every_experiment_runs_in_every_world_with_every_seed_over_the_studys_settings(
     raw: dict[str, Any], tmp_path: Path
 ) -> None:
-    runs = experiments.runs(experiments.load(written(tmp_path)))
-    assert [run.name for run in runs] == ["first-4", "second-4", "first-5", "second-5"]
-    second = experiments.changed(raw, runs[3].changes, "s")
+    own = STUDY["experiments"] | {"second": STUDY["experiments"]["second"] | {"seeds": [7]}}
+    runs = experiments.runs(experiments.load(written(tmp_path, experiments=own)))
+    names = ["first-4-0", "first-4-1", "second-4-7", "first-5-0", "first-5-1", "second-5-7"]
+    assert [run.name for run in runs] == names
+    second = experiments.changed(raw, runs[-1].changes, "s")
     assert second["sources"]["world"]["seed"] == 5
-    assert second["seeds"] == [0, 1]
+    assert second["seeds"] == [7]
+    assert second["selection"]["shared"]["seed"] == 7, "what sft learns from is drawn anew"
     assert second["train"]["shared"]["epochs"] == 2.0  # the experiment's own comes last
     assert second["train"]["arms"]["new"] == {"num_ul": 0}
     assert second["train"]["arms"]["sft"] == raw["train"]["arms"]["sft"]
     assert raw["sources"]["world"]["seed"] == 106  # what it began with is left alone
     assert runs[0].stages == ["evaluate_base", "evaluate"]
-    assert runs[1].stages == ["evaluate_rlvr"]
+    assert runs[2].stages == ["evaluate_rlvr"]
 
 
 @pytest.mark.parametrize(
@@ -100,6 +106,15 @@ def test_every_experiment_runs_in_every_world_over_the_studys_settings(
         ({"tables": {"t": {"rows": {"base": "first/sft"}, "baseline": "base"}}}, "no row can be called base"),
         ({"worlds": [4, 4]}, "worlds: one of them is named twice"),
         ({"seeds": [1, 0, 1]}, "seeds: one of them is named twice"),
+        (
+            {"experiments": {"first": {"seeds": [1, 1]}}, "tables": {}},
+            "first.seeds: one of them is named twice",
+        ),
+        ({"set": {"selection.shared.seed": 7}}, "set: selection.shared.seed is set by the study's"),
+        ({"hypotheses": [HYPOTHESIS | {"table": "two"}]}, "hypotheses.0: no table is called 'two'"),
+        ({"hypotheses": [HYPOTHESIS | {"row": "a"}]}, "hypotheses.0: one compares no row 'a' with another"),
+        ({"hypotheses": [HYPOTHESIS | {"row": "b-rl"}]}, "hypotheses.0: one has no rows after RL"),
+        ({"explained": {"ours": "x/sft", "theirs": "first/sft"}}, "explained: 'x/sft' is of no experiment"),
         ({"set": {"base.seed": 7}}, "set: base.seed is set by the study's worlds and seeds"),
         (
             {"experiments": STUDY["experiments"] | {"first": {"set": {"evaluate": {"temperature": 0.5}}}}},

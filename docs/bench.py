@@ -47,7 +47,7 @@ def _compared(summary: Summary, header: list[str], columns: list[tuple[str, Metr
     """A line an arm: of each column, the arm's ending and a metric, the value and its difference to the baseline."""
     group = summary["groups"][-1]
     rows = []
-    for arm in summary["predictors"]["arms"]:
+    for arm in (name for name in summary["order"] if name in summary["predictors"]["arms"]):
         row = [f"`{arm}`"]
         for ending, metric in columns:
             row.append(cell(summary["arms"][arm + ending][group], metric))

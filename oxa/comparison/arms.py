@@ -21,9 +21,9 @@ A difference is `shown` where its interval excludes 0 and its p-value, corrected
 1 - confidence; anything else is no gain, whatever its sign. All differences and gains of a group in the metrics of the
 question (measures.py: pass@1, pass@N and entropy) are one family, of `num_comparisons`: all that is shown on a group is
 true together with a chance of `confidence`. Another group asks the same question again and is a family of its own; the
-answer (wording.py) reads the last one alone. What is shown must not hang on the draws of the bootstrap, so these take
-at least RESAMPLES · family / (1 - confidence) of them. Other metrics have intervals and p-values of single comparisons;
-they are never `shown`.
+answer (wording.py) reads the last one alone. What is shown must not hang on the draws of the bootstrap, so a difference
+that may be is drawn at least RESAMPLES · family / (1 - confidence) times. Other metrics have intervals and p-values of
+single comparisons; they are never `shown`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +43,7 @@ from oxa.config.report import Report
 from oxa.errors import DataError
 
 RESAMPLES = 100  # expected beyond the p-value at which Holm's method begins, so that it is known to about 10%
+NEAR = 2  # times the level: a p-value above it, of RESAMPLES / level draws or more, is not below it with more of them
 
 
 def summarize(
@@ -275,23 +277,28 @@ def differences(
         "num_seeds": len(ours),
         "num_seeds_baseline": len(theirs),
     }
-    needed = math.ceil(RESAMPLES * num_comparisons / (1 - section.confidence))
+    level = 1 - section.confidence
+    needed = math.ceil(RESAMPLES * num_comparisons / level)
     for metric in only or [metric for metric in metrics(first.num_samples) if metric.interval]:
         a, b = (observed(runs, metric, is_macro=is_macro) for runs in (ours, theirs))
         finite: Members = np.isfinite(np.concatenate([a, b])).all(axis=0)
         if not finite.any():
             continue
-        resampling = _resampling(section)
-        if only or metric.role == "question":
-            resampling["resamples"] = max(section.resamples, needed)
-        difference = estimators.paired_difference(
+        compare = partial(
+            estimators.paired_difference,
             a[:, finite],
             b[:, finite],
             same_seeds=same_seeds,
             highest=metric.unit.highest,
             **_drawn_in(first.only(finite), is_macro),
-            **resampling,
         )
+        resampling = _resampling(section)
+        in_family = only or metric.role == "question"
+        if in_family:
+            resampling["resamples"] = max(section.resamples, math.ceil(RESAMPLES / level))
+        difference = compare(**resampling)
+        if in_family and resampling["resamples"] < needed and difference.p_value <= NEAR * level:
+            difference = compare(**resampling | {"resamples": needed})
         if math.isfinite(difference.low) and math.isfinite(difference.high):
             rows[metric.name] = difference._asdict() | {"p_holm": None, "shown": False}
     return rows

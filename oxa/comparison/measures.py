@@ -91,8 +91,8 @@ class Metric(NamedTuple):
         return f"{self.unit.scale * value:.{self.unit.digits}f}"
 
     def signed(self, value: float) -> str:
-        """A difference, with its sign."""
-        return f"{self.unit.scale * value:+.{self.unit.digits}f}"
+        """A difference, with its sign; what rounds to 0 has none that says something, and gets a +."""
+        return f"{round(self.unit.scale * value, self.unit.digits) + 0.0:+.{self.unit.digits}f}"
 
     def alone(self, value: float, separator: str = "") -> str:
         """A value without an interval; `separator` of thousands."""

@@ -27,8 +27,12 @@ from pipelines import (
     make_repository,
     reference,
     run,
+    stages_run,
 )
 from processes import PATIENCE, until, wait_until_left
+
+from oxa.runtime import journal
+from oxa.runtime.server import free_port
 
 pytestmark = pytest.mark.whole
 
@@ -155,6 +159,26 @@ def test_arms_run_on_both_nodes_at_once_stop_with_the_flow_and_end_as_here(
     spans = sorted((row["begun"], row["ended"]) for row in record)
     assert all(before[1] <= after[0] for before, after in pairwise(spans))
     assert {"train@sft-0", "train@oxa_full-0"} <= {row["stage"] for row in record}
+
+
+def test_a_training_on_two_nodes_is_one_placement_and_learns_what_one_process_does(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, placed: dict[str, str]
+) -> None:
+    done, stage = reference(tmp_path_factory, FLOW), "train@oxa_full-0"
+    folder = copied(done, tmp_path / "repository")
+    forget(folder, stage)
+    change(folder, "flow.placement", {"needs": [{"stages": "train@*", "nodes": 2}]})
+    meeting = f"--nnodes @nodes --node-rank @rank --master-addr @head --master-port {free_port()}"
+    launcher = f"torchrun --nproc-per-node 1 {meeting}"
+    assert stages_run(run(folder, "dvc", "repro", stage, OXA_LAUNCH=launcher, **placed)) == {stage}
+    ours, theirs = (
+        [row for row in journal.read(root / "metrics/train/oxa_full-0.jsonl") if row["name"] == "loss"]
+        for root in (folder, done)
+    )
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    assert [row["value"] for row in ours] == pytest.approx([row["value"] for row in theirs], rel=1e-4)
+    record = [json.loads(line) for line in (folder / ".work/placed.jsonl").read_text().splitlines()]
+    assert [(row["stage"], row["code"]) for row in record] == [(stage, 0)]
 
 
 def test_doctor_asks_a_node_what_would_go_wrong_there(tmp_path: Path, placed: dict[str, str]) -> None:

@@ -188,7 +188,7 @@ def _run_all(missing: Sequence[experiments.Run], jobs: int) -> list[str]:
     """Runs them, worlds side by side; returns the names of those that failed. The rest of a failed world goes on."""
     environment = bridge.own_environment()
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-    # it runs beside other work: threads that spin for one that has lost its core made pretraining take ten times as long
+    # it runs beside other work: threads that spin for one that has lost its core made pretraining ten times as long
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     failed: list[str] = []
     ended = threading.Event()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from oxa.comparison.measures import pass_at
 from oxa.comparison.outcomes import RL
@@ -73,5 +74,6 @@ def _explained(path: Path, title: str, found: Worlds) -> None:
             rho, p = found.correlation(place)
             axis.set_title("" if np.isnan(rho) else f"ρ {rho:+.2f}, p {p:.2f}")
             axis.set_xlabel(one.title)
+            axis.xaxis.set_major_locator(MaxNLocator(3))
             axis.grid()
         axes[0].set_ylabel(UNIT)

@@ -1,7 +1,7 @@
 """What might explain that worlds differ: known of each before an arm is trained, set against an arm's lead there.
 
-Spearman's rank correlation over worlds with its p-value, one a column and not corrected for their number: this is
-looking, not testing.
+Spearman's rank correlation over worlds with the p-value of their permutations, one a column and not corrected for
+their number: this is looking, not testing.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
+from oxa.comparison import predictors
 from oxa.comparison.outcomes import RL, Floats
 from oxa.data import world as small_world
 from oxa.study.experiments import Explained
 from oxa.study.results import Results
 
+RESAMPLES = 10_000
 DIGITS, COLUMNS, PLACES = small_world.STRATEGIES
 
 
@@ -74,8 +75,8 @@ class Worlds(NamedTuple):
         x = self.explanations[:, place]
         if len(x) < 3 or np.ptp(x) == 0 or np.ptp(self.before) == 0 or not np.isfinite(x).all():
             return np.nan, np.nan
-        found = stats.spearmanr(x, self.before)
-        return float(found.statistic), float(found.pvalue)
+        found = predictors.correlation(x, self.before, resamples=RESAMPLES, confidence=0.95, seed=0)
+        return found.rho, found.p_value
 
 
 def worlds_of(results: Results, explained: Explained) -> Worlds:

@@ -100,7 +100,7 @@ def _gates(_: Report, results: Results) -> str:
             lines.setdefault((gate, what, wanted), []).append((value, text, verdict))
     rows = [
         [*line, min(cells)[1], max(cells)[1], f"{sum(cell[2] == 'passed' for cell in cells)} of {len(cells)}"]
-        for line, cells in lines.items()
+        for line, cells in sorted(lines.items(), key=lambda item: item[0][0])
     ]
     return _lines(["gate", "what", "wanted", "lowest", "highest", "worlds passed"], rows)
 

@@ -53,9 +53,8 @@ def run(path: Path, page: Path, *, only: Sequence[str], jobs: int | None, tables
     planned, params = plan(path)
     _refuse_unknown(path, planned, only)
     name = path.stem
-    study_page.page(
-        _text(page), name, dict.fromkeys(study_page.names(study), "")
-    )  # fails before hours of work
+    no_parts = dict.fromkeys(study_page.names(study), "")
+    study_page.page(_text(page), name, no_parts)  # fails before hours of work
     done = {one.name: commit for one in planned if (commit := find(one))}
     missing = [one for one in planned if one.name not in done and (not only or one.experiment in only)]
     failed: list[str] = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -25,7 +25,7 @@ from oxa.errors import DataError
 from oxa.report import markdown, wording
 from oxa.study import explanations, mixed, over_worlds
 from oxa.study.experiments import Comparison, Study
-from oxa.study.over_worlds import Tested
+from oxa.study.over_worlds import Leads, Pair, Tested
 from oxa.study.results import Results
 
 POWER = 0.8
@@ -89,9 +89,8 @@ def _gates(_: Report, results: Results) -> str:
     measured = {world: gates["gates"] | _room(results, world) for world, gates in results.gates().items()}
     if not measured:
         return "Not run yet."
-    lines: dict[
-        tuple[str, ...], list[tuple[float, str, str]]
-    ] = {}  # of every world: value, as written, verdict
+    # of every world: value, as written, verdict
+    lines: dict[tuple[str, ...], list[tuple[float, str, str]]] = {}
     for gates in measured.values():
         values = (row["value"] for gate in gates.values() for row in gate["rows"].values())
         for value, (gate, what, text, wanted, verdict) in zip(
@@ -272,51 +271,45 @@ def _beside(results: Results, place: str, ending: str | None) -> dict[str, str]:
     return found
 
 
-def _power(section: Report, results: Results) -> str:
-    """The smallest mean difference in pass@1 that so many worlds show in four of five studies, by how much worlds may
-    differ: from the noise within this study's worlds."""
-    rows = []
+def _each(results: Results) -> Iterator[tuple[Pair, Leads]]:
+    """All pairs that are done and their leads in pass@1; one that two tables have in common comes once."""
+    seen = set()
     for table in results.study.tables.values():
         for pair in over_worlds.pairs(table):
             leads = over_worlds.leads(results, pair, pass_at(1))
-            if leads is None:
-                continue
-            noise = float(leads.variances.mean())
-            for spread in SPREADS:
-                deviation = math.sqrt(noise + spread**2)
-                cells = [
-                    pass_at(1).text(smallest_effect(deviation, num, POWER, section.confidence))
-                    for num in SIZES
-                ]
-                line = [pair.title, pass_at(1).text(math.sqrt(noise)), pass_at(1).text(spread), *cells]
-                rows += [line] if line not in rows else []  # before RL, tables can have a pair in common
-    if not rows:
-        return "Not run yet."
+            if leads and (key := (pair.title, *leads.differences)) not in seen:
+                seen.add(key)
+                yield pair, leads
+
+
+def _power(section: Report, results: Results) -> str:
+    """The smallest mean difference in pass@1 that so many worlds show in four of five studies, by how much worlds may
+    differ: from the noise within this study's worlds."""
+    text, rows = pass_at(1).text, []
+    for pair, leads in _each(results):
+        noise = float(leads.variances.mean())
+        for spread in SPREADS:
+            deviation = math.sqrt(noise + spread**2)
+            cells = [text(smallest_effect(deviation, num, POWER, section.confidence)) for num in SIZES]
+            rows.append([pair.title, text(math.sqrt(noise)), text(spread), *cells])
     header = ["difference", "noise in a world", "spread between worlds", *(f"{num} worlds" for num in SIZES)]
-    return _lines(header, rows)
+    return _lines(header, rows) if rows else "Not run yet."
 
 
 def _mixed(section: Report, results: Results) -> str:
     """The tables' differences in pass@1 by a mixed model, beside the t interval over worlds."""
-    rows = {}
-    for table in results.study.tables.values():
-        for pair in over_worlds.pairs(table):
-            leads = over_worlds.leads(results, pair, pass_at(1))
-            if leads is None or pair in rows:
-                continue
-            apart = [
-                np.subtract(*(results.values(place, world, pair.ending, pass_at(1)) for place in pair.places))
-                for world in leads.worlds
-            ]
-            fitted = mixed.fit([of.mean(axis=0) for of in apart])
-            row = leads.row(section.confidence)
-            error = leads.deviation / math.sqrt(len(leads.worlds))
-            text = pass_at(1).text
-            rows[pair] = [
-                pair.title,
-                *(pass_at(1).signed(value) for value in (row["difference"], fitted.mean)),
-                *(text(value) for value in (error, fitted.error, row["spread"], fitted.spread)),
-            ]
+    text, signed, rows = pass_at(1).text, pass_at(1).signed, []
+    for pair, leads in _each(results):
+        apart = [
+            np.subtract(*(results.values(place, world, pair.ending, pass_at(1)) for place in pair.places))
+            for world in leads.worlds
+        ]
+        fitted = mixed.fit([of.mean(axis=0) for of in apart])
+        row = leads.row(section.confidence)
+        error = leads.deviation / math.sqrt(len(leads.worlds))
+        means = (signed(value) for value in (row["difference"], fitted.mean))
+        others = (text(value) for value in (error, fitted.error, row["spread"], fitted.spread))
+        rows.append([pair.title, *means, *others])
     header = [
         "Δ pass@1, points",
         "mean",
@@ -326,7 +319,7 @@ def _mixed(section: Report, results: Results) -> str:
         "spread",
         "mixed model",
     ]
-    return _lines(header, list(rows.values())) if rows else "Not run yet."
+    return _lines(header, rows) if rows else "Not run yet."
 
 
 def _explained(_: Report, results: Results) -> str:

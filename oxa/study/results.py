@@ -36,8 +36,11 @@ class Results:
         self.study = study
         self.done = done
         self._read = read
+        self.gates = cache(self._gates)
         self.outcomes = cache(self._outcomes)
         self.strategies_taught = cache(self._strategies_taught)
+        self.strategies_taken = cache(self._strategies_taken)
+        self.ppl_by_strategy = cache(self._ppl_by_strategy)
 
     def worlds(self, *places: str) -> list[int]:
         """Those in which the experiments of all of these are done with every seed."""
@@ -53,7 +56,7 @@ class Results:
             for seed in self.study.seeds_of(experiment)
         ]
 
-    def gates(self) -> dict[int, dict[str, Any]]:
+    def _gates(self) -> dict[int, dict[str, Any]]:
         """What was measured of every world's base."""
         measured: dict[int, dict[str, Any]] = {}
         for run in self.done.values():
@@ -101,16 +104,12 @@ class Results:
     def pass_at_1(self, place: str, world: int, ending: str | None) -> float:
         return float(self.values(place, world, ending, pass_at(1)).mean())
 
-    def solutions(self, place: str, world: int) -> list[pa.Table]:
-        """What cross-entropy learns from, one a seed."""
-        paths = self.files(place, world, "data/train/{arm}/ce.parquet")
-        return [tables.read(path, schemas.TRAIN, ["response_id", "completion"]) for path in paths]
-
     def _strategies_taught(self, place: str, world: int) -> dict[str, float]:
         """Share of each of the small world's strategies among the solutions that cross-entropy learns from."""
-        return _shares(table["completion"] for table in self.solutions(place, world))
+        paths = self.files(place, world, "data/train/{arm}/ce.parquet")
+        return _shares(tables.read(path, schemas.TRAIN, ["completion"])["completion"] for path in paths)
 
-    def strategies_taken(self, place: str, world: int, ending: str) -> dict[str, float]:
+    def _strategies_taken(self, place: str, world: int, ending: str) -> dict[str, float]:
         """Share of each among the answers, at the last step of RL or before it."""
         parts = []
         for path in self.files(place, world, f"data/generations/{{arm}}-{{seed}}{ending}.parquet"):
@@ -118,7 +117,7 @@ class Results:
             parts.append(table.filter(pc.equal(table["step"], pc.max(table["step"])))["text"])
         return _shares(parts)
 
-    def ppl_by_strategy(self, place: str, world: int) -> dict[str, float]:
+    def _ppl_by_strategy(self, place: str, world: int) -> dict[str, float]:
         """Median perplexity under the base of the right solutions that take each strategy."""
         responses, verdicts, scores = (
             tables.read(self.files(place, world, path)[0], schema, columns)

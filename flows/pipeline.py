@@ -168,6 +168,7 @@ def pipeline(
 
 def _run(params: Params, settings: Flow, targets: list[str], force: bool, register: bool) -> State[Any]:
     nodes = bridge.plan(targets)
+    placement.check([node.name for node in nodes], settings.placement)
     terminal = Terminal(len(nodes))
     begun, since = time.monotonic(), time.time()
     if force:

@@ -28,7 +28,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -78,12 +78,7 @@ def send(stage: str, words: Sequence[str], settings: Placement) -> int | None:
     needs = needed(name, bool(_meta(stage).get("accelerator")), settings)
     if needs.where == "head":
         return None
-    if (needs.nodes or 1) > 1 and not (STAGES[stage].launched and os.environ.get("OXA_LAUNCH")):
-        several = ", ".join(name for name, one in STAGES.items() if one.launched)
-        raise ConfigError(
-            f"flow.placement.needs: {name} asks for {needs.nodes} nodes, which only a stage takes that OXA_LAUNCH "
-            f"starts ({several})"
-        )
+    _check_nodes(name, needs)
     child.die_with_parent()
     with leased(name) as folder:
         command = [*way(name, needs, settings), sys.executable, "-m", "flows.node", str(folder), *words]
@@ -93,14 +88,44 @@ def send(stage: str, words: Sequence[str], settings: Placement) -> int | None:
             sender.kick()  # nodes leave that to the head: one process on one machine writes to MLflow's database
 
 
+def check(stages: Collection[str], settings: Placement) -> None:
+    """Raises ConfigError where one of these stages cannot take what flow.placement.needs says, or where an entry names
+    none that there is."""
+    if not is_elsewhere(settings):
+        return
+    for entry in settings.needs:
+        if not fnmatch.filter(STAGES, entry.stages.partition("@")[0]):
+            raise ConfigError(
+                f"flow.placement.needs: {entry.stages!r} names no stage; `dvc stage list` prints their names"
+            )
+    for stage in stages:
+        _check_nodes(stage, needed(stage, loads_model=False, settings=settings))
+
+
+def _check_nodes(stage: str, needs: Needs) -> None:
+    if (needs.nodes or 1) == 1 or needs.where == "head":
+        return
+    asked = f"flow.placement.needs: {stage} asks for {needs.nodes} nodes"
+    if not STAGES[stage.partition("@")[0]].launched:
+        several = ", ".join(name for name, one in STAGES.items() if one.launched)
+        raise ConfigError(f"{asked}, which only {several} can take")
+    if not os.environ.get("OXA_LAUNCH"):
+        raise ConfigError(
+            f"{asked}, and OXA_LAUNCH is not set, which says how its processes meet (docs/scale.md, Many nodes)"
+        )
+
+
 def needed(stage: str, loads_model: bool, settings: Placement) -> Needs:
     """What applies to a stage: of every key what the last entry says that matches its name."""
     found: dict[str, Any] = {"gpus": int(loads_model and settings.gpus)}
     for entry in settings.needs:
-        kind = stage.partition("@")[0]
-        if entry.stages == kind or fnmatch.fnmatchcase(stage, entry.stages):
+        if _names(entry, stage):
             found |= {key: value for key, value in entry.model_dump().items() if value is not None}
     return Needs(**(found | {"stages": stage}))
+
+
+def _names(entry: Needs, stage: str) -> bool:
+    return entry.stages == stage.partition("@")[0] or fnmatch.fnmatchcase(stage, entry.stages)
 
 
 def way(name: str, needs: Needs, settings: Placement) -> list[str]:
@@ -198,6 +223,8 @@ def _await(name: str, command: Sequence[str], folder: Path) -> int:
     end = _end(folder)
     if end is None:
         said = "; ".join(heard[-LAST_WORDS:]) or "nothing"
+        if status == os.EX_CONFIG:
+            raise ConfigError(f"{name}: {said}")
         raise UserError(
             f"{name}: lost by its scheduler, whose command ended with {status}; it said: {said}"
         ) from ConnectionAbortedError()

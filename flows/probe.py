@@ -55,6 +55,8 @@ def ask(settings: Placement) -> tuple[str, list[str]]:
                 f"no node has answered within {PATIENCE:.0f} s; the scheduler said: {_last(said)}"
             ) from None
         received = time.time()
+        if scheduler.returncode == os.EX_CONFIG:
+            raise ConfigError(_last(said))
         try:
             seen = json.loads((folder / SEEN).read_text())
         except FileNotFoundError:

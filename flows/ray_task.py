@@ -16,8 +16,10 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import placement_group
@@ -125,8 +127,30 @@ def _say(sentence: str) -> None:
     print(f"ray: {sentence}", file=sys.stderr, flush=True)
 
 
+def _is_node() -> bool:
+    """Whether a daemon of Ray's runs here; one that is seen in a container has its socket elsewhere."""
+    option = "--raylet_socket_name="
+    words = chain.from_iterable(process.info["cmdline"] or () for process in psutil.process_iter(["cmdline"]))
+    return any(os.path.exists(word.removeprefix(option)) for word in words if word.startswith(option))
+
+
+def hindrance(address: str, is_node: bool) -> str | None:
+    """Why the cluster of RAY_ADDRESS cannot be reached from a machine that is a node of one, or is not.
+
+    Asked beforehand, for where no daemon of Ray's runs its library ends the process with a dump of its stack.
+    """
+    is_client = address.startswith("ray://")
+    if is_node and not is_client:
+        return None
+    example = "10.0.0.1:6379" if is_client or not address else address
+    return (
+        "this machine has to be a node of the cluster, if one that takes no stage: "
+        f"`ray start --address {example} --num-cpus 0 --num-gpus 0`, and RAY_ADDRESS={example}"
+    )
+
+
 def main(argv: Sequence[str]) -> int:
-    """The command's exit code, or EX_TEMPFAIL where the cluster does not answer or a node was lost."""
+    """The command's exit code, EX_TEMPFAIL where the cluster does not answer or a node was lost, or EX_CONFIG."""
     parser = argparse.ArgumentParser(prog="python -m flows.ray_task", description=__doc__)
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--cpus", type=float, default=1, help="cores of each node")
@@ -134,6 +158,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--memory", type=float, default=0, help="main memory of each node, bytes")
     parser.add_argument("command", nargs="+")
     given = parser.parse_args(argv)
+    if reason := hindrance(os.environ.get("RAY_ADDRESS", ""), _is_node()):
+        _say(reason)
+        return os.EX_CONFIG
     try:
         ray.init("auto", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError) as error:

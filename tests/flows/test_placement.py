@@ -80,16 +80,24 @@ def test_a_stage_stays_here_by_hand_by_params_and_by_the_environment(monkeypatch
 
 
 def test_what_cannot_be_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = SETTINGS.model_copy(update={"needs": [Needs(stages="train*", nodes=2)]})
+    no_launcher = "train@sft-0 asks for 2 nodes, and OXA_LAUNCH is not set"
+    with pytest.raises(ConfigError, match=no_launcher):
+        placement.check(["ingest", "train@sft-0"], several)
+    placement.check(["ingest", "train@sft-0"], several.model_copy(update={"by": "local"}))
     monkeypatch.setenv("DVC_STAGE", "train@sft-0")
-    several = SETTINGS.model_copy(update={"needs": [Needs(stages="*", nodes=2)]})
-    with pytest.raises(
-        ConfigError, match="train@sft-0 asks for 2 nodes, which only a stage takes that OXA_LAUNCH"
-    ):
+    with pytest.raises(ConfigError, match=no_launcher):
         placement.send("train", ["train"], several)
     monkeypatch.setenv("OXA_LAUNCH", "torchrun")
-    monkeypatch.setenv("DVC_STAGE", "ingest")
-    with pytest.raises(ConfigError, match="ingest asks for 2 nodes"):
-        placement.send("ingest", ["ingest"], several)
+    placement.check(["ingest", "train@sft-0"], several)
+    everywhere = SETTINGS.model_copy(update={"needs": [Needs(stages="*", nodes=2)]})
+    with pytest.raises(ConfigError, match="ingest asks for 2 nodes, which only "):
+        placement.check(["train@sft-0", "ingest"], everywhere)
+    at_the_head = Needs(stages="ingest", where="head")
+    placement.check(["ingest"], everywhere.model_copy(update={"needs": [*everywhere.needs, at_the_head]}))
+    misspelt = SETTINGS.model_copy(update={"needs": [Needs(stages="trian@*", gpus=8)]})
+    with pytest.raises(ConfigError, match="names no stage; `dvc stage list`"):
+        placement.check(["train@sft-0"], misspelt)
     monkeypatch.setenv(placement.VARIABLE, "lsf")
     with pytest.raises(ConfigError, match="OXA_PLACEMENT: expected local, slurm or ray, found 'lsf'"):
         placement.send("ingest", ["ingest"], SETTINGS)

@@ -22,6 +22,7 @@ from oxa.report.wording import (
     gate_rows,
     gates,
     listed,
+    p_value,
     predictor_rows,
     seeds,
     sizes,
@@ -153,7 +154,7 @@ def difference(row: Row | None, metric: Metric) -> str:
     """A difference with its interval and what Holm's method says of it."""
     if row is None:
         return "–"
-    return f"{change(row, metric)}, p {row['p_holm']:.3f}{'' if row['shown'] else ' n.s.'}"
+    return f"{change(row, metric)}, p {p_value(row['p_holm'])}{'' if row['shown'] else ' n.s.'}"
 
 
 def pair(result: Row) -> str:

@@ -17,7 +17,7 @@ from oxa.comparison.measures import TOKENS, Metric, Row, beside, pass_at, questi
 from oxa.comparison.outcomes import BASE, RL
 from oxa.report import plots
 from oxa.report.markdown import SMALL
-from oxa.report.wording import predictor_rows
+from oxa.report.wording import p_value, predictor_rows
 
 Path = tuple[str | int, ...]
 """Keys that lead to a number of the summary."""
@@ -96,7 +96,7 @@ def difference(summary: Mapping[str, Any], path: Path, metric: Metric) -> Markup
         number(summary, (*of_row, name), lambda value: signed(metric.signed(value)))
         for name in ("difference", "low", "high")
     ]
-    p = number(summary, (*of_row, "p_holm"), "{:.3f}".format)
+    p = number(summary, (*of_row, "p_holm"), p_value)
     state, note = ("shown", "") if row["shown"] else ("unshown", "not shown, ")
     cell = Markup('<div class="{}">{} <small>{} to {}</small> <small>{}p {}</small></div>')
     return cell.format(state, *values, note, p)

@@ -186,11 +186,20 @@ def _claim(arm: str, ending: str, summary: Summary, metric: Metric, row: Row) ->
         return f"{arm}: no difference shown; both {reached}, which cannot tell them apart"
     if not row["shown"]:
         alone = row["low"] > 0 or row["high"] < 0
-        why = f"; p {row['p_holm']:.3f} over {summary['num_comparisons'][group]} comparisons" if alone else ""
+        why = (
+            f"; p {p_value(row['p_holm'])} over {summary['num_comparisons'][group]} comparisons"
+            if alone
+            else ""
+        )
         return f"{arm}: no difference shown ({size}{why})"
     if metric.solved:
         return f"{arm} solved {'more' if is_more else 'fewer'} {metric.solved} than {baseline}, {size}"
     return f"{arm}: {metric.title} {'higher' if is_more else 'lower'} than {baseline}'s, {size}"
+
+
+def p_value(value: float) -> str:
+    """To three digits: `0.012`, `< 0.001`."""
+    return f"{value:.3f}" if value >= 0.0005 else "< 0.001"
 
 
 def change(row: Row | None, metric: Metric, *, in_words: bool = False) -> str:
@@ -219,7 +228,7 @@ def predictor_rows(summary: Summary) -> tuple[list[str], list[list[str]]]:
     if found["correlations"]:
         rhos = (found["correlations"].get(one["name"]) for one in columns)
         cells = [
-            f"{rho['rho']:+.2f} [{rho['low']:+.2f}, {rho['high']:+.2f}], p {rho['p_value']:.3f}"
+            f"{rho['rho']:+.2f} [{rho['low']:+.2f}, {rho['high']:+.2f}], p {p_value(rho['p_value'])}"
             if rho
             else "–"
             for rho in rhos

@@ -145,6 +145,8 @@ def _prepared(text: str) -> str | None:
     text = re.sub(r"(?<=[A-Za-z])\s*('+)", lambda match: "_{" + "p" * (len(match[1]) + 1) + "}", text)
     if "'" in text or re.search(r"\d\s*_", text):  # of a number: its base
         return None
+    if re.search(r"\\(?:gcd|lcm)\s*\([^()]*[A-Za-z]", text):  # sympy's are of polynomials: gcd(n, 3) is 1
+        return None
     text = re.sub(
         r"_\{([^{}=]*[\\,][^{}=]*)\}",
         lambda match: "_{" + re.sub(r"[^A-Za-z0-9+-]", "", match[1].replace(",", "c")) + "}",
@@ -283,6 +285,8 @@ def _natural_logarithms(value: Any) -> Any:
 COUNTS = frozenset("nN")
 """Names of whole numbers, which are positive."""
 _SIZES = ((7, 11), (20, 13), (11, 5), (46, 7), (313, 12), (2003, 7))
+_WHOLE = ((2, 1), (3, 2), (5, 4), (9, 3), (16, 5), (24, 7))
+"""Whole numbers of every residue of 2, 3, 4 and 5, and how much more each further variable is."""
 
 
 def _points(symbols: list[Any], *, discrete: bool, signed: bool) -> list[dict[Any, Any]]:
@@ -294,7 +298,7 @@ def _points(symbols: list[Any], *, discrete: bool, signed: bool) -> list[dict[An
         point = {}
         for i, symbol in enumerate(symbols):
             if discrete:
-                point[symbol] = sympy.Integer(2 + 3 * k + 2 * i)
+                point[symbol] = sympy.Integer(_WHOLE[k][0] + i * _WHOLE[k][1])
                 continue
             above, below = _SIZES[(k + i) % POINTS]
             size = sympy.Rational(above + 2 * i, below)

@@ -222,6 +222,9 @@ def equal(gold: Quantity, answer: Quantity) -> bool | None:
     """Whether two quantities are equal; None where it cannot be told."""
     if gold.percent or answer.percent:
         return _equal_percent(gold, answer)
+    plain = answer if gold.degrees else gold
+    if gold.degrees != answer.degrees and plain.unit and plain.unit.powers - {("rad", 1)}:
+        return None
     if gold.degrees != answer.degrees and (angle := _equal_angle(gold, answer)) is not None:
         return angle
     scale: tuple[Fraction, Fraction] | None = None
@@ -326,14 +329,14 @@ def _expression(quantity: Quantity) -> Any:
 
 
 def _equal_percent(gold: Quantity, answer: Quantity) -> bool | None:
-    """28% is 28 and 0.28; 28 is 28%; 0.28 is 28%."""
+    """28% is 28 and 0.28; 28 is 28%; 0.28 is 28%; 0.5% is not known to be 0.5, which may be 50%."""
     plain = answer if gold.percent else gold
     if gold.percent != answer.percent and plain.unit is not None:
         return None
     as_it_stands = _values(gold, answer)
     if gold.percent and answer.percent:
         return as_it_stands
-    if as_it_stands and (gold.percent or gold.number is None or abs(gold.number.value) >= 1):
+    if as_it_stands and (plain.number is None or abs(plain.number.value) > 1):
         return True
     hundredth = (Fraction(1, 100), Fraction(1)) if gold.percent else (Fraction(1), Fraction(1, 100))
     as_share = _values(gold, answer, hundredth)

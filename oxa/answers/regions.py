@@ -25,6 +25,7 @@ _CUP, _CAP = (
     re.compile(r"\s*\\cap(?![A-Za-z])\s*"),
 )
 _MINUS = re.compile(r"\s*\\setminus(?![A-Za-z])\s*")
+_EXCEPT = re.compile(r"\s+(?:except(?: for)?|other than|excluding)\s+")
 _BUILDER = re.compile(
     r"\\?\{\s*(?P<name>[^|:;]+?)\s*(?:\||:|;|\\colon)\s*(?P<condition>.*?)\s*\\?\}", re.DOTALL
 )
@@ -56,6 +57,9 @@ def read(text: str) -> Region | None:
         return Region((), None, False)
     if _EVERYTHING.fullmatch(text) or _EVERYTHING.fullmatch(words):
         return None if text == "R" else Region((_line(),), None, False)
+    parts = _EXCEPT.split(words)
+    if len(parts) == 2 and (whole := read(parts[0])) and (out := _points(rf"\{{{parts[1]}\}}")):
+        return Region(_difference(whole.pieces, out.pieces), None, False)
     for pattern, join in ((_CUP, _union), (_MINUS, _difference), (_CAP, _intersection)):
         parts = structure.split(text, pattern)
         if len(parts) > 1:

@@ -133,6 +133,8 @@ def _same_function(gold: str, answer: str, value: str) -> str | None:
     first, second = _FUNCTION.fullmatch(gold), _FUNCTION.fullmatch(answer)
     if not first or not second or first[1] != second[1]:
         return None
+    if first[2] != second[2] and re.search(rf"(?<![A-Za-z\\]){first[2]}(?![A-Za-z])", value):
+        return None
     return re.sub(rf"(?<![A-Za-z\\]){second[2]}(?![A-Za-z])", first[2], value)
 
 

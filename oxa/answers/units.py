@@ -163,7 +163,9 @@ def read(text: str) -> Unit | None:
             ):
                 times(*measure, sign * raised)
                 last, raised = (*measure, sign), 1
-            elif word not in _NOTHING and word not in _COUNTERS:
+            elif word in _NOTHING:
+                last = {}, Fraction(1), sign  # units^2
+            elif word not in _COUNTERS:
                 nouns.add(_stem(word) if len(word) > 2 else spelt)
                 last = None
     return Unit(frozenset((base, power) for base, power in powers.items() if power), factor, frozenset(nouns))

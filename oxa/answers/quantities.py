@@ -155,7 +155,7 @@ def _without_unit(text: str) -> tuple[str, Unit | None]:
     for start in _starts(text):
         head, tail = text[:start].rstrip().rstrip(THIN).rstrip(), text[start:]
         tail = re.sub(r"^\\cdot\s*", "", tail)
-        if not head or head[-1] in "+-*/^_(=,":
+        if not head or head[-1] in "+-*/^_(=," or head.lower() == "no":
             continue
         if (match := _FACTOR.match(tail)) and numbers.number(head) is not None:
             unit = units.read(tail[match.end() :])

@@ -130,26 +130,28 @@ def _value(text: str) -> Region | None:
     return None if value is None else Region((Piece(value, value, True, True),), sides[0], False)
 
 
+_FLIPPED = {"<": ">", ">": "<", "le": "ge", "ge": "le", "ne": "ne"}
+
+
 def _chain(text: str) -> Region | None:
+    """One relation of a name and numbers, or two; what is bounded may be called e (an eccentricity)."""
     sides, signs = structure.relation(text)
     if not signs or len(signs) > 2 or not set(signs) <= {"<", ">", "le", "ge", "ne"}:
         return None
     if len(signs) == 1:
         left, right = sides
         sign = signs[0]
-        if _is_name(right) and not _is_name(left):
-            left, right = right, left
-            sign = {"<": ">", ">": "<", "le": "ge", "ge": "le", "ne": "ne"}[sign]
-        if not _is_name(left):
+        if not _is_name(left) and (_is_name(right) or (right == "e" and _number(left) is not None)):
+            left, right, sign = right, left, _FLIPPED[sign]
+        if not _is_name(left) and left != "e":
             return _solved(text)
         bound = _number(right)
         return None if bound is None else Region(_half(sign, bound), left, False)
     low, middle, high = sides
     first, second = _number(low), _number(high)
-    if not _is_name(middle) or first is None or second is None:
+    if not (_is_name(middle) or middle == "e") or first is None or second is None:
         return None
-    flipped = {"<": ">", ">": "<", "le": "ge", "ge": "le", "ne": "ne"}[signs[0]]
-    return Region(_intersection(_half(flipped, first), _half(signs[1], second)), middle, False)
+    return Region(_intersection(_half(_FLIPPED[signs[0]], first), _half(signs[1], second)), middle, False)
 
 
 def _solved(text: str) -> Region | None:

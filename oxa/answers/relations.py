@@ -55,6 +55,8 @@ def _chain(text: str) -> tuple[str | None, list[str]] | None:
     if not signs or not set(signs) <= {"=", "approx"} or "" in sides[1:]:
         return None
     sides = [side for side in sides if side]
+    if any((many := structure.items(side)) and many.kind == "bare" for side in sides[1:-1]):
+        return None  # x = 2, y = 5 is no chain
     if len(sides) > 1 and is_name(sides[0]):
         return re.sub(r"[\s{}]", "", sides[0]), sides[1:]
     return None, sides

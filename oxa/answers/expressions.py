@@ -66,17 +66,6 @@ def _products(text: str) -> str:
     return "".join(parts)
 
 
-_LEFT_TO_RIGHT = re.compile(
-    r"(?<![\w}])(\d+)\s*/\s*(\d+)(?=\s*(?:[A-Za-z(]|\\(?:pi|sqrt|[a-z]*theta|alpha|beta)))"
-)
-
-
-def readings(text: str) -> list[str]:
-    r"""An expression, and `1/2x` as `\frac{1}{2}x`, too, which many mean."""
-    other = _LEFT_TO_RIGHT.sub(r"\\frac{\1}{\2}", text)
-    return [text] if other == text else [text, other]
-
-
 def _combinations(text: str) -> str:
     for pattern, swapped in _COMBINATIONS:
 
@@ -128,6 +117,9 @@ _GROUPS = re.compile(r"(?<![\d.,}])[1-9]\d{0,2}(?:(?:\{,\}|,)\d{3})+(?!\d)")
 _NO_EXPRESSION = re.compile(
     r"\d\s+\d|[,;:=<>']|\\(?:le|ge|ne|in|cup|cap|approx|pm|mp|to|land|lor)(?![A-Za-z])"
 )
+_OTHER_MEANING = re.compile(
+    r"\d\s*_|\\(?:gcd|lcm)\s*\([^()]*[A-Za-z]"
+)  # a base; gcd(n, 3), a polynomial's here
 _WITH_COMMAS = re.compile(r"\\(?:gcd|max|min|lcm|sum|prod|int|lim)(?![A-Za-z])")
 
 
@@ -143,9 +135,7 @@ def _prepared(text: str) -> str | None:
     text = text.replace(THIN, " ").replace("°", r" \cdot \frac{\pi}{180}")
     text = re.sub(r"(\d)\s*'\s*(?=\d{3})", r"\1", text)
     text = re.sub(r"(?<=[A-Za-z])\s*('+)", lambda match: "_{" + "p" * (len(match[1]) + 1) + "}", text)
-    if "'" in text or re.search(r"\d\s*_", text):  # of a number: its base
-        return None
-    if re.search(r"\\(?:gcd|lcm)\s*\([^()]*[A-Za-z]", text):  # sympy's are of polynomials: gcd(n, 3) is 1
+    if "'" in text or _OTHER_MEANING.search(text):
         return None
     text = re.sub(
         r"_\{([^{}=]*[\\,][^{}=]*)\}",
@@ -341,7 +331,6 @@ def _value(value: Any, point: dict[Any, Any] | None = None, digits: int = DIGITS
 
 
 def _equal_values(gold: Any, answer: Any) -> bool | None:
-
     if gold is None or answer is None:
         return None
     if gold.is_infinite or answer.is_infinite:

@@ -99,8 +99,8 @@ def _named_solutions(text: str, equal: Equal) -> Items | None:
 
 def compare(gold: str, answer: str, equal: Equal) -> Decision:
     """Where one of the texts is a list at least."""
-    pairs = structure.signs(gold), structure.signs(answer)
-    if len(pairs[0]) == len(pairs[1]) == 2 and _in_any_order(*map(tuple, pairs), equal):
+    golds, answers = tuple(structure.signs(gold)), tuple(structure.signs(answer))
+    if len(golds) == len(answers) == 2 and _in_any_order(golds, answers, equal):
         return True, True
     verdict, decided = _compare(gold, answer, equal)
     signs = [_num_signs(text) for text in (gold, answer)]
@@ -152,14 +152,7 @@ def _compare(gold: str, answer: str, equal: Equal) -> Decision:
             and _are_values(many.parts, equal)
             and any(equal(many.parts[0], part) is False for part in many.parts[1:])
         ):
-            parts = [numbers.number(part) for part in many.parts]
-            mixed = (
-                len(parts) == 2
-                and None not in parts
-                and read.number is not None
-                and sum(part.value for part in parts if part) == read.number.value
-            )
-            return (None if mixed else False), True  # 6 and 1/4
+            return (None if equal(one, "+".join(many.parts)) else False), True  # 6 and 1/4
         return None, quantities.sound(value) is None
     names = [_names(many.parts) for many in (first, second)]
     if names[0] and names[1]:
@@ -169,10 +162,12 @@ def _compare(gold: str, answer: str, equal: Equal) -> Decision:
             Items(tuple(value_of(part, equal) for part in many.parts), "tuple") for many in (first, second)
         )
         return _in_order(first.parts, second.parts, equal, certain=True), True
-    unnamed = [
-        part for many, name in zip((first, second), names, strict=True) if not name for part in many.parts
+    equations = [
+        many
+        for many, name in zip((first, second), names, strict=True)
+        if not name and "=" in "".join(many.parts)
     ]
-    if (names[0] or names[1]) and not any("=" in part for part in unnamed):  # else y = 2x against 2x - y = 0
+    if (names[0] or names[1]) and not equations:  # y = 2x against 2x - y = 0
         distinct = names[0] or names[1]
         assert distinct is not None
         first, second = (

@@ -246,8 +246,12 @@ def equal(gold: Quantity, answer: Quantity) -> bool | None:
             "lb",
         }
         return verdict if pounds else None
-    if verdict is False and _one_unit(gold, answer) and _may_be_converted(gold, answer):
+    scaled = any(_FACTOR.search(quantity.body) for quantity in (gold, answer))  # 3, of millions
+    if verdict is False and (scaled or _one_unit(gold, answer)) and _may_be_converted(gold, answer):
         return None
+    left, right = (quantity._replace(body=quantity.body.replace("°", "")) for quantity in (gold, answer))
+    if verdict is False and (left, right) != (gold, answer) and _values(left, right):
+        return None  # 180 - x, in degrees
     if verdict is False and _may_be_radians(gold, answer):
         return None
     if verdict and gold.degrees != answer.degrees and not (is_constant(gold) and is_constant(answer)):
@@ -293,6 +297,22 @@ def _one_unit(gold: Quantity, answer: Quantity) -> bool:
     return with_unit[0] != with_unit[1]
 
 
+_LEFT_TO_RIGHT = re.compile(
+    r"(?<![\w}])(\d+)\s*/\s*(\d+)(?=\s*(?:[A-Za-z(]|\\(?:pi|sqrt|[a-z]*theta|alpha|beta)))"
+)
+
+
+_GAUSS = re.compile(r"(?<!\\sqrt)\[([^\[\]]*)\]")
+
+
+def _readings(text: str) -> list[str]:
+    r"""An expression, and what else many mean by it: `1/2x` is `\frac{1}{2}x`, `[x]` is `\lfloor x \rfloor`."""
+    forms = [text]
+    for pattern, other in ((_LEFT_TO_RIGHT, r"\\frac{\1}{\2}"), (_GAUSS, r"\\lfloor \1 \\rfloor ")):
+        forms += [pattern.sub(other, form) for form in forms if pattern.search(form)]
+    return forms
+
+
 def _values(gold: Quantity, answer: Quantity, scale: tuple[Fraction, Fraction] | None = None) -> bool | None:
     if gold.number is not None and answer.number is not None:
         first, second = gold.number, answer.number
@@ -309,13 +329,13 @@ def _values(gold: Quantity, answer: Quantity, scale: tuple[Fraction, Fraction] |
             if number is not None and number.digits is not None:
                 return expressions.close(left, right, number, is_gold=is_gold)
     verdict = expressions.equal(left, right)
-    others = [expressions.readings(quantity.body) for quantity in (gold, answer) if quantity.number is None]
+    others = [_readings(quantity.body) for quantity in (gold, answer) if quantity.number is None]
     if verdict or scale is not None or all(len(other) == 1 for other in others):
         return verdict
     pairs = [
         (_expression(gold._replace(body=a)), _expression(answer._replace(body=b)))
-        for a in expressions.readings(gold.body)
-        for b in expressions.readings(answer.body)
+        for a in _readings(gold.body)
+        for b in _readings(answer.body)
     ]
     return (
         True if any(a is not None and b is not None and expressions.equal(a, b) for a, b in pairs) else None

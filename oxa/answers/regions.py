@@ -299,6 +299,13 @@ def equal(gold: Region, answer: Region) -> bool | None:
         _same(a.low, b.low) and _same(a.high, b.high) and a[2:] == b[2:]
         for a, b in zip(gold.pieces, answer.pieces, strict=True)
     )
+    ends = [[piece[2:] for piece in region.pieces] for region in (gold, answer)]
     if same and gold.name and answer.name and gold.name != answer.name:
         return None
+    if not same and (gold.name or answer.name) in _WHOLE and ends[0] != ends[1]:
+        return None
     return same
+
+
+_WHOLE = frozenset("nNmk")
+"""Names that whole numbers often have: n > 2 may mean n >= 3."""

@@ -52,7 +52,8 @@ _SUM = re.compile(r"\d*[a-wA-W](?:\s*[+-]?\s*\d*[a-wA-W])+")  # of an answer: m 
 def _chain(text: str) -> tuple[str | None, list[str]] | None:
     """(name or None, the values said to be equal) of a chain of = and approximations; None of other relations."""
     sides, signs = structure.relation(text)
-    if not signs or not set(signs) <= {"=", "approx"} or "" in sides[1:]:
+    equals = {"=", "approx"} if "mod" in text else {"=", "approx", "equiv"}
+    if not signs or not set(signs) <= equals or "" in sides[1:]:
         return None
     sides = [side for side in sides if side]
     if any((many := structure.items(side)) and many.kind == "bare" for side in sides[1:-1]):

@@ -74,6 +74,8 @@ EQUAL = {
         (r"\sum_{k=1}^{n} k", r"\frac{n(n+1)}{2}"),
         (r"x=k\pi+\frac{\pi}{4}, k\in\mathbb{Z}", r"x=\frac{\pi}{4}+n\pi,\ n\in\mathbb{Z}"),
         ("f(x)=2x", "f(t)=2t"),
+        ("f(x)=0", r"f(x) \equiv 0"),
+        (r"\lfloor n/2 \rfloor", "[n/2]"),
         ("y=-\\frac{1}{2}x+4", "x+2y=8"),
         (r"y=\pm\frac34 x", r"3x \pm 4y = 0"),
         ("y=x+1, y=2x", r"2x-y=0 \text{ or } x-y+1=0"),
@@ -109,7 +111,6 @@ DIFFERENT = {
         ("xy", "-xy"),
         (r"\frac{mg}{k}", "mgk"),
         (r"\lfloor n/3 \rfloor", r"\frac{n-2}{3}"),
-        ("5", r"5 \text{ dozen}"),
     ],
 }
 UNTOLD = [
@@ -128,6 +129,10 @@ UNTOLD = [
     ("1:20", "2:40"),
     ("52_8", "42"),
     (r"\gcd(n,3)", "1"),
+    ("5", r"5 \text{ dozen}"),
+    ("2.5", r"2.5 \text{ million}"),
+    ("180-x", r"180^\circ - x"),
+    (r"n \ge 3", "n>2"),
     ("5", "x=2, y=5"),
     ("x=2, y=5", "5"),
     ("f(x)=x, f(x)=2-x", "f(x)=x"),

@@ -24,6 +24,7 @@ EQUAL = Fraction(1, 10**45)
 POINTS = 6
 
 _DECIMAL = re.compile(r"(?<![\d.])(\d*)\.(\d+)(?![\d.])")
+_ENGLISH = frozenset(["and", "or", "to", "of", "if", "on", "no"])  # no products of variables
 _RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _NAMES = (
     "pi sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp sqrt min max gcd lcm mod deg"
@@ -166,7 +167,7 @@ def _prepared(text: str) -> str | None:
             continue
         if run.isupper():
             text = re.sub(rf"(?<![\\A-Za-z]){run}(?![A-Za-z])", f"X_{{{run}}}", text)
-        elif len(run) > 3:
+        elif len(run) > 3 or run in _ENGLISH:
             return None
     text = re.sub(
         r"(?<![\\A-Za-z])(pi|sin|cos|tan|cot|sec|csc|ln|log|exp|arcsin|arccos|arctan)(?![A-Za-z])",

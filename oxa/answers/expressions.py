@@ -24,6 +24,7 @@ EQUAL = Fraction(1, 10**45)
 POINTS = 6
 
 _DECIMAL = re.compile(r"(?<![\d.])(\d*)\.(\d+)(?![\d.])")
+_ENGLISH = frozenset(["and", "or", "to", "of", "if", "on", "no"])  # no products of variables
 _RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _NAMES = (
     "pi sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp sqrt min max gcd lcm mod deg"
@@ -64,17 +65,6 @@ def _products(text: str) -> str:
         )
         parts.append(piece)
     return "".join(parts)
-
-
-_LEFT_TO_RIGHT = re.compile(
-    r"(?<![\w}])(\d+)\s*/\s*(\d+)(?=\s*(?:[A-Za-z(]|\\(?:pi|sqrt|[a-z]*theta|alpha|beta)))"
-)
-
-
-def readings(text: str) -> list[str]:
-    r"""An expression, and `1/2x` as `\frac{1}{2}x`, too, which many mean."""
-    other = _LEFT_TO_RIGHT.sub(r"\\frac{\1}{\2}", text)
-    return [text] if other == text else [text, other]
 
 
 def _combinations(text: str) -> str:
@@ -128,6 +118,9 @@ _GROUPS = re.compile(r"(?<![\d.,}])[1-9]\d{0,2}(?:(?:\{,\}|,)\d{3})+(?!\d)")
 _NO_EXPRESSION = re.compile(
     r"\d\s+\d|[,;:=<>']|\\(?:le|ge|ne|in|cup|cap|approx|pm|mp|to|land|lor)(?![A-Za-z])"
 )
+_OTHER_MEANING = re.compile(
+    r"\d\s*_|\\(?:gcd|lcm)\s*\([^()]*[A-Za-z]"
+)  # a base; gcd(n, 3), a polynomial's here
 _WITH_COMMAS = re.compile(r"\\(?:gcd|max|min|lcm|sum|prod|int|lim)(?![A-Za-z])")
 
 
@@ -143,7 +136,7 @@ def _prepared(text: str) -> str | None:
     text = text.replace(THIN, " ").replace("°", r" \cdot \frac{\pi}{180}")
     text = re.sub(r"(\d)\s*'\s*(?=\d{3})", r"\1", text)
     text = re.sub(r"(?<=[A-Za-z])\s*('+)", lambda match: "_{" + "p" * (len(match[1]) + 1) + "}", text)
-    if "'" in text or re.search(r"\d\s*_", text):  # of a number: its base
+    if "'" in text or _OTHER_MEANING.search(text):
         return None
     text = re.sub(
         r"_\{([^{}=]*[\\,][^{}=]*)\}",
@@ -174,7 +167,7 @@ def _prepared(text: str) -> str | None:
             continue
         if run.isupper():
             text = re.sub(rf"(?<![\\A-Za-z]){run}(?![A-Za-z])", f"X_{{{run}}}", text)
-        elif len(run) > 3:
+        elif len(run) > 3 or run in _ENGLISH:
             return None
     text = re.sub(
         r"(?<![\\A-Za-z])(pi|sin|cos|tan|cot|sec|csc|ln|log|exp|arcsin|arccos|arctan)(?![A-Za-z])",
@@ -283,6 +276,8 @@ def _natural_logarithms(value: Any) -> Any:
 COUNTS = frozenset("nN")
 """Names of whole numbers, which are positive."""
 _SIZES = ((7, 11), (20, 13), (11, 5), (46, 7), (313, 12), (2003, 7))
+_WHOLE = ((2, 1), (3, 2), (5, 4), (9, 3), (16, 5), (24, 7))
+"""Whole numbers of every residue of 2, 3, 4 and 5, and how much more each further variable is."""
 
 
 def _points(symbols: list[Any], *, discrete: bool, signed: bool) -> list[dict[Any, Any]]:
@@ -294,7 +289,7 @@ def _points(symbols: list[Any], *, discrete: bool, signed: bool) -> list[dict[An
         point = {}
         for i, symbol in enumerate(symbols):
             if discrete:
-                point[symbol] = sympy.Integer(2 + 3 * k + 2 * i)
+                point[symbol] = sympy.Integer(_WHOLE[k][0] + i * _WHOLE[k][1])
                 continue
             above, below = _SIZES[(k + i) % POINTS]
             size = sympy.Rational(above + 2 * i, below)
@@ -337,7 +332,6 @@ def _value(value: Any, point: dict[Any, Any] | None = None, digits: int = DIGITS
 
 
 def _equal_values(gold: Any, answer: Any) -> bool | None:
-
     if gold is None or answer is None:
         return None
     if gold.is_infinite or answer.is_infinite:

@@ -26,7 +26,9 @@ def items(text: str, equal: Equal) -> Items | None:
     if set(signs) == {"="} and len(signs) > 1 and all(map(is_name, sides[:-1])):  # x = y = 1
         return Items(tuple(f"{side}={sides[-1]}" for side in sides[:-1]), "bare")
     many = structure.items(text)
-    parts = tuple(map(_point, many.parts)) if many is not None else (text,)
+    if many is not None and many.kind in ("tuple", "list") and _num_signs(text) == 1:
+        many = None  # (\\pm 1, 0) is two points
+    parts = _one_name(tuple(map(_point, many.parts))) if many is not None else (text,)
     written_out = [sign for part in parts for sign in structure.signs(part)]
     if many is None and len(written_out) == 1:
         return None
@@ -48,12 +50,31 @@ def _named_tuple(text: str) -> Items | None:
     if signs != ["="]:
         return None
     names, values = structure.items(sides[0]), structure.items(sides[1])
-    if names is None or values is None or len(names.parts) != len(values.parts) or names.kind != "tuple":
+    if (
+        names is None
+        or values is None
+        or len(names.parts) != len(values.parts)
+        or names.kind != "tuple"
+        or values.kind == "bare"
+    ):
         return None
     if not all(map(is_name, names.parts)):
         return None
     return Items(
         tuple(f"{name}={value}" for name, value in zip(names.parts, values.parts, strict=True)), "named"
+    )
+
+
+_TUPLE_NAME = re.compile(r"\([A-Za-z](?:\s*,\s*[A-Za-z])+\)\s*=\s*(?=\()")
+
+
+def _one_name(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """`(x, y) = (2, 1)` and `(1, 2)`: the name is of both."""
+    name = _TUPLE_NAME.match(parts[0]) if parts else None
+    return (
+        tuple(name[0] + part if part.startswith("(") and "=" not in part else part for part in parts)
+        if name
+        else parts
     )
 
 
@@ -78,12 +99,23 @@ def _named_solutions(text: str, equal: Equal) -> Items | None:
 
 def compare(gold: str, answer: str, equal: Equal) -> Decision:
     """Where one of the texts is a list at least."""
+    golds, answers = tuple(structure.signs(gold)), tuple(structure.signs(answer))
+    if len(golds) == len(answers) == 2 and _in_any_order(golds, answers, equal):
+        return True, True
     verdict, decided = _compare(gold, answer, equal)
-    if verdict is False and any(text.count(r"\pm") + text.count(r"\mp") > 1 for text in (gold, answer)):
+    signs = [_num_signs(text) for text in (gold, answer)]
+    together = any(
+        _num_signs(part) > 1 for text in (gold, answer) for part in (structure.items(text) or [[text]])[0]
+    )
+    if max(signs) > 1 and (verdict is False or (verdict and together and 0 in signs)):
         return None, True  # signs may be meant to go together, or not
     if verdict and _connectives(gold) | _connectives(answer) == {"and", "or"} and _has_names(gold):
         return (None if _connectives(gold) and _connectives(answer) else True), True
     return verdict, decided
+
+
+def _num_signs(text: str) -> int:
+    return text.count(r"\pm") + text.count(r"\mp")
 
 
 def _connectives(text: str) -> set[str]:
@@ -107,6 +139,9 @@ def _compare(gold: str, answer: str, equal: Equal) -> Decision:
         if re.fullmatch(r"[+-]?[\d.]+,\d+|[A-Z]\s*\(.*", text):
             return None, True  # a decimal comma or a list of two; permutations or a point
         assert many is not None
+        forms = structure.alternatives(text)
+        if len(forms) > 1 and all(equal(one, form) and equal(forms[0], form) for form in forms):
+            return True, True  # one value in several forms
         value = value_of(one, equal)
         read = quantities.sound(value)
         if (
@@ -117,7 +152,7 @@ def _compare(gold: str, answer: str, equal: Equal) -> Decision:
             and _are_values(many.parts, equal)
             and any(equal(many.parts[0], part) is False for part in many.parts[1:])
         ):
-            return False, True
+            return (None if equal(one, "+".join(many.parts)) else False), True  # 6 and 1/4
         return None, quantities.sound(value) is None
     names = [_names(many.parts) for many in (first, second)]
     if names[0] and names[1]:
@@ -127,7 +162,12 @@ def _compare(gold: str, answer: str, equal: Equal) -> Decision:
             Items(tuple(value_of(part, equal) for part in many.parts), "tuple") for many in (first, second)
         )
         return _in_order(first.parts, second.parts, equal, certain=True), True
-    if names[0] or names[1]:
+    equations = [
+        many
+        for many, name in zip((first, second), names, strict=True)
+        if not name and "=" in "".join(many.parts)
+    ]
+    if (names[0] or names[1]) and not equations:  # y = 2x against 2x - y = 0
         distinct = names[0] or names[1]
         assert distinct is not None
         first, second = (
@@ -148,11 +188,17 @@ def _compare(gold: str, answer: str, equal: Equal) -> Decision:
     return _in_any_order(first.parts, second.parts, equal), True
 
 
+_ONE_NAME = re.compile(
+    r"(?:\\?[A-Za-z](?:_\{?\w+\}?)?\s*(?:=|\\in(?![A-Za-z]))|\([a-z, ]+\)\s*\\in(?![A-Za-z]))"
+    r"\s*(?=\\?[{(\[]|\\pm|[^=]*$)"
+)
+
+
 def _unnamed_list(text: str) -> str:
     r"""Without a single name before a list: `x = 1, 2`, `x = \pm 2`, `x \in \{1, 2\}`."""
     if (point := _POINT.fullmatch(text)) and structure.items(point[2]) is not None:
         return point[2]
-    match = re.match(r"\\?[A-Za-z](?:_\{?\w+\}?)?\s*(?:=|\\in(?![A-Za-z]))\s*(?=\\?[{(\[]|\\pm|[^=]*$)", text)
+    match = _ONE_NAME.match(text)
     return (
         text[match.end() :]
         if (match and structure.items(text) is not None)

@@ -39,7 +39,9 @@ _OPTION = re.compile(
     re.IGNORECASE,
 )
 _WITH_TEXT = re.compile(
-    r"(?:\(([A-J])\)|([A-J])(?:[.)]|:(?=\s[^=<>]*$)))(?:\s+|(?=[\\\d$(]))(\S.*)", re.DOTALL
+    r"(?:\(\s*([A-J])\s*\)|([A-J])(?:[.)]|:(?=\s[^=<>]*$)))(?:\s+|(?=[\\\d$(]))"
+    r"(?!(?:(?:and|or|,)\s*)?(?:\(\s*[A-J]\s*\)|[A-J]\s*(?:$|[,;.]|and\b|or\b)))(\S.*)",  # that is another choice
+    re.DOTALL,
 )
 _SMALL = re.compile(r"\(([a-j])\)")
 
@@ -191,7 +193,7 @@ _DIGIT_WORDS = {
 _BASE = rf"(\d+|{'|'.join(_DIGIT_WORDS)})"
 _BASED = re.compile(
     rf"\(?\s*{TEXT}?(?:\\overline)?\{{?([0-9A-Fa-f][0-9A-Fa-f {THIN}]*?)\}}?{END}?\s*\)?\s*"
-    rf"(?:_\s*\{{?\s*\(?\s*{TEXT}?\s*(?:base\s*{END}?\s*)?{_BASE}\s*{END}?\s*\)?\s*\}}?"
+    rf"(?:_\s*\{{?\s*\(?\s*{TEXT}?\s*\(?(?:base\s*{END}?\s*)?{_BASE}\s*\)?{END}?\s*\)?\s*\}}?"
     rf"|\s*\(?{TEXT}?\s*\(?(?:in\s+)?base\s*[- ]?\s*{END}?\s*{_BASE}\)?{END}?\)?)"
 )
 

@@ -155,7 +155,7 @@ def _without_unit(text: str) -> tuple[str, Unit | None]:
     for start in _starts(text):
         head, tail = text[:start].rstrip().rstrip(THIN).rstrip(), text[start:]
         tail = re.sub(r"^\\cdot\s*", "", tail)
-        if not head or head[-1] in "+-*/^_(=,":
+        if not head or head[-1] in "+-*/^_(=," or head.lower() == "no":
             continue
         if (match := _FACTOR.match(tail)) and numbers.number(head) is not None:
             unit = units.read(tail[match.end() :])
@@ -222,6 +222,9 @@ def equal(gold: Quantity, answer: Quantity) -> bool | None:
     """Whether two quantities are equal; None where it cannot be told."""
     if gold.percent or answer.percent:
         return _equal_percent(gold, answer)
+    plain = answer if gold.degrees else gold
+    if gold.degrees != answer.degrees and plain.unit and plain.unit.powers - {("rad", 1)}:
+        return None
     if gold.degrees != answer.degrees and (angle := _equal_angle(gold, answer)) is not None:
         return angle
     scale: tuple[Fraction, Fraction] | None = None
@@ -243,8 +246,12 @@ def equal(gold: Quantity, answer: Quantity) -> bool | None:
             "lb",
         }
         return verdict if pounds else None
-    if verdict is False and _one_unit(gold, answer) and _may_be_converted(gold, answer):
+    scaled = any(_FACTOR.search(quantity.body) for quantity in (gold, answer))  # 3, of millions
+    if verdict is False and (scaled or _one_unit(gold, answer)) and _may_be_converted(gold, answer):
         return None
+    left, right = (quantity._replace(body=quantity.body.replace("°", "")) for quantity in (gold, answer))
+    if verdict is False and (left, right) != (gold, answer) and _values(left, right):
+        return None  # 180 - x, in degrees
     if verdict is False and _may_be_radians(gold, answer):
         return None
     if verdict and gold.degrees != answer.degrees and not (is_constant(gold) and is_constant(answer)):
@@ -290,6 +297,22 @@ def _one_unit(gold: Quantity, answer: Quantity) -> bool:
     return with_unit[0] != with_unit[1]
 
 
+_LEFT_TO_RIGHT = re.compile(
+    r"(?<![\w}])(\d+)\s*/\s*(\d+)(?=\s*(?:[A-Za-z(]|\\(?:pi|sqrt|[a-z]*theta|alpha|beta)))"
+)
+
+
+_GAUSS = re.compile(r"(?<!\\sqrt)\[([^\[\]]*)\]")
+
+
+def _readings(text: str) -> list[str]:
+    r"""An expression, and what else many mean by it: `1/2x` is `\frac{1}{2}x`, `[x]` is `\lfloor x \rfloor`."""
+    forms = [text]
+    for pattern, other in ((_LEFT_TO_RIGHT, r"\\frac{\1}{\2}"), (_GAUSS, r"\\lfloor \1 \\rfloor ")):
+        forms += [pattern.sub(other, form) for form in forms if pattern.search(form)]
+    return forms
+
+
 def _values(gold: Quantity, answer: Quantity, scale: tuple[Fraction, Fraction] | None = None) -> bool | None:
     if gold.number is not None and answer.number is not None:
         first, second = gold.number, answer.number
@@ -306,13 +329,13 @@ def _values(gold: Quantity, answer: Quantity, scale: tuple[Fraction, Fraction] |
             if number is not None and number.digits is not None:
                 return expressions.close(left, right, number, is_gold=is_gold)
     verdict = expressions.equal(left, right)
-    others = [expressions.readings(quantity.body) for quantity in (gold, answer) if quantity.number is None]
+    others = [_readings(quantity.body) for quantity in (gold, answer) if quantity.number is None]
     if verdict or scale is not None or all(len(other) == 1 for other in others):
         return verdict
     pairs = [
         (_expression(gold._replace(body=a)), _expression(answer._replace(body=b)))
-        for a in expressions.readings(gold.body)
-        for b in expressions.readings(answer.body)
+        for a in _readings(gold.body)
+        for b in _readings(answer.body)
     ]
     return (
         True if any(a is not None and b is not None and expressions.equal(a, b) for a, b in pairs) else None
@@ -326,14 +349,14 @@ def _expression(quantity: Quantity) -> Any:
 
 
 def _equal_percent(gold: Quantity, answer: Quantity) -> bool | None:
-    """28% is 28 and 0.28; 28 is 28%; 0.28 is 28%."""
+    """28% is 28 and 0.28; 28 is 28%; 0.28 is 28%; 0.5% is not known to be 0.5, which may be 50%."""
     plain = answer if gold.percent else gold
     if gold.percent != answer.percent and plain.unit is not None:
         return None
     as_it_stands = _values(gold, answer)
     if gold.percent and answer.percent:
         return as_it_stands
-    if as_it_stands and (gold.percent or gold.number is None or abs(gold.number.value) >= 1):
+    if as_it_stands and (plain.number is None or abs(plain.number.value) > 1):
         return True
     hundredth = (Fraction(1, 100), Fraction(1)) if gold.percent else (Fraction(1), Fraction(1, 100))
     as_share = _values(gold, answer, hundredth)

@@ -25,6 +25,7 @@ _CUP, _CAP = (
     re.compile(r"\s*\\cap(?![A-Za-z])\s*"),
 )
 _MINUS = re.compile(r"\s*\\setminus(?![A-Za-z])\s*")
+_EXCEPT = re.compile(r"\s+(?:except(?: for)?|other than|excluding)\s+")
 _BUILDER = re.compile(
     r"\\?\{\s*(?P<name>[^|:;]+?)\s*(?:\||:|;|\\colon)\s*(?P<condition>.*?)\s*\\?\}", re.DOTALL
 )
@@ -56,6 +57,9 @@ def read(text: str) -> Region | None:
         return Region((), None, False)
     if _EVERYTHING.fullmatch(text) or _EVERYTHING.fullmatch(words):
         return None if text == "R" else Region((_line(),), None, False)
+    parts = _EXCEPT.split(words)
+    if len(parts) == 2 and (whole := read(parts[0])) and (out := _points(rf"\{{{parts[1]}\}}")):
+        return Region(_difference(whole.pieces, out.pieces), None, False)
     for pattern, join in ((_CUP, _union), (_MINUS, _difference), (_CAP, _intersection)):
         parts = structure.split(text, pattern)
         if len(parts) > 1:
@@ -126,26 +130,28 @@ def _value(text: str) -> Region | None:
     return None if value is None else Region((Piece(value, value, True, True),), sides[0], False)
 
 
+_FLIPPED = {"<": ">", ">": "<", "le": "ge", "ge": "le", "ne": "ne"}
+
+
 def _chain(text: str) -> Region | None:
+    """One relation of a name and numbers, or two; what is bounded may be called e (an eccentricity)."""
     sides, signs = structure.relation(text)
     if not signs or len(signs) > 2 or not set(signs) <= {"<", ">", "le", "ge", "ne"}:
         return None
     if len(signs) == 1:
         left, right = sides
         sign = signs[0]
-        if _is_name(right) and not _is_name(left):
-            left, right = right, left
-            sign = {"<": ">", ">": "<", "le": "ge", "ge": "le", "ne": "ne"}[sign]
-        if not _is_name(left):
+        if not _is_name(left) and (_is_name(right) or (right == "e" and _number(left) is not None)):
+            left, right, sign = right, left, _FLIPPED[sign]
+        if not _is_name(left) and left != "e":
             return _solved(text)
         bound = _number(right)
         return None if bound is None else Region(_half(sign, bound), left, False)
     low, middle, high = sides
     first, second = _number(low), _number(high)
-    if not _is_name(middle) or first is None or second is None:
+    if not (_is_name(middle) or middle == "e") or first is None or second is None:
         return None
-    flipped = {"<": ">", ">": "<", "le": "ge", "ge": "le", "ne": "ne"}[signs[0]]
-    return Region(_intersection(_half(flipped, first), _half(signs[1], second)), middle, False)
+    return Region(_intersection(_half(_FLIPPED[signs[0]], first), _half(signs[1], second)), middle, False)
 
 
 def _solved(text: str) -> Region | None:
@@ -293,6 +299,13 @@ def equal(gold: Region, answer: Region) -> bool | None:
         _same(a.low, b.low) and _same(a.high, b.high) and a[2:] == b[2:]
         for a, b in zip(gold.pieces, answer.pieces, strict=True)
     )
+    ends = [[piece[2:] for piece in region.pieces] for region in (gold, answer)]
     if same and gold.name and answer.name and gold.name != answer.name:
         return None
+    if not same and (gold.name or answer.name) in _WHOLE and ends[0] != ends[1]:
+        return None
     return same
+
+
+_WHOLE = frozenset("nNmk")
+"""Names that whole numbers often have: n > 2 may mean n >= 3."""

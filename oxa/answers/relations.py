@@ -52,9 +52,12 @@ _SUM = re.compile(r"\d*[a-wA-W](?:\s*[+-]?\s*\d*[a-wA-W])+")  # of an answer: m 
 def _chain(text: str) -> tuple[str | None, list[str]] | None:
     """(name or None, the values said to be equal) of a chain of = and approximations; None of other relations."""
     sides, signs = structure.relation(text)
-    if not signs or not set(signs) <= {"=", "approx"} or "" in sides[1:]:
+    equals = {"=", "approx"} if "mod" in text else {"=", "approx", "equiv"}
+    if not signs or not set(signs) <= equals or "" in sides[1:]:
         return None
     sides = [side for side in sides if side]
+    if any((many := structure.items(side)) and many.kind == "bare" for side in sides[1:-1]):
+        return None  # x = 2, y = 5 is no chain
     if len(sides) > 1 and is_name(sides[0]):
         return re.sub(r"[\s{}]", "", sides[0]), sides[1:]
     return None, sides
@@ -132,6 +135,8 @@ def _same_function(gold: str, answer: str, value: str) -> str | None:
     """The answer's value with the gold's argument, where both name one function: f(x) and f(t)."""
     first, second = _FUNCTION.fullmatch(gold), _FUNCTION.fullmatch(answer)
     if not first or not second or first[1] != second[1]:
+        return None
+    if first[2] != second[2] and re.search(rf"(?<![A-Za-z\\]){first[2]}(?![A-Za-z])", value):
         return None
     return re.sub(rf"(?<![A-Za-z\\]){second[2]}(?![A-Za-z])", first[2], value)
 

@@ -163,7 +163,11 @@ def read(text: str) -> Unit | None:
             ):
                 times(*measure, sign * raised)
                 last, raised = (*measure, sign), 1
-            elif word not in _NOTHING and word not in _COUNTERS:
+            elif word in _NOTHING:
+                last = {}, Fraction(1), sign  # units^2
+            elif word[0] in _CHINESE_CHANGING:
+                return None
+            elif word not in _COUNTERS:
                 nouns.add(_stem(word) if len(word) > 2 else spelt)
                 last = None
     return Unit(frozenset((base, power) for base, power in powers.items() if power), factor, frozenset(nouns))
@@ -180,10 +184,12 @@ _CHANGING = (
     "times plus minus dozen half halves third thirds quarter quarters fourth fourths fifth fifths sixths "
     "sevenths eighths ninths tenth tenths hundredth hundredths thousandth thousandths lakh lakhs crore "
     "factorial base mod over power percent degrees if where when for with without between from to up only "
-    "but wait so x y z gross ppm ppb negative positive choose log below above zero"
+    "but wait so x y z gross root roots doubled tripled ppm ppb negative positive choose log below above zero"
 )
 _MEANINGFUL = frozenset(_CHANGING.split())
 """Words that change what a number says, or that belong to no unit."""
+_CHINESE_CHANGING = "十百千万亿折成半多余几以左"
+"""What such words begin with in Chinese: 3千, 8折, 3以上, 3左右."""
 
 
 def _is_other_case(word: str) -> bool:

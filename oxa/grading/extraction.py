@@ -50,7 +50,7 @@ _DENIED_BEHIND = re.compile(
 _TAG = re.compile(r"<answer>", re.IGNORECASE)
 _HASHES = re.compile(r"^[ \t]*####[ \t]*(\S.*)$", re.MULTILINE)
 _SAYS = re.compile(
-    r"\banswers?\*{0,2}\s*(?:\([^()\n]{0,40}\)\s*)?"
+    r"\b(?:ans(?:wers?)?|correct (?:option|choice))\*{0,2}\s*(?:\([^()\n]{0,40}\)\s*)?"
     r"(?:(?:is|are|be)(?:\s+(?:therefore|thus|simply|equal to|given by))?|[:=:])\*{0,2}\s*[:=]?"
     r"|答案\s*(?:应?[是为]|[::])\s*[::]?|故选\s*[::]?",
     re.IGNORECASE,

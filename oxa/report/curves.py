@@ -23,7 +23,7 @@ TRAINING = {
 }
 RLVR = {
     "reward": ("Reward", "share of rollouts"),
-    "token_entropy": ("Token entropy of the rollouts, at their temperature", "nats a token"),
+    "token_entropy": ("Token entropy of the rollouts", "nats a token, at their T"),
     "kl": ("KL to the arm's checkpoint", "nats a token (k3)"),
     "mean_tokens": ("Length of the rollouts", "tokens"),
     "truncated": ("Rollouts cut by length", "share of rollouts"),

@@ -54,7 +54,8 @@ def _worlds(
             for world in order:
                 at = leads.worlds.index(world)
                 lead, half = leads.differences[at], WITHIN * np.sqrt(leads.variances[at])
-                bounds = {"difference": lead, "low": lead - half, "high": lead + half, "shown": False}
+                low, high = lead - half, lead + half
+                bounds = {"difference": lead, "low": low, "high": high, "shown": low > 0 or high < 0}
                 rows.append(plots.Row(f"world {world}", bounds, plots.COLORS[0]))
             mean = leads.row(confidence)
             mean["shown"] = mean["low"] > 0 or mean["high"] < 0

@@ -134,7 +134,8 @@ def _match(targets: list[str], names: list[str]) -> set[str]:
         matching = {name for name in names if name == target or name.startswith(f"{target}@")}
         matching = matching or set(fnmatch.filter(names, target))
         if not matching:
-            shown = ", ".join(sorted({name.partition("@")[0] for name in names}))
+            close = fnmatch.filter(names, f"{target}*") or {name.partition("@")[0] for name in names}
+            shown = ", ".join(sorted(close))
             raise UserError(f"no stage is called {target!r} in dvc.yaml; known here: {shown}")
         wanted |= matching
     return wanted

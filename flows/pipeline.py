@@ -47,7 +47,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed, Crashed, Failed
 from pydantic import Field
 
-from flows import bridge, placement, schedule, servers, warm, workspace
+from flows import bridge, lockfile, placement, schedule, servers, warm, workspace
 from flows.terminal import Terminal
 from oxa.config.operations import Flow, Tracking
 from oxa.config.params import Params, load_params
@@ -153,6 +153,8 @@ def pipeline(
     try:
         params = load_params(PARAMS)
         with workspace.held(f"the flow run {runtime.flow_run.name}"):
+            if mended := lockfile.mend():
+                get_run_logger().warning("%s", mended)
             _claim_and_reconcile()
             settings = params.flow.model_copy(
                 update={

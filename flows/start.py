@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
-from flows import bridge, placement, probe, servers, surroundings, workspace
+from flows import bridge, lockfile, placement, probe, servers, surroundings, workspace
 from oxa import cli
 from oxa.config.base import Checkpoint
 from oxa.config.operations import Placement
@@ -70,8 +70,8 @@ def use(preset: Path, assignments: Sequence[str], params_path: Path) -> None:
 def check(params_path: Path, model: str | None = None, *, ask_node: bool = False) -> None:
     """Prints a line on each; raises ConfigError or DataError where something is wrong.
 
-    `model`: folder or hub id of the student; by default models/base, or else what `base` names. `ask_node`: whether
-    the scheduler that places stages is to send a probe to a node.
+    `model`: folder or hub id of the student; by default models/base, or what `base` names where that is not its copy.
+    `ask_node`: whether the scheduler that places stages is to send a probe to a node.
     """
     check_no_password(read_params(params_path), str(params_path))
     params = cli.load(params_path)
@@ -96,7 +96,7 @@ def check(params_path: Path, model: str | None = None, *, ask_node: bool = False
         if sampler is not None:
             _check_sampler(sampler, key, params)
     base = params.base if isinstance(params.base, Checkpoint) else None
-    student: str | Path | None = model or (BASE if BASE.exists() else base.model if base else None)
+    student: str | Path | None = model or _student(base)
     if student is None:
         print("student   not made yet (`dvc repro base` makes it)")
         _refuse(around)
@@ -106,6 +106,15 @@ def check(params_path: Path, model: str | None = None, *, ask_node: bool = False
     if params.sample.model is None and params.sample.warm_up is None and params.verify.require_think:
         _advise_warm_up(student, params)
     _refuse(around)
+
+
+def _student(base: Checkpoint | None) -> str | Path | None:
+    """models/base, where that was made of what `base` names now; else what it names, None where it is pretrained."""
+    if base is None:
+        return BASE if BASE.exists() else None
+    stage = (lockfile.read() or {}).get("base", {})
+    made_of = stage.get("params", {}).get("params.yaml", {}).get("base", {}).get("model")
+    return BASE if BASE.exists() and made_of == base.model else base.model
 
 
 def _ask_node(settings: Placement) -> list[str]:
@@ -204,6 +213,8 @@ def run(
     os.environ.setdefault("PREFECT_INTERNAL_LOGGING_LEVEL", "CRITICAL")
     with ExitStack() as stack:
         stack.enter_context(workspace.held("`oxa run`"))
+        if mended := lockfile.mend():
+            print(mended)
         if not (force or record):
             nodes = bridge.plan(targets)
             if not any(node.changed for node in nodes):

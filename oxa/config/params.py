@@ -239,12 +239,13 @@ def sentence(where: str, fault: Any) -> str:
         for p in fault["loc"]
         if p not in ("from_scratch", "checkpoint", "Mapping", "str") and "[" not in str(p)
     ]
-    key = ".".join(path) or "the file"
+    key = ".".join(path)
+    at = f"{where}: {key}" if key else where
     if fault["type"] == "extra_forbidden":
-        return f"{where}: {key}: unknown key; check its spelling against the sections in oxa/config/"
+        return f"{at}: unknown key; docs/parameters.md lists those that there are"
     if fault["type"] == "missing":
-        return f"{where}: {key}: missing; give it a value"
+        return f"{at}: missing; give it a value"
     message = fault["msg"].removeprefix("Value error, ")
     value = fault["input"]
     shown = "" if isinstance(value, dict) or message.startswith(("arm ", "source ")) else f", found {value!r}"
-    return f"{where}: {key}: {message[0].lower()}{message[1:]}{shown}"
+    return f"{at}: {message[0].lower()}{message[1:]}{shown}"

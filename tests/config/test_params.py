@@ -73,12 +73,12 @@ def put(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
             ]
         ),
         ("base.kind", "borrowed", "p.yaml: base: .*'from_scratch', 'checkpoint'"),
-        ("arms", ["sft", "new"], "p.yaml: the file: arm 'new' has no entry in selection.ce"),
+        ("arms", ["sft", "new"], "p.yaml: arm 'new' has no entry in selection.ce"),
         ("selection.ce.sft", "lowest ppl", "p.yaml: selection.ce.sft.rule: .*'lowest'.*, found 'lowest ppl'"),
         (
             "selection.ce.sft",
             {"by": "hes", "rule": "highest"},
-            "p.yaml: the file: arm 'sft': selection.ce.sft chooses by hes, .*; add it to score.measures",
+            "p.yaml: arm 'sft': selection.ce.sft chooses by hes, .*; add it to score.measures",
         ),
         (
             "selection.ce.sft",
@@ -93,7 +93,7 @@ def put(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         (
             "train.after",
             {"sft": "sft_ul"},
-            "p.yaml: the file: arm 'sft_ul' of train.after .* is not one of arms; add it there or take the pair out",
+            "p.yaml: arm 'sft_ul' of train.after .* is not one of arms; add it there or take the pair out",
         ),
         (
             "train.after",
@@ -101,8 +101,8 @@ def put(raw: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
             "p.yaml: train: after: sft after oxa_mle after oxa_full after oxa_mle: none of them begins with the base",
         ),
         ("train.after", {"sft": "sft"}, "p.yaml: train: after: sft after sft: none of them begins"),
-        ("arms", ["sft", "base"], "p.yaml: the file: arm 'base' would be confused"),
-        ("arms", ["sft", "sft"], "p.yaml: the file: arms holds an entry twice"),
+        ("arms", ["sft", "base"], "p.yaml: arm 'base' would be confused"),
+        ("arms", ["sft", "sft"], "p.yaml: arms holds an entry twice"),
         ("arms", ["sft", "v1.0"], r"p.yaml: arms.1: an arm's name is a letter, .* a dot .*, found 'v1.0'"),
         ("arms", ["1e5"], "p.yaml: arms.0: an arm's name is a letter, .* as a number.*, found '1e5'"),
         ("train.arms", {"v1.0": {}}, "p.yaml: train.arms.v1.0: an arm's name is a letter"),

@@ -76,6 +76,8 @@ def test_targets_are_stages_matrices_and_patterns_and_bring_what_they_need(
 def test_an_unknown_target_and_a_broken_graph_are_a_sentence_each(chain: Repository):
     with pytest.raises(UserError, match=r"no stage is called 'midle'.*first, last, middle"):
         bridge.plan(["midle"])
+    with pytest.raises(UserError, match=r"no stage is called 'mid'.*: middle@x, middle@y$"):
+        bridge.plan(["mid"])
     Path("dvc.yaml").write_text("stages: [")
     with pytest.raises(UserError, match=r"^DVC: .*dvc\.yaml"):
         bridge.plan()

@@ -202,6 +202,22 @@ def test_the_doctor_accepts_a_fine_student_and_names_what_is_wrong_with_another(
     assert "not usable as a student" in fails_with_one_sentence(capsys, "doctor", "--model", str(broken))
 
 
+def test_the_doctor_looks_at_what_the_params_name_where_models_base_is_another_ones_copy(
+    project: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = Path(shutil.copytree(checkpoint, tmp_path / "student"))
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["base"] = {"kind": "checkpoint", "model": str(student)}
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    shutil.copytree(checkpoint, project / "models/base")
+    assert cli.main(["doctor"]) == 0
+    assert f"student   {student}: fine" in capsys.readouterr().out
+    recorded = {"cmd": "oxa base", "params": {"params.yaml": {"base": params["base"]}}}
+    (project / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"base": recorded}}))
+    assert cli.main(["doctor"]) == 0
+    assert "student   models/base: fine" in capsys.readouterr().out
+
+
 def test_the_doctor_refuses_a_dated_template_until_another_is_named(project, checkpoint, tmp_path, capsys):
     dated = Path(shutil.copytree(checkpoint, tmp_path / "dated"))
     template = "{{ strftime_now('%d %b %Y') }}" + (dated / "chat_template.jinja").read_text()

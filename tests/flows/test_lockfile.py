@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -54,12 +55,13 @@ def test_what_is_wrong_is_said_in_one_sentence_by_every_command(
 ) -> None:
     assert lockfile.read() is not None
     lockfile.LOCK.write_text(FAULTS[fault](lock))
-    commands = ["run", "plan", "summary", "register", "regrade", "doctor", "compare sft base"]
+    commands = ["plan", "summary", "register", "regrade", "doctor", "compare sft base"]
     for command in commands if fault.startswith("empty") else ["regrade"]:
         assert cli.main(command.split()) == 2
         printed = capsys.readouterr()
         assert printed.err.startswith(f"oxa: dvc.lock: {fault}"), command
-        assert "; `git checkout dvc.lock` brings back" in printed.err
+        assert "`git checkout dvc.lock` brings back" in printed.err
+        assert ("`oxa run` mends it" in printed.err) == fault.startswith(lockfile.HALF)
         assert len(printed.err.splitlines()) == 1
         assert printed.out == ""
 
@@ -69,6 +71,29 @@ def test_a_lock_that_dvc_is_writing_is_waited_for(lock: str, monkeypatch: pytest
     monkeypatch.setattr("time.sleep", lambda seconds: lockfile.LOCK.write_text(lock))
     lockfile.LOCK.write_text("")
     assert set(lockfile.read() or {}) == set(STAGES)
+
+
+@pytest.mark.parametrize("has_copy", [True, False])
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.startswith(lockfile.HALF)])
+def test_what_a_kill_left_is_mended_and_nothing_runs_again(lock: str, fault: str, has_copy: bool) -> None:
+    stages = Path("ran").read_text()
+    if has_copy:
+        subprocess.run(["git", "add", "dvc.lock"], check=True)
+    lockfile.LOCK.write_text(FAULTS[fault](lock))
+    said = lockfile.mend()
+    assert said is not None
+    assert ("git's copy" in said) == has_copy
+    assert (lockfile.LOCK.exists() and lockfile.LOCK.read_text() == lock) == has_copy
+    assert lockfile.mend() is None
+    reproduce()
+    assert _hashes(lockfile.LOCK.read_text()) == _hashes(lock)
+    assert Path("ran").read_text() == stages
+
+
+def test_two_sides_of_a_merge_are_left_to_their_owner(lock: str) -> None:
+    lockfile.LOCK.write_text(conflict(lock))
+    assert lockfile.mend() is None
+    assert lockfile.LOCK.read_text() == conflict(lock)
 
 
 def _hashes(lock: str) -> set[str]:

@@ -57,6 +57,7 @@ student: install  ## pretrain the small world's student anew (5 minutes), examin
 	oxa world check --params $(RECIPE) --model $(STUDENT)/model
 	cp $(STUDENT)/model/* students/small-world/
 	git diff --stat -- students/small-world
+	@[ ! -e models/base ] || echo "models/base is the former student's copy: dvc repro --force base takes this one over"
 
 study: install  ## run the study of docs/study.yaml (about three hours from nothing on 2 cores) and write docs/study.md's tables
 	oxa study

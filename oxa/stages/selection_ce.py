@@ -109,11 +109,14 @@ def _too_short(
     eligible: Candidates,
     funnel: dict[str, int],
 ) -> DataError:
+    outside = ce.by == "ppl" and not shared.ppl_min <= bins.settings["mean"] <= shared.ppl_max
+    bounds = "let selection.shared.ppl_min and ppl_max hold the mean, " if outside else ""
     return DataError(
         f"{bins.shape} found {num_chosen} of the {num} CE sequences asked for, more missing than "
         f"selection.shared.max_shortage {shared.max_shortage:g} allows: {len(eligible.row)} eligible responses of "
-        f"{num_problems(eligible.problem)} problems have {ce.by} {spread(eligible.value)} ({left_after(funnel)}); move "
-        f"{_mean_of(ce)} towards these, widen std, lower num_ce, raise per_problem or bring more teacher data"
+        f"{num_problems(eligible.problem)} problems have {ce.by} {spread(eligible.value)} ({left_after(funnel)}); "
+        f"{bounds}move {_mean_of(ce)} towards these, widen std and bin_width, lower num_ce, raise per_problem or bring "
+        "more teacher data"
     )
 
 

@@ -144,6 +144,11 @@ def test_every_measure_chooses_among_the_same_responses(tmp_path: Path, log: Any
         DataError, match=r"the Gaussian over rsr .* have rsr quantiles .* move its mean towards"
     ):
         run(tmp_path, paths, small(num_ce=3, max_shortage=0.0), log, ce=gaussian | {"mean": 20.0})
+    far = small(num_ce=3, max_shortage=0.0, mean=20.0)
+    with pytest.raises(
+        DataError, match=r"; let selection\.shared\.ppl_min and ppl_max hold the mean, move sel"
+    ):
+        run(tmp_path, paths, far, log, ce="gaussian")
     bare = write_tables(tmp_path, [row._replace(measures={}) for row in teacher], [])
     with pytest.raises(DataError, match=r"scores.parquet: does not hold hes; add it to score.measures"):
         run(tmp_path, bare, small(num_ce=4), log, ce={"by": "hes", "rule": "lowest"})

@@ -93,6 +93,9 @@ def test_what_cannot_be_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -
     everywhere = SETTINGS.model_copy(update={"needs": [Needs(stages="*", nodes=2)]})
     with pytest.raises(ConfigError, match="ingest asks for 2 nodes, which only "):
         placement.check(["train@sft-0", "ingest"], everywhere)
+    monkeypatch.setenv("DVC_STAGE", "ingest")
+    with pytest.raises(ConfigError, match="ingest asks for 2 nodes"):
+        placement.send("ingest", ["ingest"], everywhere)
     at_the_head = Needs(stages="ingest", where="head")
     placement.check(["ingest"], everywhere.model_copy(update={"needs": [*everywhere.needs, at_the_head]}))
     misspelt = SETTINGS.model_copy(update={"needs": [Needs(stages="trian@*", gpus=8)]})

@@ -17,7 +17,7 @@ from oxa import cli
 from oxa.config.base import Checkpoint
 from oxa.config.operations import Placement
 from oxa.config.params import Params, check_no_password, check_params, read_params
-from oxa.errors import ConfigError, DataError, tell
+from oxa.errors import ConfigError, DataError, UserError, tell
 from oxa.runtime import files
 from oxa.tracking import connection
 
@@ -86,6 +86,7 @@ def check(params_path: Path, model: str | None = None, *, ask_node: bool = False
         around += _ask_node(params.flow.placement)
     for fault in around:
         print(f"around    {fault}")
+    around += _check_sources(params)
     from oxa.model import loading
 
     print(f"device    {loading.default_device()}")
@@ -106,6 +107,25 @@ def check(params_path: Path, model: str | None = None, *, ask_node: bool = False
     if params.sample.model is None and params.sample.warm_up is None and params.verify.require_think:
         _advise_warm_up(student, params)
     _refuse(around)
+
+
+def _check_sources(params: Params) -> list[str]:
+    """Prints what is wrong with the sources that lie here, as far as their first rows tell, and returns it."""
+    from oxa.data import mappings, sources
+
+    named, asked_later, faults = mappings.named(params), list[str](), list[str]()
+    for key, source, purpose in named:
+        try:
+            if not sources.check_first_row(source, params.sources, purpose):
+                asked_later.append(source.source)
+        except UserError as error:
+            faults.append(f"{key}: {error}")
+    for fault in faults:
+        print(f"sources   {fault}")
+    num = len(named) - len(faults) - len(asked_later)
+    later = f"; asked of the hub when they are read: {', '.join(dict.fromkeys(asked_later))}"
+    print(f"sources   {num} of {len(named)} read as far as their first rows{later * bool(asked_later)}")
+    return faults
 
 
 def _student(base: Checkpoint | None) -> str | Path | None:

@@ -24,7 +24,7 @@ GRAPH: dict[str, dict[str, Any]] = {
 # Which room imports which, from the roof to the ground: rooms below it alone, and of these the ones named.
 # `errors`, `hashes` and `prompts` are files of the ground floor that every room may use.
 ARROWS = {
-    "flows": "cli stages study report forecast comparison tracking grading model records runtime config",
+    "flows": "cli stages study report forecast comparison tracking grading data model records runtime config",
     "cli": "data grading tracking runtime config",  # stages it imports by name, when they run
     "stages": "report comparison rl training selection generation model data grading records runtime config",
     "study": "report comparison data records runtime config",

@@ -292,22 +292,21 @@ def needed(layout: Layout, names: list[str], where: str) -> list[str]:
     return [column for column in names if column in tops.values()]
 
 
+def named(params: Params) -> list[tuple[str, Source, Purpose]]:
+    """Every source that the params name: the key under which they do, the source, what it is for."""
+    corpus = getattr(params.base, "corpus", [])  # of a student that is pretrained
+    ingest = params.ingest
+    return [
+        *((f"base.corpus.{place}", source, "teacher") for place, source in enumerate(corpus)),
+        *((f"ingest.teacher.{place}", source, "teacher") for place, source in enumerate(ingest.teacher)),
+        *((f"ingest.rlvr.{place}", source, "rlvr") for place, source in enumerate(ingest.rlvr)),
+        *((f"ingest.benchmarks.{name}", source, "benchmark") for name, source in ingest.benchmarks.items()),
+    ]
+
+
 def check_all(params: Params, path: Path) -> None:
     """Checks the mapping of every source that a params file names; ConfigError names the file and the key."""
-    corpus = getattr(params.base, "corpus", [])  # of a student that is pretrained
-    sources: list[tuple[str, Source, Purpose]] = [
-        *((f"base.corpus.{place}", source, "teacher") for place, source in enumerate(corpus)),
-        *(
-            (f"ingest.teacher.{place}", source, "teacher")
-            for place, source in enumerate(params.ingest.teacher)
-        ),
-        *((f"ingest.rlvr.{place}", source, "rlvr") for place, source in enumerate(params.ingest.rlvr)),
-        *(
-            (f"ingest.benchmarks.{name}", source, "benchmark")
-            for name, source in params.ingest.benchmarks.items()
-        ),
-    ]
-    for key, source, purpose in sources:
+    for key, source, purpose in named(params):
         try:
             check(source, purpose)
         except ConfigError as error:

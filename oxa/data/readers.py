@@ -40,10 +40,8 @@ _BLANKS = re.compile(r"[ \t\n\r]*")
 
 def read(source: Source, folder: Path, project: Project) -> Iterator[Row]:
     """Yields the rows of files or, unless `local` is there in its place, of a hub dataset."""
-    if not source.source.startswith("hf:"):
-        return _files(_paths(source.source, folder), project)
-    if source.local is not None and any(path.exists() for path in _paths(source.local, folder)):
-        return _files(_paths(source.local, folder), project)
+    if (paths := local_paths(source, folder)) is not None:
+        return _files(paths, project)
     repository, config, split = parts_of(source.source)
     if Path(repository).exists():  # `datasets` would take it, and DVC would not see it change
         raise ConfigError(
@@ -59,6 +57,14 @@ def read(source: Source, folder: Path, project: Project) -> Iterator[Row]:
         f"check its name, configuration and split and, for gated data, HF_TOKEN; or, under {folder}, {file}"
     )
     return hub(repository, config, split, source.revision, project, shown=source.source, advice=advice)
+
+
+def local_paths(source: Source, folder: Path) -> list[Path] | None:
+    """The files with a source's rows: those that it names, or those that lie in a hub dataset's place; else None."""
+    if not source.source.startswith("hf:"):
+        return _paths(source.source, folder)
+    paths = _paths(source.local, folder) if source.local is not None else []
+    return paths if any(path.exists() for path in paths) else None
 
 
 def parts_of(identifier: str) -> tuple[str, str | None, str]:
@@ -77,8 +83,8 @@ def count(source: Source, folder: Path) -> int | None:
 
     Blank lines are counted, too: a progress bar asks, and `read` tells what is wrong with a file.
     """
-    text = source.local if source.source.startswith("hf:") else source.source
-    counts = [_count(path) for path in _paths(text, folder)] if text is not None else [None]
+    paths = local_paths(source, folder)
+    counts = [_count(path) for path in paths] if paths is not None else [None]
     numbers = [number for number in counts if number is not None]
     return sum(numbers) if len(numbers) == len(counts) else None
 

@@ -59,6 +59,20 @@ def count(source: Source, folder: Path) -> int | None:
     return readers.count(source, folder)
 
 
+def check_first_row(source: Source, sources: Sources, purpose: Purpose) -> bool:
+    """Reads a source as far as its first row, or returns False where that would be asked of the hub.
+
+    Raises ConfigError or DataError where a file, a column or that row is not what it should be.
+    """
+    folder = Path(sources.folder)
+    if source.source == "world":
+        return True
+    if readers.local_paths(source, folder) is None:
+        return False
+    next(_mapped(source, folder, purpose), None)
+    return True
+
+
 def documents(source: Source, sources: Sources) -> Iterator[Document | Reject]:
     """Yields pretraining documents: a chat of question and response each. Endless for `world`, else finite.
 

@@ -1,14 +1,15 @@
 """How many rows and tokens the stages handle, and how each number is known.
 
-`measured`: counted in a table of the data folder, as it lies there. `from params`: it follows from the params file, as
-an upper bound where ingestion may drop rows. `assumed`: the section `plan` says so, or nothing does. What is made of
-several numbers is known as well as the worst of them.
+`measured`: counted in a table of the data folder, as it lies there. `from params`: it follows from the params file and
+the files that it names as sources, as an upper bound where ingestion may drop rows. `assumed`: the section `plan` says
+so, or nothing does. What is made of several numbers is known as well as the worst of them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from math import ceil
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,6 +18,8 @@ import pyarrow as pa
 
 from oxa.config.params import Params
 from oxa.config.selection import tokens_of
+from oxa.config.sources import Source
+from oxa.data import readers
 from oxa.errors import ConfigError
 from oxa.records import schemas, tables
 
@@ -100,7 +103,8 @@ def generated(params: Params, max_tokens: int, context: int, num: float, *origin
 def workload(params: Params, context: int, data: Path | None) -> Workload:
     """Of a student with a context of so many tokens; `data` is the folder whose tables are counted, if any."""
     plan, sources, world = params.plan, params.ingest.teacher, params.sources.world
-    is_world, limits = all(one.source == "world" for one in sources), [one.limit or 0 for one in sources]
+    is_world, folder = all(one.source == "world" for one in sources), Path(params.sources.folder)
+    at_most = f"at most, by `limit` or the rows in {folder}"
     if data and not data.is_dir():
         raise ConfigError(f"--data: {data}: no such folder; name one whose tables are to be counted")
     table = f"{data}/problems.parquet, as it lies there"
@@ -112,7 +116,7 @@ def workload(params: Params, context: int, data: Path | None) -> Workload:
         (splits.get("train"), "measured", table),
         (plan.problems, "assumed", "plan.problems"),
         (is_world * world.num_train * len(sources), "from params", "sources.world.num_train"),
-        (all(limits) * sum(limits), "from params", "at most, ingest.teacher[].limit"),
+        (_at_most(sources, folder), "from params", at_most),
         (PROBLEMS, "assumed", "nothing says; plan.problems sets it"),
     )
     benchmarks = {
@@ -120,7 +124,7 @@ def workload(params: Params, context: int, data: Path | None) -> Workload:
             (splits.get(name), "measured", table),
             (plan.benchmark_problems.get(name), "assumed", f"plan.benchmark_problems.{name}"),
             (source.source == "world" and world.num_benchmark, "from params", "sources.world.num_benchmark"),
-            (source.limit, "from params", f"at most, ingest.benchmarks.{name}.limit"),
+            (_at_most([source], folder), "from params", at_most),
             (BENCHMARK_PROBLEMS, "assumed", f"nothing says; plan.benchmark_problems.{name} sets it"),
         )
         for name, source in params.ingest.benchmarks.items()
@@ -147,7 +151,6 @@ def workload(params: Params, context: int, data: Path | None) -> Workload:
     num = max(1, problems.value - apart) * params.sample.num_samples
     teacher = teacher or estimated(problems.value * each.value, length.value, context, *origins)
     samples = samples or generated(params, limit, context, num, problems.origin)
-    limits = [one.limit or 0 for one in params.ingest.rlvr]
     of_rl = _first(
         (splits.get("rlvr"), "measured", table),
         (
@@ -155,7 +158,7 @@ def workload(params: Params, context: int, data: Path | None) -> Workload:
             "from params",
             "sources.world.num_rlvr",
         ),
-        (all(limits) * sum(limits), "from params", "at most, ingest.rlvr[].limit"),
+        (_at_most(params.ingest.rlvr, folder), "from params", at_most),
         (params.rlvr.num_problems, "assumed", "as rlvr.num_problems"),
         (PROBLEMS, "assumed", "nothing says"),
     )
@@ -176,6 +179,16 @@ def workload(params: Params, context: int, data: Path | None) -> Workload:
         {"teacher": teacher, "self": samples},
         {arm: _sets(params, arm, context, teacher, samples) for arm in params.arms},
     )
+
+
+def _at_most(sources: list[Source], folder: Path) -> int:
+    """Problems by the sources' limits and by the rows of files that lie here; 0 where one of them tells neither."""
+    each = []
+    for source in sources:
+        rows = None if source.source == "world" else readers.count(source, folder)
+        parts = int(source.part.partition("/")[2]) if source.part else 1
+        each.append(min(filter(None, (source.limit, rows and ceil(rows / parts))), default=0))
+    return all(each) * sum(each)
 
 
 def _sets(params: Params, arm: str, context: int, teacher: Rows, samples: Rows) -> dict[str, Rows]:

@@ -120,6 +120,20 @@ def test_a_parquet_file_that_is_none_or_lacks_a_column_is_one_sentence(tmp_path:
         read(tmp_path, source="data.parquet")
 
 
+def test_a_check_reads_the_first_row_and_asks_no_hub(tmp_path: Path) -> None:
+    folder = Sources(folder=str(tmp_path), world=WORLD)
+    kept = Source(source="hf:someone/something", local="data.jsonl", mapping=PLAIN)
+    assert not sources.check_first_row(kept, folder, "teacher")
+    write(tmp_path, [plain(1), "no JSON", "no JSON"])
+    assert sources.check_first_row(kept, folder, "teacher")
+    assert sources.check_first_row(Source(source="world"), folder, "rlvr")
+    other = Mapping(question="q", answer="gold", responses="r")
+    with pytest.raises(DataError, match=r"data\.jsonl:1: no column 'gold'"):
+        sources.check_first_row(Source(source="data.jsonl", mapping=other), folder, "teacher")
+    with pytest.raises(DataError, match=r"gone\.jsonl: no such file"):
+        sources.check_first_row(Source(source="gone.jsonl", mapping=PLAIN), folder, "teacher")
+
+
 def test_a_missing_file_is_named_and_a_file_outside_the_folder_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "sources"
     folder.mkdir()

@@ -218,6 +218,31 @@ def test_the_doctor_looks_at_what_the_params_name_where_models_base_is_another_o
     assert "student   models/base: fine" in capsys.readouterr().out
 
 
+def test_the_doctor_names_every_source_that_ingestion_would_stop_at(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = yaml.safe_load((project / "params.yaml").read_text())
+    mapping = {"question": "q", "answer": "a", "responses": "r"}
+    raw["ingest"]["teacher"] = [{"source": name, "mapping": mapping} for name in ("gone.jsonl", "here.jsonl")]
+    raw["ingest"]["benchmarks"]["exam"] = {"source": "hf:someone/something", "mapping": "math"}
+    (project / "params.yaml").write_text(yaml.safe_dump(raw))
+    (project / "sources/here.jsonl").write_text('{"q": "1?", "answer": "1", "r": "1"}\n')
+    assert cli.main(["doctor"]) == 2
+    shown = capsys.readouterr()
+    assert "sources   ingest.teacher.0: sources/gone.jsonl: no such file; put it there" in shown.out
+    assert (
+        "sources   ingest.teacher.1: sources/here.jsonl:1: no column 'a'; found ['q', 'answer', 'r']"
+        in shown.out
+    )
+    assert "asked of the hub when they are read: hf:someone/something" in shown.out
+    assert "reasons above" in shown.err
+    (project / "sources/gone.jsonl").write_text('{"q": "1?", "a": "1", "r": "1"}\n')
+    raw["ingest"]["teacher"][1]["mapping"] = mapping | {"answer": "answer"}
+    (project / "params.yaml").write_text(yaml.safe_dump(raw))
+    assert cli.main(["doctor"]) == 0
+    assert "no column" not in capsys.readouterr().out
+
+
 def test_the_doctor_refuses_a_dated_template_until_another_is_named(project, checkpoint, tmp_path, capsys):
     dated = Path(shutil.copytree(checkpoint, tmp_path / "dated"))
     template = "{{ strftime_now('%d %b %Y') }}" + (dated / "chat_template.jinja").read_text()

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from pipelines import make_repository, run, stages_run
@@ -294,6 +295,32 @@ def test_tables_of_a_folder_that_is_named_are_counted_and_no_others(tmp_path: Pa
         900, "from params", "sources.world.num_train"
     )
     assert stages(other)["score@teacher"].origin == "assumed"
+
+
+def test_rows_of_files_that_lie_here_and_limits_bound_the_problems(tmp_path: Path):
+    mapping = {"question": "q", "answer": "a", "responses": "r"}
+    (tmp_path / "lines.jsonl").write_text('{"q": "1?", "a": "1", "r": "1"}\n' * 7)
+    pq.write_table(pa.table({"q": ["1?"] * 9, "a": ["1"] * 9, "r": ["1"] * 9}), tmp_path / "table.parquet")
+    lines, table = (
+        {"source": "lines.jsonl", "mapping": mapping},
+        {"source": "table.parquet", "mapping": mapping},
+    )
+    unknown = {"source": "later.jsonl", "mapping": mapping}
+
+    def numbers(teacher: list[Any], exam: dict[str, Any]) -> tuple[workload.Number, workload.Number]:
+        raw = raw_of(ROOT / "presets" / "small-world-from-scratch.yaml", sources__folder=str(tmp_path))
+        raw["ingest"]["teacher"] = teacher
+        raw["ingest"]["benchmarks"]["exam"] = exam
+        made = workload.workload(check_params(raw, "p.yaml"), 64, None)
+        return made.numbers["training problems"], made.benchmarks["exam"]
+
+    problems, exam = numbers([lines, table | {"part": "0/2"}], lines | {"limit": 5})
+    assert problems[:2] == (7 + 5, "from params"), "half of nine, rounded up"
+    assert str(tmp_path) in problems.why
+    assert exam[:2] == (5, "from params")
+    problems, exam = numbers([lines, unknown], unknown)
+    assert problems[:2] == (workload.PROBLEMS, "assumed"), "one of two files tells nothing of the other"
+    assert exam[:2] == (workload.BENCHMARK_PROBLEMS, "assumed")
 
 
 def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path):

@@ -123,8 +123,8 @@ def _check_sources(params: Params) -> list[str]:
     for fault in faults:
         print(f"sources   {fault}")
     num = len(named) - len(faults) - len(asked_later)
-    later = f"; asked of the hub when they are read: {', '.join(dict.fromkeys(asked_later))}"
-    print(f"sources   {num} of {len(named)} read as far as their first rows{later * bool(asked_later)}")
+    later = f"; read from the hub, later: {', '.join(dict.fromkeys(asked_later))}" if asked_later else ""
+    print(f"sources   the first rows of {num} of {len(named)} are fine{later}")
     return faults
 
 

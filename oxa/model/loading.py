@@ -5,6 +5,7 @@ Safetensors alone, and no code of the checkpoint's own."""
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from oxa.errors import DataError
+
+HUB_ID = r"(\w[\w.-]*/)?\w[\w.-]*"
 
 
 def default_device() -> torch.device:
@@ -101,6 +104,10 @@ def load_config(path: str | Path, *, revision: str | None = None) -> Any:
     """Reads config.json alone; DataError where it is none."""
     from transformers import AutoConfig
 
+    if not Path(path).is_dir() and not re.fullmatch(HUB_ID, str(path)):
+        raise DataError(
+            f"{path}: no usable model: there is no such folder, nor is it a hub id (owner/name); correct its name"
+        )
     try:
         return AutoConfig.from_pretrained(str(path), revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:

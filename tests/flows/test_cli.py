@@ -234,7 +234,10 @@ def test_the_doctor_names_every_source_that_ingestion_would_stop_at(
         "sources   ingest.teacher.1: sources/here.jsonl:1: no column 'a'; found ['q', 'answer', 'r']"
         in shown.out
     )
-    assert "asked of the hub when they are read: hf:someone/something" in shown.out
+    assert (
+        "sources   the first rows of 3 of 6 are fine; read from the hub, later: hf:someone/something"
+        in shown.out
+    )
     assert "reasons above" in shown.err
     (project / "sources/gone.jsonl").write_text('{"q": "1?", "a": "1", "r": "1"}\n')
     raw["ingest"]["teacher"][1]["mapping"] = mapping | {"answer": "answer"}

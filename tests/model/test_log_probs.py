@@ -167,6 +167,14 @@ def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path):
         loading.load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["/no/where", "./model", "a/b/c"])
+def test_a_name_that_is_no_folder_and_can_be_no_hub_id_is_asked_of_nobody(name: str):
+    with pytest.raises(
+        DataError, match=f"{name}: no usable model: there is no such folder, nor is it a hub id"
+    ):
+        loading.load_config(name)
+
+
 def test_a_model_nobody_has_is_one_sentence():
     with pytest.raises(DataError, match="nobody/nothing: no usable"):
         loading.load("nobody/nothing")

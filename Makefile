@@ -59,7 +59,7 @@ student: install  ## pretrain the small world's student anew (5 minutes), examin
 	git diff --stat -- students/small-world
 	@[ ! -e models/base ] || echo "models/base is the former student's copy: dvc repro --force base takes this one over"
 
-study: install  ## run the study of docs/study.yaml (about three hours from nothing on 2 cores) and write docs/study.md's tables
+study: install  ## run the study of docs/study.yaml (about three and a half hours from nothing on 2 cores) and write docs/study.md's tables
 	oxa study
 
 test: install  ## run the tests of every part, a tiny pipeline, a kill and resume: what a change breaks is found here

@@ -15,6 +15,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,15 @@ def count(source: Source, folder: Path) -> int | None:
     if source.source == "world" or source.part is not None or source.limit is not None:
         return None
     return readers.count(source, folder)
+
+
+def at_most(source: Source, folder: Path) -> int | None:
+    """About how many problems a source can have, by `limit` and the rows of local files; None where neither tells."""
+    rows = None if source.source == "world" else readers.count(source, folder)
+    if rows and source.part is not None:
+        _, count = map(int, source.part.split("/"))
+        rows = ceil(rows / count)
+    return min(filter(None, (source.limit, rows)), default=None)
 
 
 def check_first_row(source: Source, sources: Sources, purpose: Purpose) -> bool:

@@ -8,8 +8,8 @@ so, or nothing does. What is made of several numbers is known as well as the wor
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from math import ceil
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -19,7 +19,7 @@ import pyarrow as pa
 from oxa.config.params import Params
 from oxa.config.selection import tokens_of
 from oxa.config.sources import Source
-from oxa.data import readers
+from oxa.data import sources
 from oxa.errors import ConfigError
 from oxa.records import schemas, tables
 
@@ -102,8 +102,8 @@ def generated(params: Params, max_tokens: int, context: int, num: float, *origin
 
 def workload(params: Params, context: int, data: Path | None) -> Workload:
     """Of a student with a context of so many tokens; `data` is the folder whose tables are counted, if any."""
-    plan, sources, world = params.plan, params.ingest.teacher, params.sources.world
-    is_world, folder = all(one.source == "world" for one in sources), Path(params.sources.folder)
+    plan, teachers, world = params.plan, params.ingest.teacher, params.sources.world
+    is_world, folder = all(one.source == "world" for one in teachers), Path(params.sources.folder)
     at_most = f"at most, by `limit` or the rows in {folder}"
     if data and not data.is_dir():
         raise ConfigError(f"--data: {data}: no such folder; name one whose tables are to be counted")
@@ -115,8 +115,8 @@ def workload(params: Params, context: int, data: Path | None) -> Workload:
     problems = _first(
         (splits.get("train"), "measured", table),
         (plan.problems, "assumed", "plan.problems"),
-        (is_world * world.num_train * len(sources), "from params", "sources.world.num_train"),
-        (_at_most(sources, folder), "from params", at_most),
+        (is_world * world.num_train * len(teachers), "from params", "sources.world.num_train"),
+        (partial(_at_most, teachers, folder), "from params", at_most),
         (PROBLEMS, "assumed", "nothing says; plan.problems sets it"),
     )
     benchmarks = {
@@ -124,7 +124,7 @@ def workload(params: Params, context: int, data: Path | None) -> Workload:
             (splits.get(name), "measured", table),
             (plan.benchmark_problems.get(name), "assumed", f"plan.benchmark_problems.{name}"),
             (source.source == "world" and world.num_benchmark, "from params", "sources.world.num_benchmark"),
-            (_at_most([source], folder), "from params", at_most),
+            (partial(_at_most, [source], folder), "from params", at_most),
             (BENCHMARK_PROBLEMS, "assumed", f"nothing says; plan.benchmark_problems.{name} sets it"),
         )
         for name, source in params.ingest.benchmarks.items()
@@ -158,7 +158,7 @@ def workload(params: Params, context: int, data: Path | None) -> Workload:
             "from params",
             "sources.world.num_rlvr",
         ),
-        (_at_most(params.ingest.rlvr, folder), "from params", at_most),
+        (partial(_at_most, params.ingest.rlvr, folder), "from params", at_most),
         (params.rlvr.num_problems, "assumed", "as rlvr.num_problems"),
         (PROBLEMS, "assumed", "nothing says"),
     )
@@ -181,13 +181,9 @@ def workload(params: Params, context: int, data: Path | None) -> Workload:
     )
 
 
-def _at_most(sources: list[Source], folder: Path) -> int:
-    """Problems by the sources' limits and by the rows of files that lie here; 0 where one of them tells neither."""
-    each = []
-    for source in sources:
-        rows = None if source.source == "world" else readers.count(source, folder)
-        parts = int(source.part.partition("/")[2]) if source.part else 1
-        each.append(min(filter(None, (source.limit, rows and ceil(rows / parts))), default=0))
+def _at_most(named: list[Source], folder: Path) -> int:
+    """Problems of all these sources; 0 where one of them tells nothing."""
+    each = [sources.at_most(source, folder) or 0 for source in named]
     return all(each) * sum(each)
 
 
@@ -210,9 +206,12 @@ def _sets(params: Params, arm: str, context: int, teacher: Rows, samples: Rows) 
     return sets
 
 
-def _first(*numbers: tuple[float | None, Origin, str]) -> Number:
-    """The first that has a value."""
-    return next(Number(value, origin, why) for value, origin, why in numbers if value)
+def _first(*numbers: tuple[float | Callable[[], int] | None, Origin, str]) -> Number:
+    """The first that has a value; what has to be counted for it is, where none before it has one."""
+    for known, origin, why in numbers:
+        if value := known() if callable(known) else known:
+            return Number(value, origin, why)
+    raise AssertionError("the last one always has a value")
 
 
 def _column(data: Path | None, table: str, schema: pa.Schema, name: str) -> pa.ChunkedArray | None:

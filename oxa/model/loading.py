@@ -5,7 +5,6 @@ Safetensors alone, and no code of the checkpoint's own."""
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ import torch
 from torch import Tensor
 
 from oxa.errors import DataError
-
-HUB_ID = r"(\w[\w.-]*/)?\w[\w.-]*"
 
 
 def default_device() -> torch.device:
@@ -102,12 +99,17 @@ def load_tokenizer(path: str | Path, *, revision: str | None = None) -> Any:
 
 def load_config(path: str | Path, *, revision: str | None = None) -> Any:
     """Reads config.json alone; DataError where it is none."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented all the same
     from transformers import AutoConfig
 
-    if not Path(path).is_dir() and not re.fullmatch(HUB_ID, str(path)):
+    try:
+        if not Path(path).is_dir():
+            validate_repo_id(str(path))
+    except HFValidationError:
         raise DataError(
             f"{path}: no usable model: there is no such folder, nor is it a hub id (owner/name); correct its name"
-        )
+        ) from None
     try:
         return AutoConfig.from_pretrained(str(path), revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:
